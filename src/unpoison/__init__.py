@@ -1,0 +1,1 @@
+"""unpoison: reproducible backdoor attacks and defences for image classifiers."""

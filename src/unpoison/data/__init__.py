@@ -1,0 +1,1 @@
+"""Data: sources, the on-disk formats, overlays, augmentation."""

@@ -1,0 +1,109 @@
+"""Files on disk: written whole or not at all, read back only if their SHA-256 is the recorded one. Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Digest of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name; it takes its real name only when the block ends without an error.
+
+    What stood at `folder` before is replaced at that moment, so a failed run leaves the earlier output as it was.
+    """
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write under a temporary name in the same folder, renamed into place at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield staging
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with new_file(path) as staging:
+        staging.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file is missing or holds something else than a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that makes it, or `dvc pull`") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a {type(value).__name__} found, allowed: a JSON object")
+    return value
+
+
+def write_manifest(folder: Path, name: str, content: dict[str, Any]) -> None:
+    """Write `folder/name` with `content` and the SHA-256 of every other file in the folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != name)
+    digests = {str(p.relative_to(folder).as_posix()): sha256_file(p) for p in files}
+    write_json(folder / name, {**content, "files": digests})
+
+
+def check_file(folder: Path, manifest: dict[str, Any], name: str) -> Path:
+    """The path of a file of an artefact, after its digest was compared with the manifest's."""
+    path = folder / name
+    expected = manifest.get("files", {}).get(name)
+    if expected is None:
+        raise UserError(f"{path}: not listed in its manifest; allowed: {', '.join(sorted(manifest.get('files', {})))}")
+    if not path.is_file():
+        raise UserError(f"{path}: missing, though its manifest lists it; run the stage again, or `dvc checkout`")
+    found = sha256_file(path)
+    if found != expected:
+        raise UserError(
+            f"{path}: digest mismatch, the file was truncated or changed: sha256 {found[:16]}… found, "
+            f"{expected[:16]}… recorded; restore it with `dvc checkout`"
+        )
+    return path
+
+
+def load_array(path: Path, *, mmap: bool = False) -> NDArray[Any]:
+    """Read a .npy file, refusing pickled objects."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that makes it, or `dvc pull`") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a readable .npy array ({error})") from None
+    return array

@@ -1,0 +1,120 @@
+"""Cognitive Distillation (Huang et al., "Distilling Cognitive Backdoor Patterns within an Image", ICLR 2023).
+
+The smallest mask that keeps the model's logits: a poisoned image needs little more than its trigger, so its mask is small.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from ..data.imageset import ImageSet
+from ..hyperparameters import Count, NonNegative, Positive
+from ..models.classifier import Classifier
+from ..seeding import torch_rng
+from ..training.device import autocast, pick_device, to_float
+from ..training.progress import progress
+from .scores import Scores
+
+BATCH = 256
+KEPT = 8  # masks of the most and least suspicious samples kept for the report
+
+
+def distill_masks(
+    network: nn.Module,
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    lr: float,
+    gamma: float,
+    beta: float,
+) -> Tensor:
+    """The masks of a batch: section 3.2 of the paper, in its logits variant.
+
+    m = (tanh(theta) + 1) / 2, theta starting at 1; minimise, by Adam with both betas 0.1,
+    mean_k |f(x) - f(x * m + (1 - m) * delta)|_k + gamma * ||m||_1 + beta * TV(m), delta one random colour per step.
+
+    Args:
+        network: frozen, in evaluation mode; images in [0, 1] to the values to keep [n, k].
+        images: float [n, c, h, w].
+        generator: CPU generator for delta, U[0, 1] per sample and channel.
+
+    Returns:
+        float [n, 1, h, w] in (0, 1).
+    """
+    n, channels, height, width = images.shape
+    theta = torch.ones(n, 1, height, width, device=images.device)
+    first, second = torch.zeros_like(theta), torch.zeros_like(theta)
+    with torch.no_grad(), autocast(images.device):
+        target = network(images).float()
+    for step in range(1, steps + 1):
+        delta = torch.rand(n, channels, 1, 1, generator=generator).to(images.device)
+        theta.requires_grad_(True)
+        mask = (theta.tanh() + 1) / 2
+        masked = (delta + (images - delta) * mask).contiguous(memory_format=torch.channels_last)
+        with autocast(images.device):
+            logits = network(masked)
+        keep = (logits.float() - target).abs().mean(1)
+        loss = keep.sum() + gamma * mask.sum() + beta * total_variation(mask).sum()
+        (gradient,) = torch.autograd.grad(loss, theta)
+        with torch.no_grad():
+            # Adam by hand, in place: samples are independent, and the bias correction is that of torch.optim.Adam.
+            theta = theta.detach()
+            first.lerp_(gradient, 0.9)
+            second.mul_(0.1).addcmul_(gradient, gradient, value=0.9)
+            root = (second / (1 - 0.1**step)).sqrt_().add_(1e-8)
+            theta.addcdiv_(first, root, value=-lr / (1 - 0.1**step))
+    return (theta.tanh() + 1) / 2
+
+
+def total_variation(masks: Tensor) -> Tensor:
+    """Squared differences of neighbours, summed and divided by the number of pixels: float [n, 1, h, w] to [n]."""
+    vertical = (masks[:, :, 1:] - masks[:, :, :-1]).square().sum((1, 2, 3))
+    horizontal = (masks[:, :, :, 1:] - masks[:, :, :, :-1]).square().sum((1, 2, 3))
+    return (vertical + horizontal) / masks[0].numel()
+
+
+def score(
+    model: Classifier,
+    data: ImageSet,
+    reserve: ImageSet,
+    *,
+    seed: int = 0,
+    steps: Count = 100,
+    lr: Positive = 0.1,
+    gamma: NonNegative = 0.01,
+    beta: NonNegative = 10.0,
+) -> Scores:
+    """Minus the mask's L1 norm, as a share of the image: a small mask is suspicious.
+
+    Args:
+        model: the suspect classifier, left as it was.
+        data: the suspect training set.
+        reserve: not used.
+        seed: of the random colours.
+        steps, lr: of Adam (100, 0.1).
+        gamma: weight of the L1 norm: 0.01 at 32 px, 0.001 at 224 (the norm is a sum over pixels).
+        beta: weight of the total variation: 10 in the paper, 1 in the code's default.
+    """
+    device = pick_device()
+    # Batch norm in evaluation mode is a fixed affine map: folding it into the convolutions gives the same logits faster.
+    network = fuse(deepcopy(model).cpu().eval()).to(device=device, memory_format=torch.channels_last)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    masks = np.empty((len(data), *data.image_size), np.float16)
+    starts = range(0, len(data), BATCH)
+    for start in progress(starts, what="cd", unit="batch", total=len(starts)):
+        index = np.arange(start, min(start + BATCH, len(data)))
+        images = to_float(data.tensor(index), device)
+        generator = torch_rng(seed, "cd/colours", start)
+        found = distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
+        masks[index] = found[:, 0].half().cpu().numpy()
+    values = -masks.astype(np.float32).mean((1, 2))
+    order = np.argsort(-values, kind="stable")
+    shown = np.concatenate([order[:KEPT], order[-KEPT:]])
+    return Scores(values, forward_passes=1 + 2.0 * steps, aux={"index": shown, "masks": masks[shown]})

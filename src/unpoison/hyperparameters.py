@@ -1,0 +1,67 @@
+"""Annotated types for hyper-parameters, and the check of a mapping against a callable's keyword-only arguments.
+
+A method's signature is the one place that says which hyper-parameters it has, their types, ranges and defaults. The same
+check serves every section of `params.yaml`: unknown keys, wrong types and values out of range are refused with one line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict, ValidationError, create_model
+
+from .errors import UserError
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+
+
+def check(values: Mapping[str, Any] | None, schema: Callable[..., Any], *, where: str) -> dict[str, Any]:
+    """Compare `values` with the keyword-only arguments of `schema` (a function or a dataclass).
+
+    Args:
+        values: what the user gave; absent keys take the signature's defaults, which are not added.
+        schema: its annotations are enforced strictly (no text for a number), ranges included.
+        where: the key in front, for the message ("detect.cd").
+
+    Returns:
+        The values, as plain types of the annotations.
+
+    Raises:
+        UserError: names the first key that is wrong, what was given and what is allowed.
+    """
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {values!r} given, allowed: a block of keys")
+    hints = typing.get_type_hints(schema, include_extras=True)
+    parameters = inspect.signature(schema).parameters.values()
+    allowed = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for key in values:
+        if key not in allowed:
+            raise UserError(f"{where}.{key}: unknown key, allowed: {', '.join(allowed) or 'no keys at all'}")
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if p.default is inspect.Parameter.empty else p.default) for name, p in allowed.items()
+    }
+    model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+    try:
+        checked = model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([where, *map(str, first["loc"])])
+        given = "nothing" if first["type"] == "missing" else repr(first["input"])
+        raise UserError(f"{key}: {given} given; {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    return {name: getattr(checked, name) for name in values}
+
+
+def choose(name: Any, options: Mapping[str, Any], *, where: str) -> Any:
+    """`options[name]`, or a UserError that lists the names."""
+    if not isinstance(name, str) or name not in options:
+        raise UserError(f"{where}: {name!r} given, allowed: {', '.join(options)}")
+    return options[name]

@@ -1,0 +1,1 @@
+"""Training a clean model although the training set is poisoned, one file per method."""

@@ -1,0 +1,67 @@
+"""Knowledge distillation on variations only (Struppek et al., "Leveraging Diffusion-Based Image Variations for Robust
+Training on Poisoned Data", 2023): the student never sees an image of the suspect set.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.imageset import ImageSet
+from ..hyperparameters import Fraction, Positive
+from ..models.classifier import Classifier
+from ..training.device import pick_device
+from ..training.loop import History, fit
+from ..training.recipe import Recipe
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, alpha: float, temperature: float, ce_temperature: float
+) -> Tensor:
+    """Per-sample loss [n] from logits float [n, classes] and labels int64 [n].
+
+    alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * CE(student / ce_temperature, labels)
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1) * temperature**2
+    return alpha * divergence + (1 - alpha) * F.cross_entropy(student / ce_temperature, labels, reduction="none")
+
+
+def distill(
+    student: Classifier,
+    variations: ImageSet,
+    teacher: Classifier,
+    recipe: Recipe,
+    *,
+    seed: int,
+    alpha: Fraction = 0.5,
+    temperature: Positive = 10.0,
+    ce_temperature: Positive = 1.0,
+) -> History:
+    """Train `student` in place on variations with their sources' labels and the teacher's logits.
+
+    Args:
+        student: freshly initialised.
+        variations: images that replace the training set.
+        teacher: the backdoored model; left as it was, in evaluation mode, on the same augmented batch.
+        recipe: of the student's training.
+        seed: of order and augmentation.
+        alpha: weight of the teacher against the labels (0.5 in the paper's code).
+        temperature: of the distillation term (10 in the paper's code).
+        ce_temperature: of the label term. 1 is the textbook loss; the published code applies `temperature` to both
+            terms, which weakens the labels about tenfold: set it to `temperature` to reproduce that.
+    """
+    teacher.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            target = teacher(images).float()
+        logits = model(images)
+        each = distillation_loss(
+            logits.float(), target, labels, alpha=alpha, temperature=temperature, ce_temperature=ce_temperature
+        )
+        return logits, each
+
+    return fit(student, variations, recipe, seed=seed, what="student", loss=loss)

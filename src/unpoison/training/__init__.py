@@ -1,0 +1,1 @@
+"""The one training loop, recipes, device and precision, forward passes."""

@@ -1,0 +1,1 @@
+"""Variations of images by diffusion: the prior, the samplers, the content-keyed store."""

@@ -1,0 +1,237 @@
+"""The diffusion prior: a small U-Net trained on images that the defender trusts, never on the suspect set.
+
+Ho et al., "Denoising Diffusion Probabilistic Models" (2020): noise prediction, 1,000 steps, linear betas, exponential
+moving average of the weights. The image is pixel-unshuffled first, so a 32x32x3 image is a 16x16x12 input at a quarter
+of the arithmetic. Training survives a kill: it goes on from the last checkpoint and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Gt, Le, Lt
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data.files import check_file, new_folder, read_json, write_json, write_manifest
+from ..data.imageset import ImageSet
+from ..errors import UserError
+from ..hyperparameters import Count, Positive
+from ..seeding import torch_rng
+from ..training.device import autocast, pick_device, to_float
+from ..training.progress import progress
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+TRAIN_STEPS = 1000  # diffusion steps of the noise schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRecipe:
+    """How the prior is built and trained.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images per step, drawn with replacement.
+        lr: peak learning rate of AdamW, reached after 5 % of the steps, then a cosine to 0.
+        ema_decay: of the moving average of the weights, which is what is kept.
+        unshuffle: side of the pixel blocks moved to channels; 1 leaves the image as it is.
+        channels: U-Net channels per resolution, each halving the side; multiples of 8.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: Count = 1000
+    batch_size: Count = 64
+    lr: Positive = 2e-3
+    ema_decay: Annotated[float, Gt(0), Lt(1)] = 0.995
+    unshuffle: Annotated[int, Gt(0), Le(8)] = 2
+    channels: list[Count] | tuple[int, ...] = (32, 64, 64)
+    checkpoint_every: Count = 50
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A trained prior.
+
+    Attributes:
+        unet: predicts the noise in a pixel-unshuffled image scaled to [-1, 1].
+        unshuffle: side of the pixel blocks.
+        digest: SHA-256 of its weights, "" before it is saved.
+    """
+
+    unet: UNet2DModel
+    unshuffle: int
+    digest: str = ""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """float [n, c, h, w] in [0, 1] to the U-Net's space."""
+        return F.pixel_unshuffle(images * 2 - 1, self.unshuffle)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Back to images in [0, 1]."""
+        return (F.pixel_shuffle(latents, self.unshuffle) / 2 + 0.5).clamp(0, 1)
+
+
+def train_prior(public: ImageSet, recipe: PriorRecipe, *, seed: int, scratch: Path) -> tuple[Prior, list[dict[str, float]]]:
+    """Train on the public split; labels are not looked at.
+
+    Args:
+        public: trusted images.
+        recipe: network and training.
+        seed: of weights, batches, noise.
+        scratch: a folder of its own for checkpoints, removed at the end.
+
+    Returns:
+        The prior, and a row per `checkpoint_every` steps: step, loss (mean since the last row).
+    """
+    if not len(public):
+        raise UserError("data.digits.public: 0 images, allowed: at least 10 to train a prior on")
+    device = pick_device()
+    config = _config(public, recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_rng(seed, "prior/weights").initial_seed())
+        unet, average = UNet2DModel(**config), UNet2DModel(**config)
+    average.load_state_dict(unet.state_dict())
+    for network in (unet, average):
+        network.to(device=device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(unet.parameters(), recipe.lr)
+    state = _State(unet, average, optimizer, scratch)
+    rows = state.load()
+    first = int(rows[-1]["step"]) if rows else 0
+    noise_schedule = DDPMScheduler(num_train_timesteps=TRAIN_STEPS)
+    images = public.tensor()
+    running = 0.0
+    unet.train()
+    steps = range(first, recipe.steps)
+    for step in progress(steps, what="prior", unit="step", total=recipe.steps, done=first):
+        generator = torch_rng(seed, "prior/step", step)
+        index = torch.randint(len(images), (recipe.batch_size,), generator=generator)
+        clean = F.pixel_unshuffle(to_float(images[index], device) * 2 - 1, recipe.unshuffle)
+        noise = torch.randn(clean.shape, generator=generator).to(device, memory_format=torch.channels_last)
+        at = torch.randint(TRAIN_STEPS, (recipe.batch_size,), generator=generator).to(device)
+        noisy = noise_schedule.add_noise(clean, noise, at)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * _warm_cosine(step, recipe.steps)
+        with autocast(device):
+            loss = F.mse_loss(unet(noisy, at).sample.float(), noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        running += loss.item()
+        _update_average(average, unet, min(recipe.ema_decay, (1 + step) / (10 + step)))
+        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+            done = step + 1 - (int(rows[-1]["step"]) if rows else 0)
+            rows.append({"step": step + 1, "loss": running / done})
+            running = 0.0
+            state.save(rows)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return Prior(average.eval(), recipe.unshuffle), rows
+
+
+def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any]) -> None:
+    with new_folder(folder) as staging:
+        _save_tensors(prior.unet.state_dict(), staging / WEIGHTS)
+        config = {key: prior.unet.config[key] for key in _KEYS}
+        about = {"format": "unpoison-prior-1", "unet": config, "unshuffle": prior.unshuffle, "made_by": made_by}
+        write_manifest(staging, DESCRIPTION, about)
+
+
+def load_prior(folder: Path) -> Prior:
+    """Raises UserError for a missing or changed file or weights of another architecture."""
+    about = read_json(folder / DESCRIPTION)
+    if about.get("format") != "unpoison-prior-1":
+        raise UserError(f"{folder / DESCRIPTION}: format {about.get('format')!r} found, allowed: 'unpoison-prior-1'")
+    weights = load_file(check_file(folder, about, WEIGHTS))
+    unet = UNet2DModel(**about["unet"])
+    try:
+        unet.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(f"{folder / WEIGHTS}: weights of another architecture than {DESCRIPTION} describes") from None
+    return Prior(unet.eval(), about["unshuffle"], about["files"][WEIGHTS])
+
+
+class _State:
+    """Everything a killed run needs to go on, in safetensors files; the file of rows is written last and says so."""
+
+    def __init__(self, unet: UNet2DModel, average: UNet2DModel, optimizer: torch.optim.Optimizer, scratch: Path) -> None:
+        self.unet, self.average, self.optimizer, self.folder = unet, average, optimizer, scratch / "checkpoint"
+
+    def save(self, rows: list[dict[str, float]]) -> None:
+        with new_folder(self.folder) as staging:
+            _save_tensors(self.unet.state_dict(), staging / "unet.safetensors")
+            _save_tensors(self.average.state_dict(), staging / "average.safetensors")
+            moments = self.optimizer.state_dict()["state"]
+            flat = {f"{i}.{key}": value for i, entry in moments.items() for key, value in entry.items()}
+            _save_tensors(flat, staging / "optimizer.safetensors")
+            write_json(staging / "rows.json", {"rows": rows})
+
+    def load(self) -> list[dict[str, float]]:
+        if not (self.folder / "rows.json").is_file():
+            return []
+        self.unet.load_state_dict(load_file(self.folder / "unet.safetensors"))
+        self.average.load_state_dict(load_file(self.folder / "average.safetensors"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in load_file(self.folder / "optimizer.safetensors").items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        rows: list[dict[str, float]] = read_json(self.folder / "rows.json")["rows"]
+        print(f"prior: going on from the checkpoint at step {rows[-1]['step']}", flush=True)
+        return rows
+
+
+_KEYS = (
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "layers_per_block",
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "norm_num_groups",
+)
+
+
+def _config(public: ImageSet, recipe: PriorRecipe) -> dict[str, Any]:
+    levels = len(recipe.channels)
+    block = recipe.unshuffle * 2 ** (levels - 1)
+    if any(side % block for side in public.image_size):
+        raise UserError(
+            f"prior.channels: {list(recipe.channels)} with prior.unshuffle {recipe.unshuffle} given, allowed: "
+            f"sides {public.image_size} must be multiples of unshuffle * 2^(levels - 1) = {block}"
+        )
+    if any(width % 8 for width in recipe.channels):
+        raise UserError(f"prior.channels: {list(recipe.channels)} given, allowed: multiples of 8")
+    channels = public.channels * recipe.unshuffle**2
+    return {
+        "sample_size": public.image_size[0] // recipe.unshuffle,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": tuple(recipe.channels),
+        "down_block_types": ("DownBlock2D",) * levels,
+        "up_block_types": ("UpBlock2D",) * levels,
+        "norm_num_groups": 8,
+    }
+
+
+def _warm_cosine(step: int, steps: int) -> float:
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, steps - warm)))))
+
+
+@torch.no_grad()
+def _update_average(average: UNet2DModel, unet: UNet2DModel, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)

@@ -1,0 +1,52 @@
+"""Train on the poisoned set as a victim would, and keep every sample's loss in every epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import BACKDOORED, BASE, POISONED, TRAINING, Params, checked, load_params, run_stage, section, seed_of
+
+from unpoison import models
+from unpoison.data.files import new_file, new_folder
+from unpoison.data.store import open_poisoned
+from unpoison.hyperparameters import check, choose
+from unpoison.seeding import derive
+from unpoison.training.loop import fit
+from unpoison.training.recipe import Recipe
+
+
+def settings(params: Params) -> tuple[dict[str, Any], Recipe]:
+    """The network's name and arguments, and the recipe."""
+    network = section(params, "model")
+    body = choose(network.pop("name", None), models.NETWORKS, where="params.yaml: model.name")
+    arguments = check(network, body, where="params.yaml: model")
+    return {"name": params["model"]["name"], **arguments}, Recipe(**checked(params, "train", Recipe))
+
+
+def main() -> list[Path]:
+    params = load_params()
+    seed, (network, recipe) = seed_of(params), settings(params)
+    data = open_poisoned(BASE, POISONED)
+    model = models.build(
+        **network,
+        num_classes=len(data.classes),
+        image_size=data.image_size,
+        channels=data.channels,
+        seed=derive(seed, "backdoored/weights"),
+    )
+    history = fit(model, data, recipe, seed=seed, what="backdoored")
+    models.save(model, BACKDOORED, classes=data.classes, made_by={"stage": "train_backdoored", "seed": seed})
+    with new_folder(TRAINING / "losses") as staging:
+        np.save(staging / "losses.npy", history.losses)
+    with new_file(TRAINING / "backdoored.csv") as staging:
+        pd.DataFrame(history.epochs).to_csv(staging, index=False)
+    last = history.epochs[-1]
+    print(f"train_backdoored: loss {last['loss']:.4f}, accuracy on the poisoned set {last['accuracy']:.4f}", flush=True)
+    return [BACKDOORED, TRAINING / "losses", TRAINING / "backdoored.csv"]
+
+
+if __name__ == "__main__":
+    run_stage("train_backdoored", main)
