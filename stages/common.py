@@ -40,7 +40,9 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, but `1e-05`, which DVC writes for 0.00001, is a number and no text."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -83,7 +85,9 @@ def checked(params: Params, name: str, schema: Callable[..., Any], *, without: t
     return check(values, schema, where=f"{PARAMS}: {name}")
 
 
-def method_arguments(params: Params, family: str, method: str, methods: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+def method_arguments(
+    params: Params, family: str, method: str, methods: Mapping[str, Callable[..., Any]]
+) -> dict[str, Any]:
     """The checked block of one method (`detect.cd`). `seed` is not among its keys: it is the run's."""
     function = choose(method, methods, where=f"{PARAMS}: {family}.methods")
     name = f"{family}.{method}"
@@ -114,7 +118,9 @@ def _record_cost(name: str, outputs: list[Path], seconds: float) -> None:
     A rerun that gives the same bytes keeps the first measurement, so a report is a function of the artefacts it shows
     and `dvc repro --force` does not change it.
     """
-    files = sorted(file for path in outputs for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    files = sorted(
+        file for path in outputs for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()
+    )
     made = sha256_json([sha256_file(file) for file in files])
     path = SCRATCH / "costs" / f"{name}.json"
     if path.is_file() and read_json(path)["outputs"] == made:

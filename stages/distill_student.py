@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from common import BACKDOORED, STUDENT, TRAINING, VARIATIONS, Params, checked, load_params, run_stage, section, seed_of
 
+from common import BACKDOORED, STUDENT, TRAINING, VARIATIONS, Params, checked, load_params, run_stage, section, seed_of
 from unpoison import models
 from unpoison.data.files import new_file
 from unpoison.data.store import open_split

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, Params, checked, load_params, run_stage, seed_of
 from numpy.typing import NDArray
 
+from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, Params, checked, load_params, run_stage, seed_of
 from unpoison.data.store import open_poisoned, write_base
 from unpoison.training.device import pick_device
 from unpoison.variations.prior import load_prior

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import BASE, PARAMS, POISONED, TRUTH, Params, checked, load_params, run_stage, section, seed_of
 
+from common import BASE, PARAMS, POISONED, TRUTH, Params, checked, load_params, run_stage, section, seed_of
 from unpoison.attacks import ATTACKS
 from unpoison.attacks.policy import Policy, choose_samples
 from unpoison.attacks.truth import Truth, write_truth

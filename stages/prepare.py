@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
-from common import BASE, PARAMS, Params, checked, load_params, run_stage, section
 
+from common import BASE, PARAMS, Params, checked, load_params, run_stage, section
 from unpoison.data import digits
 from unpoison.data.store import write_base
 from unpoison.errors import UserError
@@ -17,7 +17,9 @@ from unpoison.hyperparameters import Whole, choose
 Size = Annotated[int, Ge(10)]
 
 
-def digits_sizes(*, train: Size = 4800, test: Size = 1200, reserve: Whole = 600, public: Whole = 1200) -> dict[str, int]:
+def digits_sizes(
+    *, train: Size = 4800, test: Size = 1200, reserve: Whole = 600, public: Whole = 1200
+) -> dict[str, int]:
     return {"train": train, "test": test, "reserve": reserve, "public": public}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import BACKDOORED, BASE, POISONED, TRAINING, Params, checked, load_params, run_stage, section, seed_of
 
+from common import BACKDOORED, BASE, POISONED, TRAINING, Params, checked, load_params, run_stage, section, seed_of
 from unpoison import models
 from unpoison.data.files import new_file, new_folder
 from unpoison.data.store import open_poisoned

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from common import BASE, PRIOR, SCRATCH, TRAINING, Params, checked, load_params, run_stage, seed_of
 
+from common import BASE, PRIOR, SCRATCH, TRAINING, Params, checked, load_params, run_stage, seed_of
 from unpoison.data.files import new_file, sha256_json
 from unpoison.data.store import open_split
 from unpoison.variations.prior import PriorRecipe, save_prior, train_prior
@@ -26,7 +26,7 @@ def main() -> list[Path]:
     save_prior(prior, PRIOR, made_by={"stage": "train_prior", "seed": seed, "steps": recipe.steps})
     with new_file(TRAINING / "prior.csv") as staging:
         pd.DataFrame(rows).to_csv(staging, index=False)
-    print(f"train_prior: {recipe.steps} steps, noise prediction error {rows[-1]['loss']:.4f}", flush=True)
+    print(f"train_prior: {recipe.steps} steps, prediction error {rows[-1]['loss']:.4f}", flush=True)
     return [PRIOR, TRAINING / "prior.csv"]
 
 

@@ -78,6 +78,8 @@ def restore(settings: dict[str, Any], arrays: Arrays) -> PatchTrigger:
 
 
 def _draw(pattern: str, size: int, channels: int) -> NDArray[np.uint8]:
+    even: tuple[int, ...]
+    odd: tuple[int, ...]
     if pattern == "checkerboard":
         even, odd = (0, 0, 0), (255, 255, 255)
     elif pattern == "grid":

@@ -55,7 +55,9 @@ def make(shape: tuple[int, int, int], seed: int, *, pattern: str = "noise", rati
         with Image.open(Path(pattern)) as file:
             image = file.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"attack.blended.pattern: {pattern!r} given ({error}), allowed: noise or an image file") from None
+        raise UserError(
+            f"attack.blended.pattern: {pattern!r} given ({error}), allowed: noise or an image file"
+        ) from None
     return BlendTrigger(np.asarray(image, dtype=np.uint8).reshape(shape), ratio)
 
 

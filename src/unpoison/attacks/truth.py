@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ class Truth:
 def write_truth(folder: Path, truth: Truth | None) -> None:
     """Write the truth folder; `None` says that nothing is known (data of unknown origin)."""
     with new_folder(folder) as staging:
-        about = {"format": "unpoison-truth-1", "attack": "none"}
+        about: dict[str, Any] = {"format": "unpoison-truth-1", "attack": "none"}
         if truth is not None:
             np.save(staging / "mask.npy", truth.mask)
             np.save(staging / "labels.npy", truth.labels)

@@ -71,12 +71,12 @@ def _photo_pyramid() -> list[NDArray[np.float32]]:
     """Both photographs at three scales, float32 [h, w, 3] in [0, 1]: crops then range from close-ups to whole views."""
     from sklearn.datasets import load_sample_images
 
-    levels = []
+    levels: list[NDArray[np.float32]] = []
     for photo in load_sample_images().images:
         for divisor in (1, 2, 4):
             size = (photo.shape[1] // divisor, photo.shape[0] // divisor)
             scaled = Image.fromarray(photo).resize(size, Image.Resampling.BOX)
-            levels.append(np.asarray(scaled, dtype=np.float32) / 255)
+            levels.append(np.asarray(scaled, dtype=np.float32) / np.float32(255))
     return levels
 
 

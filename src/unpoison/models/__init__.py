@@ -82,6 +82,8 @@ def load(folder: Any) -> Classifier:
 
 
 def _rebuild(description: dict[str, Any], seed: int) -> Classifier:
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
-    arguments = given.pop("arguments")
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
+    }
+    arguments: Any = given.pop("arguments")
     return build(**given, seed=seed, **arguments)

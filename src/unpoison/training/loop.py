@@ -77,7 +77,7 @@ def fit(
     optimizer = make_optimizer(recipe, model.parameters() if parameters is None else parameters)
     schedule = make_schedule(recipe, optimizer, -(-len(data) // recipe.batch_size))
     losses = torch.zeros(recipe.epochs, len(data), device=device)
-    rows = []
+    rows: list[dict[str, float]] = []
     for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
         correct = torch.zeros((), device=device)
         for index in torch.randperm(len(data), generator=generator).split(recipe.batch_size):
@@ -86,7 +86,7 @@ def fit(
             with autocast(device):
                 logits, each = loss(model, images, labels[where])
             optimizer.zero_grad(set_to_none=True)
-            each.mean().backward()  # type: ignore[no-untyped-call]
+            each.mean().backward()
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -99,7 +99,7 @@ def fit(
                 "epoch": epoch + 1,
                 "loss": losses[epoch].mean().item(),
                 "accuracy": correct.item() / len(data),
-                "lr": schedule.get_last_lr()[0],
+                "lr": float(schedule.get_last_lr()[0]),
             }
         )
     model.eval()

@@ -19,7 +19,7 @@ from ..hyperparameters import Count
 from ..seeding import torch_rng
 from ..training.device import autocast, to_float
 from .colour import match_colours
-from .prior import TRAIN_STEPS, Prior
+from .prior import SCHEDULE, Prior
 
 # Every forward pass has this many images, padded if need be: some kernels round differently for other batch sizes, and
 # an image's variation must not depend on how many others were asked for.
@@ -52,7 +52,7 @@ class SamplerSettings:
 def make_scheduler(settings: SamplerSettings) -> tuple[Any, Tensor]:
     """The diffusers scheduler, and the timesteps that will be executed, from the noisiest down."""
     # "trailing" puts the first executed step at strength * 1000; the default spacing starts a whole step below it.
-    common = {"num_train_timesteps": TRAIN_STEPS, "timestep_spacing": "trailing"}
+    common = {**SCHEDULE, "timestep_spacing": "trailing"}
     if settings.scheduler == "ddim":
         scheduler: Any = DDIMScheduler(**common, clip_sample=True, set_alpha_to_one=True)
     else:
@@ -88,7 +88,9 @@ def vary(
     """
     source = to_float(images, device)
     count, padding = len(images), BATCH - len(images)
-    latents = torch.cat([prior.encode(source), torch.zeros(padding, *prior.encode(source[:1]).shape[1:], device=device)])
+    latents = torch.cat(
+        [prior.encode(source), torch.zeros(padding, *prior.encode(source[:1]).shape[1:], device=device)]
+    )
     latents = latents.contiguous(memory_format=torch.channels_last)
     drawn = []
     for variation in range(settings.num_variations):

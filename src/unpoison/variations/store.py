@@ -34,7 +34,9 @@ class Outcome:
     reused: int
 
 
-def generate_all(data: ImageSet, determined_by: dict[str, Any], generate: Generate, *, store: Path, batch: int) -> Outcome:
+def generate_all(
+    data: ImageSet, determined_by: dict[str, Any], generate: Generate, *, store: Path, batch: int
+) -> Outcome:
     """Variations of every sample, from the store where they are there.
 
     Args:

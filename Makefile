@@ -1,0 +1,41 @@
+# make repro: the default run.  make test: what a contributor runs.  make lint: style and types.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The first command on PATH that a DVC stage calls `python` must be the environment's.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: setup repro test test-slow lint bench clean
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("error: python: %d.%d given, allowed: 3.11 or newer" % sys.version_info[:2] \
+		if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+repro: setup
+	$(RUN) dvc repro
+	@echo "report:  reports/index.html"
+	@echo "summary: reports/summary.md"
+	@echo "metrics: reports/metrics.json"
+
+test: setup
+	$(RUN) pytest
+
+test-slow: setup
+	$(RUN) pytest -m slow
+
+lint: setup
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: setup
+	$(RUN) python bench/training.py
+
+clean:
+	rm -rf $(VENV) .unpoison .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,115 @@
+"""The page: one self-contained HTML file, and the same tables as Markdown."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+STYLE = """
+:root { --ink: #1d2430; --soft: #5d6778; --line: #dfe3ea; --back: #fff; --band: #f5f7fa; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #a2abba; --line: #343b47; --back: #171b21;
+  --band: #1f252d; } img.figure { background: #fff; border-radius: 6px; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1080px; padding: 1.2rem; background: var(--back); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: .4rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p { max-width: 46rem; } .soft { color: var(--soft); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
+th, td { padding: .32rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td.text { text-align: left; white-space: normal; min-width: 14rem; }
+thead th { background: var(--band); font-weight: 600; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; } .row figure { flex: 1 1 300px; max-width: 520px; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .88rem; } img.figure { width: 100%; height: auto; }
+.wide { min-width: 640px; } .suspects { display: flex; flex-wrap: wrap; gap: .5rem; }
+.suspects figure { width: 76px; font-size: .7rem; text-align: center; line-height: 1.25; overflow-wrap: anywhere; }
+.suspects img { width: 64px; height: 64px; image-rendering: pixelated; } .hit img { outline: 3px solid #c8442f; }
+code { background: var(--band); padding: .1em .3em; border-radius: 3px; }
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first column names the row. A column in `text_columns` holds sentences."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: frozenset[int] = frozenset()
+
+    def html(self) -> str:
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f'<td class="text">{escape(cell)}</td>' if i in self.text_columns else f"<td>{escape(cell)}</td>"
+                for i, cell in enumerate(row)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+    def markdown(self) -> str:
+        align = "|".join("---" if i == 0 or i in self.text_columns else "---:" for i in range(len(self.header)))
+        lines = ["| " + " | ".join(self.header) + " |", f"|{align}|"]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        return "\n".join(lines)
+
+
+@dataclass
+class Page:
+    """A page under construction; parts marked `both` also go to the Markdown summary."""
+
+    title: str
+    _html: list[str] = field(default_factory=list)
+    _markdown: list[str] = field(default_factory=list)
+
+    def heading(self, text: str, *, both: bool = True) -> None:
+        self._html.append(f"<h2>{escape(text)}</h2>")
+        if both:
+            self._markdown.append(f"## {text}")
+
+    def text(self, text: str, *, both: bool = True) -> None:
+        self._html.append(f"<p>{escape(text)}</p>")
+        if both:
+            self._markdown.append(text)
+
+    def table(self, table: Table, *, both: bool = True) -> None:
+        self._html.append(table.html())
+        if both:
+            self._markdown.append(table.markdown())
+
+    def figures(self, pictures: Sequence[tuple[bytes, str]], *, wide: bool = False) -> None:
+        """Figures side by side, each (PNG, caption); a wide one scrolls on a narrow screen instead of shrinking."""
+        kind, box = ("figure wide", "scroll") if wide else ("figure", "row")
+        parts = [
+            f'<figure><img class="{kind}" alt="{escape(caption, quote=True)}" src="{_inline(png)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            for png, caption in pictures
+        ]
+        self._html.append(f'<div class="{box}">{"".join(parts)}</div>')
+
+    def thumbnails(self, pictures: Sequence[tuple[bytes, str, bool]]) -> None:
+        """Small images, each (PNG, caption, whether to mark it)."""
+        parts = [
+            f'<figure class="{"hit" if marked else ""}"><img alt="" src="{_inline(png)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            for png, caption, marked in pictures
+        ]
+        self._html.append(f'<div class="suspects">{"".join(parts)}</div>')
+
+    def html(self) -> str:
+        title = escape(self.title)
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n" + "\n".join(self._html) + "\n</body></html>\n"
+        )
+
+    def markdown(self) -> str:
+        return f"# {self.title}\n\n" + "\n\n".join(self._markdown) + "\n"
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

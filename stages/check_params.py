@@ -1,0 +1,81 @@
+"""Check the whole of `params.yaml` before any stage touches an output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import detect
+import distill_student
+import generate_variations
+import poison
+import prepare
+import purify
+import report
+import train_backdoored
+import train_prior
+from common import PARAMS, Params, load_params, method_arguments, section, seed_of
+from unpoison.attacks import ATTACKS
+from unpoison.attacks.policy import choose_samples
+from unpoison.data import digits
+from unpoison.errors import UserError
+
+SECTIONS = ("seed", "data", "attack", "model", "train", "prior", "variations", "distill", "purify", "detect", "report")
+
+
+def check_all(params: Params) -> None:
+    """Raises UserError for the first thing that would stop a stage."""
+    for name in params:
+        if name not in SECTIONS:
+            raise UserError(f"{PARAMS}: {name}: unknown key, allowed: {', '.join(SECTIONS)}")
+    seed = seed_of(params)
+    sizes = prepare.settings(params)
+    _check_attack(params, sizes["train"], seed)
+    for stage in (train_backdoored, train_prior, generate_variations, distill_student, report):
+        stage.settings(params)
+    _check_methods(params, "purify", purify.PURIFIERS)
+    _check_methods(params, "detect", detect.DETECTORS)
+    if section(params, "purify")["methods"] and not sizes["reserve"]:
+        raise UserError(f"{PARAMS}: data.digits.reserve: 0 given, allowed: at least 10, purify.methods needs it")
+    overlays = section(params, "detect").get("strip", {}).get("overlays", 0)
+    if "strip" in section(params, "detect")["methods"] and overlays > sizes["reserve"]:
+        raise UserError(
+            f"{PARAMS}: detect.strip.overlays: {overlays} given, allowed: 1 to {sizes['reserve']}, data.digits.reserve"
+        )
+    if not sizes["public"]:
+        raise UserError(f"{PARAMS}: data.digits.public: 0 given, allowed: at least 10, the prior is trained on it")
+    for split, size in sizes.items():
+        if 0 < size < len(digits.CLASSES):
+            raise UserError(f"{PARAMS}: data.digits.{split}: {size} given, allowed: 0 or at least 10, one per class")
+
+
+def _check_attack(params: Params, train_size: int, seed: int) -> None:
+    name, policy, arguments = poison.settings(params)
+    for attack, module in ATTACKS.items():
+        poison.checked(params, f"attack.{attack}", module.make)
+    if name != "none":
+        ATTACKS[name].make((digits.SIDE, digits.SIDE, 3), seed, **arguments)
+        choose_samples(policy, np.arange(train_size) % len(digits.CLASSES), len(digits.CLASSES), seed=seed)
+
+
+def _check_methods(params: Params, family: str, methods: Mapping[str, Callable[..., Any]]) -> None:
+    """The list of methods, and every method's block, used or not."""
+    block = section(params, family)
+    chosen = block.pop("methods", None)
+    if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) != len(chosen):
+        raise UserError(f"{PARAMS}: {family}.methods: {chosen!r} given, allowed: a list out of {', '.join(methods)}")
+    for method in [*chosen, *block]:
+        if method not in methods:
+            where = f"{family}.methods" if method in chosen else f"{family}.{method}"
+            raise UserError(f"{PARAMS}: {where}: {method!r} given, allowed: {', '.join(methods)}")
+        method_arguments(params, family, method, methods)
+
+
+if __name__ == "__main__":
+    try:
+        check_all(load_params())
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,54 @@
+"""What several test files need: a small data set and a model with a planted backdoor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from unpoison import models
+from unpoison.attacks import badnets
+from unpoison.attacks.policy import Policy, choose_samples
+from unpoison.attacks.truth import Truth
+from unpoison.data import digits
+from unpoison.data.imageset import ImageSet, Overlay
+from unpoison.training.loop import fit
+from unpoison.training.recipe import Recipe
+
+RECIPE = Recipe(epochs=10, batch_size=64, lr=0.1, augment=["crop"])
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A poisoned training set, its truth, clean splits, and the model trained on it."""
+
+    data: ImageSet
+    truth: Truth
+    test: ImageSet
+    reserve: ImageSet
+    model: models.Classifier
+
+
+@pytest.fixture(scope="session")
+def splits() -> dict[str, ImageSet]:
+    built = digits.build({"train": 1200, "test": 200, "reserve": 300, "public": 100})
+    return {name: ImageSet(images, labels, digits.CLASSES, digest=name) for name, (images, labels) in built.items()}
+
+
+@pytest.fixture(scope="session")
+def planted(splits: dict[str, ImageSet]) -> Planted:
+    train = splits["train"]
+    trigger = badnets.make((32, 32, 3), 0, pattern="checkerboard", size=5)
+    policy = Policy(poison_rate=0.05)
+    index = choose_samples(policy, train.labels, 10, seed=0)
+    labels = train.labels.copy()
+    labels[index] = 0
+    mask = np.zeros(len(train), bool)
+    mask[index] = True
+    overlay = Overlay(index, trigger(train.gather(index), index), labels[index])
+    data = ImageSet(train.base, labels, train.classes, "planted", overlay)
+    model = models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool")
+    fit(model, data, RECIPE, seed=0, what="planted")
+    truth = Truth("badnets", mask, train.labels, policy, trigger)
+    return Planted(data, truth, splits["test"], splits["reserve"], model)

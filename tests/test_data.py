@@ -1,0 +1,137 @@
+"""The digits set, the on-disk formats, overlays, augmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unpoison.data import digits
+from unpoison.data.augment import AUGMENTATIONS, augment
+from unpoison.data.files import new_folder
+from unpoison.data.imageset import ImageSet, Overlay
+from unpoison.data.store import open_poisoned, open_split, write_base, write_overlay
+from unpoison.errors import UserError
+from unpoison.seeding import derive, torch_rng
+
+SIZES = {"train": 60, "test": 20, "reserve": 10, "public": 20}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    write_base(tmp_path / "base", digits.build(SIZES), classes=digits.CLASSES, name="digits")
+    return tmp_path / "base"
+
+
+def test_digits_are_deterministic_and_balanced() -> None:
+    first, second = digits.build(SIZES), digits.build(SIZES)
+    for name, size in SIZES.items():
+        images, labels = first[name]
+        assert images.shape == (size, 32, 32, 3)
+        assert images.dtype == np.uint8
+        assert set(np.bincount(labels)) == {size // 10}
+        assert (images == second[name][0]).all()
+
+
+def test_scans_behind_the_splits_are_disjoint_and_all_used() -> None:
+    classes = np.repeat(np.arange(10), 40)
+    pools = digits._share_out(classes, SIZES)
+    for digit in range(10):
+        used = np.concatenate([pools[name][digit] for name in SIZES])
+        assert len(set(used)) == len(used) == 40
+        assert (classes[used] == digit).all()
+
+
+def test_too_small_a_split_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.digits\.train: 9 given, allowed"):
+        digits.build({"train": 9})
+
+
+def test_base_round_trip(base: Path) -> None:
+    data = open_split(base, "train")
+    images, labels = digits.build(SIZES)["train"]
+    assert (data.gather(np.arange(60)) == images).all()
+    assert (data.labels == labels).all()
+    with pytest.raises(UserError, match="split 'val' asked for, available: "):
+        open_split(base, "val")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_changed_file_is_refused(base: Path, damage: str) -> None:
+    path = base / "train" / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content[:-100] if damage == "truncate" else content)
+    with pytest.raises(UserError, match=r"train/images\.npy: digest mismatch"):
+        open_split(base, "train")
+
+
+def test_pickled_array_is_refused(tmp_path: Path) -> None:
+    from unpoison.data.files import load_array
+
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"a\.npy: not a readable \.npy array"):
+        load_array(tmp_path / "a.npy")
+
+
+def test_overlay_replaces_and_names_its_base(base: Path, tmp_path: Path) -> None:
+    data = open_split(base, "train")
+    index = np.array([3, 7, 59])
+    overlay = Overlay(index, 255 - data.gather(index), np.array([1, 2, 3]))
+    write_overlay(tmp_path / "poisoned", data, overlay)
+    poisoned = open_poisoned(base, tmp_path / "poisoned")
+    wanted = np.array([7, 0, 59, 3, 7])
+    assert (poisoned.gather(wanted)[[0, 2, 3]] == 255 - data.gather(wanted[[0, 2, 3]])).all()
+    assert (poisoned.gather(wanted)[1] == data.gather(wanted[1:2])[0]).all()
+    assert poisoned.labels[index].tolist() == [1, 2, 3]
+    write_base(base, digits.build({**SIZES, "train": 70}), classes=digits.CLASSES)
+    with pytest.raises(UserError, match="made for another base data set"):
+        open_poisoned(base, tmp_path / "poisoned")
+
+
+def test_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as staging:
+        (staging / "a").write_text("old")
+
+    def fail() -> None:
+        with new_folder(tmp_path / "out") as staging:
+            (staging / "a").write_text("new")
+            raise RuntimeError("stopped in the middle")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_keeps_shape_and_range_and_is_seeded(name: str) -> None:
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    once, again = (augment(images, [name], torch_rng(0, "test")) for _ in range(2))
+    assert once.shape == images.shape
+    assert once.min() >= 0
+    assert once.max() <= 1
+    assert torch.equal(once, again)
+    assert not torch.equal(once, images)
+
+
+def test_crop_shifts_each_image_as_one() -> None:
+    images = torch.rand(4, 3, 32, 32)
+    cropped = augment(images, ["crop"], torch_rng(3, "test"))
+    for image, result in zip(images, cropped, strict=True):
+        padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
+        places = [(r, c) for r in range(9) for c in range(9) if torch.equal(padded[:, r : r + 32, c : c + 32], result)]
+        assert len(places) == 1
+
+
+def test_seeds_differ_by_every_part() -> None:
+    assert len({derive(0, "a"), derive(1, "a"), derive(0, "b"), derive(0, "a", 0), derive(0, "a", 1)}) == 5
+
+
+def test_subset_is_what_gather_gives() -> None:
+    data = ImageSet(np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3), np.arange(5), tuple("abcde"))
+    part = data.subset(np.array([4, 1]))
+    assert (part.base == data.base[[4, 1]]).all()
+    assert part.labels.tolist() == [4, 1]

@@ -1,0 +1,103 @@
+"""The training core against a slow, obvious loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unpoison import models
+from unpoison.data.imageset import ImageSet
+from unpoison.errors import UserError
+from unpoison.seeding import torch_rng
+from unpoison.training import loop
+from unpoison.training.device import pick_device
+from unpoison.training.inference import features_of, logits_of
+from unpoison.training.recipe import Recipe
+
+
+def small() -> models.Classifier:
+    return models.build("resnet18", num_classes=10, image_size=(32, 32), width=4, stem="conv3_pool")
+
+
+RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05, nesterov=True)
+
+
+def test_same_seed_same_weights_and_other_seed_other_weights(splits: dict[str, ImageSet]) -> None:
+    data = splits["public"]
+
+    def train(seed: int) -> torch.Tensor:
+        model = small()
+        loop.fit(model, data, RECIPE, seed=seed, what="test")
+        return model.head.weight.detach()
+
+    assert torch.equal(train(0), train(0))
+    assert not torch.equal(train(0), train(1))
+
+
+def test_equals_the_loop_people_write(splits: dict[str, ImageSet]) -> None:
+    data, model, plain = splits["public"], small(), small()
+    history = loop.fit(model, data, RECIPE, seed=3, what="test")
+    images, labels = data.tensor().float() / 255, torch.from_numpy(data.labels)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=3 * 4 + 1)
+    generator = torch_rng(3, "fit/test")
+    plain.train()
+    for epoch in range(3):
+        for index in torch.randperm(len(data), generator=generator).split(32):
+            loss = F.cross_entropy(plain(images[index]), labels[index], reduction="none")
+            assert np.allclose(history.losses[epoch, index.numpy()], loss.detach(), atol=2e-2)
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
+            schedule.step()
+    assert torch.allclose(model.head.weight, plain.head.weight, atol=5e-3)
+
+
+def test_streaming_gives_what_a_resident_set_gives(
+    splits: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident, streamed = small(), small()
+    loop.fit(resident, splits["public"], RECIPE, seed=0, what="test")
+    monkeypatch.setattr(loop, "_memory", lambda device: 0)
+    loop.fit(streamed, splits["public"], RECIPE, seed=0, what="test")
+    assert torch.equal(resident.head.weight, streamed.head.weight)
+
+
+def test_it_learns_and_keeps_every_samples_loss(splits: dict[str, ImageSet]) -> None:
+    data, model = (
+        splits["reserve"],
+        models.build("resnet18", num_classes=10, image_size=(32, 32), width=8, stem="conv3_pool"),
+    )
+    history = loop.fit(model, data, Recipe(epochs=15, batch_size=32, lr=0.1), seed=0, what="test")
+    assert history.losses.shape == (15, len(data))
+    assert (history.losses > 0).all()
+    assert history.epochs[-1]["accuracy"] > 0.9
+    assert (logits_of(model, data).argmax(1).numpy() == data.labels).mean() > 0.9
+
+
+def test_inference_matches_a_plain_pass(splits: dict[str, ImageSet]) -> None:
+    data, model = splits["reserve"], small().eval()
+    images = data.tensor().float() / 255
+    with torch.no_grad():
+        assert torch.allclose(logits_of(model, data), model(images), atol=1e-4)
+        assert torch.allclose(features_of(model, data), model.features(images), atol=1e-4)
+
+
+def test_device_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNPOISON_DEVICE", "cpu")
+    assert pick_device().type == "cpu"
+    for wrong in ("toaster", "meta"):
+        monkeypatch.setenv("UNPOISON_DEVICE", wrong)
+        with pytest.raises(UserError, match=f"UNPOISON_DEVICE: '{wrong}' given, allowed: cpu, cuda"):
+            pick_device()
+
+
+@pytest.mark.gpu
+def test_gpu_gives_what_the_cpu_gives(splits: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("UNPOISON_DEVICE", device)
+        results.append(logits_of(small().eval(), splits["reserve"]))
+    assert torch.allclose(results[0], results[1], atol=0.05)
