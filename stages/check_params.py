@@ -36,6 +36,9 @@ def check_all(params: Params) -> None:
     _check_attack(params, sizes["train"], seed)
     for stage in (train_backdoored, train_prior, generate_variations, distill_student, report):
         stage.settings(params)
+    strength, most = generate_variations.settings(params).strength, train_prior.settings(params).max_strength
+    if strength > most:
+        raise UserError(f"{PARAMS}: variations.strength: {strength} given, allowed: up to prior.max_strength {most}")
     _check_methods(params, "purify", purify.PURIFIERS)
     _check_methods(params, "detect", detect.DETECTORS)
     if section(params, "purify")["methods"] and not sizes["reserve"]:

@@ -162,13 +162,14 @@ def _worst_class(run: Run) -> tuple[float, int]:
 
 
 def _reason(method: str, auroc: float, share: float, label: int, classes: tuple[str, ...]) -> str:
-    if method not in ("ac", "ss") or auroc >= 0.9 or share < 0.25:
+    if method not in ("ac", "ss") or share < 0.25:
         return ""
     assumption = {
         "ac": "takes the smaller of two clusters of a class for the poison",
         "ss": "takes poison for a small outlying part of a class",
     }[method]
-    return f"{assumption}; here poison is {share:.0%} of class {classes[label]}, so the assumption does not hold"
+    end = "so it fails" if auroc < 0.9 else "the edge of what it can take"
+    return f"{assumption}; here poison is {share:.0%} of class {classes[label]}, {end}"
 
 
 def _pictures(page: Page, run: Run) -> None:

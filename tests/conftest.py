@@ -16,7 +16,7 @@ from unpoison.data.imageset import ImageSet, Overlay
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 
-RECIPE = Recipe(epochs=10, batch_size=64, lr=0.1, augment=["crop"])
+RECIPE = Recipe(epochs=12, batch_size=64, lr=0.1)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Planted:
 
 @pytest.fixture(scope="session")
 def splits() -> dict[str, ImageSet]:
-    built = digits.build({"train": 1200, "test": 200, "reserve": 300, "public": 100})
+    built = digits.build({"train": 1600, "test": 200, "reserve": 300, "public": 100})
     return {name: ImageSet(images, labels, digits.CLASSES, digest=name) for name, (images, labels) in built.items()}
 
 
@@ -40,7 +40,7 @@ def splits() -> dict[str, ImageSet]:
 def planted(splits: dict[str, ImageSet]) -> Planted:
     train = splits["train"]
     trigger = badnets.make((32, 32, 3), 0, pattern="checkerboard", size=5)
-    policy = Policy(poison_rate=0.05)
+    policy = Policy(poison_rate=0.1)
     index = choose_samples(policy, train.labels, 10, seed=0)
     labels = train.labels.copy()
     labels[index] = 0

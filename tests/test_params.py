@@ -62,6 +62,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("attack.trojan", {}, r"attack\.trojan: unknown key"),
     ("model.name", "resnet19", r"model\.name: 'resnet19' given, allowed: resnet18, resnet34"),
     ("model.depth", 3, r"model\.depth: unknown key, allowed: width, stem"),
+    ("variations.strength", 0.7, r"variations\.strength: 0\.7 given, allowed: up to prior\.max_strength 0\.6"),
     ("variations.strength", 0.01, r"variations\.strength: 0\.01 given"),
     ("variations.scheduler", "euler", r"variations\.scheduler: 'euler' given; input should be 'ddim' or 'dpmsolver"),
     ("distill.alpha", 2, r"distill\.alpha: 2 given; input should be less than or equal to 1"),

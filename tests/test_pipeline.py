@@ -56,10 +56,8 @@ def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository after one `dvc repro` and a commit."""
-    folder = tmp_path_factory.mktemp("project") / "clone"
+def make_project(folder: Path, changes: dict) -> Path:
+    """A repository of its own at `folder`, with changed parameters, after one `dvc repro`."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +66,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(source, target)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump(merge(params, TINY), sort_keys=False))
-    # Only detectors that this project runs have a column in the ROC file.
-    (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text().replace("[cd, ac, ss, strip]", "[cd, ac]"))
+    (folder / "params.yaml").write_text(yaml.safe_dump(merge(params, changes), sort_keys=False))
     run(folder, "git", "init", "-q")
     run(folder, "git", "config", "user.email", "test@example.org")
     run(folder, "git", "config", "user.name", "test")
     run(folder, "dvc", "repro")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project, committed."""
+    folder = make_project(tmp_path_factory.mktemp("project") / "clone", TINY)
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "run")
     return folder

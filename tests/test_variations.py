@@ -73,6 +73,17 @@ def test_impossible_priors_are_refused(splits: dict[str, ImageSet], tmp_path: Pa
         train_prior(splits["public"], PriorRecipe(channels=[12]), seed=0, scratch=tmp_path)
 
 
+def test_more_noise_than_the_prior_knows_is_refused(prior: Prior, splits: dict[str, ImageSet]) -> None:
+    modest = Prior(prior.unet, prior.unshuffle, max_strength=0.4)
+    with pytest.raises(UserError, match=r"variations\.strength: 0\.6 given, allowed: up to prior\.max_strength 0\.4"):
+        vary(modest, splits["test"].tensor(np.arange(2)), [0, 1], SamplerSettings(), seed=0, device=CPU)
+
+
+def test_loss_weights_stop_at_five() -> None:
+    weights = prior_module.min_snr_weights(torch.tensor([0.99, 0.5, 0.2]))
+    assert weights.tolist() == pytest.approx([5.0, 1.0, 0.25])
+
+
 def test_encode_and_decode_are_inverse(prior: Prior) -> None:
     images = torch.rand(2, 3, 32, 32)
     assert prior.encode(images).shape == (2, 12, 16, 16)

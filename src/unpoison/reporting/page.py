@@ -18,9 +18,10 @@ h1 { font-size: 1.6rem; margin: .4rem 0; } h2 { font-size: 1.2rem; margin: 2.2re
 p { max-width: 46rem; } .soft { color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { padding: .32rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } td.text { text-align: left; white-space: normal; min-width: 14rem; }
+th:first-child, td:first-child { text-align: left; } .text { text-align: left; }
+td.text { white-space: normal; min-width: 14rem; }
 thead th { background: var(--band); font-weight: 600; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem; } .row figure { flex: 1 1 300px; max-width: 520px; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; } .row figure { flex: 1 1 300px; max-width: 400px; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .88rem; } img.figure { width: 100%; height: auto; }
 .wide { min-width: 640px; } .suspects { display: flex; flex-wrap: wrap; gap: .5rem; }
 .suspects figure { width: 76px; font-size: .7rem; text-align: center; line-height: 1.25; overflow-wrap: anywhere; }
@@ -38,13 +39,11 @@ class Table:
     text_columns: frozenset[int] = frozenset()
 
     def html(self) -> str:
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        kinds = ["text" if i in self.text_columns else "number" for i in range(len(self.header))]
+        head = "".join(f'<th class="{kind}">{escape(cell)}</th>' for kind, cell in zip(kinds, self.header, strict=True))
         body = "".join(
             "<tr>"
-            + "".join(
-                f'<td class="text">{escape(cell)}</td>' if i in self.text_columns else f"<td>{escape(cell)}</td>"
-                for i, cell in enumerate(row)
-            )
+            + "".join(f'<td class="{kind}">{escape(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
             + "</tr>"
             for row in self.rows
         )

@@ -42,6 +42,8 @@ class PriorRecipe:
     Attributes:
         steps: optimiser steps.
         batch_size: images per step, drawn with replacement.
+        max_strength: the most noise it is trained on, as a share of the schedule; variations may not ask for more. A
+            prior that only ever denoises from half way need not learn to start from nothing.
         lr: peak learning rate of AdamW, reached after 5 % of the steps, then a cosine to 0.
         ema_decay: of the moving average of the weights, which is what is kept.
         unshuffle: side of the pixel blocks moved to channels; 1 leaves the image as it is.
@@ -56,6 +58,7 @@ class PriorRecipe:
     unshuffle: Annotated[int, Gt(0), Le(8)] = 2
     channels: list[Count] | tuple[int, ...] = (32, 64, 64)
     checkpoint_every: Count = 50
+    max_strength: Annotated[float, Gt(0), Le(1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,13 @@ class Prior:
     Attributes:
         unet: predicts the clean image from a noisy one, pixel-unshuffled and scaled to [-1, 1].
         unshuffle: side of the pixel blocks.
+        max_strength: the most noise it was trained on, as a share of the schedule.
         digest: SHA-256 of its weights, "" before it is saved.
     """
 
     unet: UNet2DModel
     unshuffle: int
+    max_strength: float
     digest: str = ""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -110,6 +115,8 @@ def train_prior(
     rows = state.load()
     first = int(rows[-1]["step"]) if rows else 0
     noise_schedule = DDPMScheduler(**SCHEDULE)
+    noisiest = max(1, round(recipe.max_strength * len(noise_schedule.timesteps)))
+    weights = min_snr_weights(noise_schedule.alphas_cumprod).to(device)
     images = public.tensor()
     running = 0.0
     unet.train()
@@ -119,12 +126,13 @@ def train_prior(
         index = torch.randint(len(images), (recipe.batch_size,), generator=generator)
         clean = F.pixel_unshuffle(to_float(images[index], device) * 2 - 1, recipe.unshuffle)
         noise = torch.randn(clean.shape, generator=generator).to(device, memory_format=torch.channels_last)
-        at = torch.randint(1000, (recipe.batch_size,), generator=generator).to(device)
+        at = torch.randint(noisiest, (recipe.batch_size,), generator=generator).to(device)
         noisy = noise_schedule.add_noise(clean, noise, at)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _warm_cosine(step, recipe.steps)
         with autocast(device):
-            loss = F.mse_loss(unet(noisy, at).sample.float(), clean)
+            error = (unet(noisy, at).sample.float() - clean).square().mean((1, 2, 3))
+        loss = (weights[at] * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -136,15 +144,20 @@ def train_prior(
             running = 0.0
             state.save(rows)
     shutil.rmtree(scratch, ignore_errors=True)
-    return Prior(average.eval(), recipe.unshuffle), rows
+    return Prior(average.eval(), recipe.unshuffle, recipe.max_strength), rows
+
+
+def min_snr_weights(alphas_cumprod: Tensor) -> Tensor:
+    """Loss weight per timestep for a network that predicts the image: min(SNR, 5) (Hang et al. 2023, section 3.4)."""
+    return (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=5.0)
 
 
 def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any]) -> None:
     with new_folder(folder) as staging:
         _save_tensors(prior.unet.state_dict(), staging / WEIGHTS)
         config = {key: prior.unet.config[key] for key in _KEYS}
-        about = {"format": "unpoison-prior-1", "unet": config, "unshuffle": prior.unshuffle, "made_by": made_by}
-        write_manifest(staging, DESCRIPTION, about)
+        about = {"format": "unpoison-prior-1", "unet": config, "unshuffle": prior.unshuffle}
+        write_manifest(staging, DESCRIPTION, {**about, "max_strength": prior.max_strength, "made_by": made_by})
 
 
 def load_prior(folder: Path) -> Prior:
@@ -158,7 +171,7 @@ def load_prior(folder: Path) -> Prior:
         unet.load_state_dict(weights)
     except RuntimeError:
         raise UserError(f"{folder / WEIGHTS}: weights of another architecture than {DESCRIPTION} describes") from None
-    return Prior(unet.eval(), about["unshuffle"], about["files"][WEIGHTS])
+    return Prior(unet.eval(), about["unshuffle"], about["max_strength"], about["files"][WEIGHTS])
 
 
 class _State:

@@ -86,6 +86,10 @@ def vary(
     Returns:
         uint8 [n, num_variations, c, h, w] on the CPU.
     """
+    if settings.strength > prior.max_strength:
+        raise UserError(
+            f"variations.strength: {settings.strength} given, allowed: up to prior.max_strength {prior.max_strength}"
+        )
     source = to_float(images, device)
     count, padding = len(images), BATCH - len(images)
     latents = torch.cat(
