@@ -16,14 +16,14 @@ from unpoison.errors import UserError
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 # One row per network: name, arguments, penultimate features, side of the last feature map at 32 px.
 TABLE = [
-    ("resnet18", {"width": 4}, 32, 4),
-    ("resnet18", {"width": 4, "stem": "conv3_pool"}, 32, 2),
-    ("resnet34", {"width": 4}, 32, 4),
+    ("resnet18", {"width": 8}, 64, 4),
+    ("resnet18", {"width": 8, "stem": "conv3_pool"}, 64, 2),
+    ("resnet34", {"width": 8}, 64, 4),
 ]
 
 
 def small(**changes: object) -> models.Classifier:
-    arguments = {"num_classes": 5, "image_size": (32, 32), "width": 4, "seed": 1} | changes
+    arguments = {"num_classes": 5, "image_size": (32, 32), "width": 8, "seed": 1} | changes
     return models.build("resnet18", **arguments).eval()
 
 
@@ -94,7 +94,7 @@ def test_tampered_weights_are_refused(tmp_path: Path) -> None:
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     models.save(small(), tmp_path / "m", classes=tuple("abcde"), made_by={})
     about = read_json(tmp_path / "m" / "model.json")
-    about["network"]["arguments"]["width"] = 8
+    about["network"]["arguments"]["width"] = 16
     write_json(tmp_path / "m" / "model.json", about)
     with pytest.raises(UserError, match="weights of another architecture: "):
         models.load(tmp_path / "m")

@@ -61,6 +61,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("attack.blended.alpha", 0.1, r"attack\.blended\.alpha: unknown key, allowed: pattern, ratio"),
     ("attack.trojan", {}, r"attack\.trojan: unknown key"),
     ("model.name", "resnet19", r"model\.name: 'resnet19' given, allowed: resnet18, resnet34"),
+    ("model.width", 4, r"model\.width: 4 given; input should be greater than or equal to 8"),
     ("model.depth", 3, r"model\.depth: unknown key, allowed: width, stem"),
     ("variations.strength", 0.7, r"variations\.strength: 0\.7 given, allowed: up to prior\.max_strength 0\.6"),
     ("variations.strength", 0.01, r"variations\.strength: 0\.01 given"),

@@ -26,7 +26,7 @@ ENVIRONMENT = {
 COPIED = ("stages", "src", "params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
 TINY = {
     "data": {"digits": {"train": 200, "test": 60, "reserve": 60, "public": 60}},
-    "model": {"width": 4},
+    "model": {"width": 8},
     "train": {"epochs": 2},
     "prior": {"steps": 20, "channels": [8, 8], "unshuffle": 4, "checkpoint_every": 5},
     "variations": {"steps": 4, "strength": 0.5},

@@ -18,10 +18,10 @@ from unpoison.training.recipe import Recipe
 
 
 def small() -> models.Classifier:
-    return models.build("resnet18", num_classes=10, image_size=(32, 32), width=4, stem="conv3_pool")
+    return models.build("resnet18", num_classes=10, image_size=(32, 32), width=8, stem="conv3_pool")
 
 
-RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05, nesterov=True)
+RECIPE = Recipe(epochs=2, batch_size=32, lr=0.01, nesterov=True)
 
 
 def test_same_seed_same_weights_and_other_seed_other_weights(splits: dict[str, ImageSet]) -> None:
@@ -40,14 +40,14 @@ def test_equals_the_loop_people_write(splits: dict[str, ImageSet]) -> None:
     data, model, plain = splits["public"], small(), small()
     history = loop.fit(model, data, RECIPE, seed=3, what="test")
     images, labels = data.tensor().float() / 255, torch.from_numpy(data.labels)
-    optimizer = torch.optim.SGD(plain.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=3 * 4 + 1)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=2 * 4 + 1)
     generator = torch_rng(3, "fit/test")
     plain.train()
-    for epoch in range(3):
+    for epoch in range(2):
         for index in torch.randperm(len(data), generator=generator).split(32):
             loss = F.cross_entropy(plain(images[index]), labels[index], reduction="none")
-            assert np.allclose(history.losses[epoch, index.numpy()], loss.detach(), atol=2e-2)
+            assert np.allclose(history.losses[epoch, index.numpy()], loss.detach(), atol=5e-3)
             optimizer.zero_grad()
             loss.mean().backward()
             optimizer.step()
