@@ -94,7 +94,7 @@ def main() -> list[Path]:
     _score_figures(page, run)
     _suspects(page, run)
     _training(page, run)
-    _costs(page)
+    _costs(page, run)
     for path, text in ((INDEX, page.html()), (SUMMARY, page.markdown())):
         with new_file(path) as staging:
             staging.write_text(text, encoding="utf-8")
@@ -261,8 +261,14 @@ def _training(page: Page, run: Run) -> None:
     page.figures(pictures)
 
 
-def _costs(page: Page) -> None:
-    costs = {name: cost for name, cost in read_costs().items() if name != "report"}
+def _costs(page: Page, run: Run) -> None:
+    methods = {f"detect@{name}" for name in run.scores} | {f"purify@{name}" for name in run.metrics["purified"]}
+    # An earlier experiment may have left costs of methods that this run does not have.
+    costs = {
+        name: cost
+        for name, cost in read_costs().items()
+        if name != "report" and ("@" not in name or name in methods)
+    }
     if not costs:
         page.text("No stage was run in this working copy, so there are no times to show.", both=False)
         return
