@@ -33,6 +33,9 @@ def check_all(params: Params) -> None:
             raise UserError(f"{PARAMS}: {name}: unknown key, allowed: {', '.join(SECTIONS)}")
     seed = seed_of(params)
     sizes = prepare.settings(params)
+    for split, size in sizes.items():
+        if 0 < size < len(digits.CLASSES):
+            raise UserError(f"{PARAMS}: data.digits.{split}: {size} given, allowed: 0 or at least 10, one per class")
     _check_attack(params, sizes["train"], seed)
     for stage in (train_backdoored, train_prior, generate_variations, distill_student, report):
         stage.settings(params)
@@ -50,9 +53,6 @@ def check_all(params: Params) -> None:
         )
     if not sizes["public"]:
         raise UserError(f"{PARAMS}: data.digits.public: 0 given, allowed: at least 10, the prior is trained on it")
-    for split, size in sizes.items():
-        if 0 < size < len(digits.CLASSES):
-            raise UserError(f"{PARAMS}: data.digits.{split}: {size} given, allowed: 0 or at least 10, one per class")
 
 
 def _check_attack(params: Params, train_size: int, seed: int) -> None:

@@ -265,9 +265,7 @@ def _costs(page: Page, run: Run) -> None:
     methods = {f"detect@{name}" for name in run.scores} | {f"purify@{name}" for name in run.metrics["purified"]}
     # An earlier experiment may have left costs of methods that this run does not have.
     costs = {
-        name: cost
-        for name, cost in read_costs().items()
-        if name != "report" and ("@" not in name or name in methods)
+        name: cost for name, cost in read_costs().items() if name != "report" and ("@" not in name or name in methods)
     }
     if not costs:
         page.text("No stage was run in this working copy, so there are no times to show.", both=False)

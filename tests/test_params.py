@@ -40,7 +40,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("sead", 1, r"sead: unknown key, allowed: seed, data"),
     ("seed", -1, r"seed: -1 given, allowed: a whole number from 0"),
     ("seed", True, r"seed: True given"),
-    ("train", None, r"train.*"),
+    ("train", "fast", r"train: 'fast' given, allowed: a block of keys"),
     ("train.learning_rate", 0.1, r"train\.learning_rate: unknown key, allowed: epochs, batch_size"),
     ("train.epochs", 0, r"train\.epochs: 0 given; input should be greater than or equal to 1"),
     ("train.epochs", "ten", r"train\.epochs: 'ten' given; input should be a valid integer"),
