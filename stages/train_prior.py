@@ -25,7 +25,7 @@ def main() -> list[Path]:
     prior, rows = train_prior(public, recipe, seed=seed, scratch=SCRATCH / "prior" / key)
     save_prior(prior, PRIOR, made_by={"stage": "train_prior", "seed": seed, "steps": recipe.steps})
     with new_file(TRAINING / "prior.csv") as staging:
-        pd.DataFrame(rows).to_csv(staging, index=False)
+        pd.DataFrame(rows, columns=["step", "loss"]).to_csv(staging, index=False)
     print(f"train_prior: {recipe.steps} steps, prediction error {rows[-1]['loss']:.4f}", flush=True)
     return [PRIOR, TRAINING / "prior.csv"]
 
