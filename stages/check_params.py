@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,14 @@ def check_all(params: Params) -> None:
         if name not in SECTIONS:
             raise UserError(f"{PARAMS}: {name}: unknown key, allowed: {', '.join(SECTIONS)}")
     seed = seed_of(params)
-    sizes = prepare.settings(params)
-    for split, size in sizes.items():
-        if 0 < size < len(digits.CLASSES):
-            raise UserError(f"{PARAMS}: data.digits.{split}: {size} given, allowed: 0 or at least 10, one per class")
-    _check_attack(params, sizes["train"], seed)
+    data = prepare.settings(params)
+    if data.name == "digits":
+        for split, size in data.digits_sizes.items():
+            if 0 < size < len(digits.CLASSES):
+                raise UserError(f"{PARAMS}: data.{split}: {size} given, allowed: 0 or at least 10, one per class")
+    elif data.name in ("folder", "imagenet") and not Path(data.path).exists():
+        raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
+    _check_attack(params, data, seed)
     for stage in (train_backdoored, train_prior, generate_variations, distill_student, report):
         stage.settings(params)
     strength, most = generate_variations.settings(params).strength, train_prior.settings(params).max_strength
@@ -44,22 +48,24 @@ def check_all(params: Params) -> None:
         raise UserError(f"{PARAMS}: variations.strength: {strength} given, allowed: up to prior.max_strength {most}")
     _check_methods(params, "purify", purify.PURIFIERS)
     _check_methods(params, "detect", detect.DETECTORS)
-    if section(params, "purify")["methods"] and not sizes["reserve"]:
-        raise UserError(f"{PARAMS}: data.digits.reserve: 0 given, allowed: at least 10, purify.methods needs it")
+    if section(params, "purify")["methods"] and not data.reserve:
+        raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.methods needs it")
     overlays = section(params, "detect").get("strip", {}).get("overlays", 0)
-    if "strip" in section(params, "detect")["methods"] and overlays > sizes["reserve"]:
+    if "strip" in section(params, "detect")["methods"] and overlays > data.reserve:
         raise UserError(
-            f"{PARAMS}: detect.strip.overlays: {overlays} given, allowed: 1 to {sizes['reserve']}, data.digits.reserve"
+            f"{PARAMS}: detect.strip.overlays: {overlays} given, allowed: 1 to {data.reserve}, data.reserve"
         )
-    if not sizes["public"]:
-        raise UserError(f"{PARAMS}: data.digits.public: 0 given, allowed: at least 10, the prior is trained on it")
+    if not data.public:
+        raise UserError(f"{PARAMS}: data.public: 0 given, allowed: at least 10, the prior is trained on it")
 
 
-def _check_attack(params: Params, train_size: int, seed: int) -> None:
+def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
+    """The attack as far as it can be checked before the data are read: in full for the digits, whose shape is known."""
     name, policy, arguments = poison.settings(params)
     for attack, module in ATTACKS.items():
         poison.checked(params, f"attack.{attack}", module.make)
-    if name != "none":
+    if name != "none" and data.name == "digits":
+        train_size = data.digits_sizes["train"]
         ATTACKS[name].make((digits.SIDE, digits.SIDE, 3), seed, **arguments)
         choose_samples(policy, np.arange(train_size) % len(digits.CLASSES), len(digits.CLASSES), seed=seed)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from common import BACKDOORED, BASE, CURVES, METRICS, PURIFIED, SCORES, STUDENT, TRUTH, load_params, run_stage, section
 from unpoison import models
@@ -44,9 +46,15 @@ def main() -> list[Path]:
 def _model_metrics(model: models.Classifier, test: ImageSet, truth: Truth | None) -> dict[str, float]:
     metrics = {"acc": accuracy(logits_of(model, test), test.labels)}
     if truth is not None:
-        images, attackers, true = truth.triggered(test)
-        logits = logits_of(model, ImageSet(images, true, test.classes))
-        metrics |= {"asr": accuracy(logits, attackers), "ra": accuracy(logits, true)}
+        keys = np.flatnonzero(truth.policy.attacked(test.labels))
+        logits, attackers, true = [], [], []
+        for some in test.chunks(keys):
+            images, wanted, labels = truth.triggered(test, some)
+            logits.append(logits_of(model, ImageSet(images, labels, test.classes)))
+            attackers.append(wanted)
+            true.append(labels)
+        asr, ra = (accuracy(torch.cat(logits), np.concatenate(each)) for each in (attackers, true))
+        metrics |= {"asr": asr, "ra": ra}
     return metrics
 
 

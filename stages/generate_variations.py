@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, Params, checked, load_params, run_stage, seed_of
-from unpoison.data.store import open_poisoned, write_base
+from unpoison.data.store import new_base, open_poisoned
 from unpoison.training.device import pick_device
 from unpoison.variations.prior import load_prior
 from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler, vary
@@ -36,10 +36,12 @@ def main() -> list[Path]:
     start = time.perf_counter()
     determined_by = {"prior": prior.digest, "sampler": sampler.as_json(), "seed": seed}
     outcome = generate_all(data, determined_by, generate, store=SCRATCH / "variations", batch=BATCH)
-    source = np.repeat(np.arange(len(data)), sampler.num_variations)
-    images = outcome.images.reshape(-1, *outcome.images.shape[2:])
-    splits = {"train": (images, data.labels[source])}
-    write_base(VARIATIONS, splits, classes=data.classes, name="variations", source=source.tolist(), base=data.digest)
+    each = sampler.num_variations
+    about = {"name": "variations", "base": data.digest, "num_variations": each}
+    with new_base(VARIATIONS, data.classes, {"train": data.labels.repeat(each)}, {}, about) as base:
+        for samples, images in outcome.blocks():
+            rows = (samples[:, None] * each + np.arange(each)).ravel()
+            base.write("train", rows, images.reshape(-1, *images.shape[2:]))
     total = outcome.generated + outcome.reused
     print(
         f"generate_variations: {outcome.generated} of {total} images generated in {time.perf_counter() - start:.0f} s, "

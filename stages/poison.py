@@ -11,8 +11,7 @@ from common import BASE, PARAMS, POISONED, TRUTH, Params, checked, load_params, 
 from unpoison.attacks import ATTACKS
 from unpoison.attacks.policy import Policy, choose_samples
 from unpoison.attacks.truth import Truth, write_truth
-from unpoison.data.imageset import Overlay
-from unpoison.data.store import open_split, write_overlay
+from unpoison.data.store import new_overlay, open_split
 from unpoison.errors import UserError
 from unpoison.hyperparameters import check
 
@@ -33,15 +32,17 @@ def main() -> list[Path]:
     seed, (name, policy, arguments) = seed_of(params), settings(params)
     train = open_split(BASE, "train")
     if name == "none":
-        empty = np.zeros(0, np.int64)
-        write_overlay(POISONED, train, Overlay(empty, train.gather(empty), empty))
-        write_truth(TRUTH, None)
+        nothing = np.zeros(0, np.int64)
+        with new_overlay(POISONED, train, nothing, nothing):
+            write_truth(TRUTH, None)
         print("poison: attack none, the training set is left as it is and no truth is known", flush=True)
         return [POISONED, TRUTH]
     trigger = ATTACKS[name].make((*train.image_size, train.channels), seed, **arguments)
     index = choose_samples(policy, train.labels, len(train.classes), seed=seed)
     new_labels = policy.new_labels(train.labels[index], len(train.classes))
-    write_overlay(POISONED, train, Overlay(index, trigger(train.gather(index), index), new_labels))
+    with new_overlay(POISONED, train, index, new_labels) as overlay:
+        for keys in train.chunks(index):
+            overlay.write(np.searchsorted(index, keys), trigger(train.gather(keys), keys))
     mask = np.zeros(len(train), bool)
     mask[index] = True
     write_truth(TRUTH, Truth(name, mask, train.labels, policy, trigger))

@@ -2,48 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
 
-from common import BASE, PARAMS, Params, checked, load_params, run_stage, section
+from common import BASE, PARAMS, SCRATCH, Params, checked, load_params, run_stage
 from unpoison.data import digits
+from unpoison.data.build import BuildSettings, build_base
+from unpoison.data.folder import open_folder
+from unpoison.data.published import PUBLISHED, open_published
+from unpoison.data.source import Source
+from unpoison.data.splits import SplitSettings
 from unpoison.data.store import write_base
-from unpoison.errors import UserError
-from unpoison.hyperparameters import Whole, choose
+from unpoison.hyperparameters import choose
 
 Size = Annotated[int, Ge(10)]
+SOURCES = ("digits", "folder", *PUBLISHED)
 
 
-def digits_sizes(
-    *, train: Size = 4800, test: Size = 1200, reserve: Whole = 600, public: Whole = 1200
-) -> dict[str, int]:
-    return {"train": train, "test": test, "reserve": reserve, "public": public}
+@dataclass(frozen=True, kw_only=True)
+class Settings(SplitSettings, BuildSettings):
+    """The section `data`.
+
+    Attributes:
+        name: one of `SOURCES`.
+        path: the folder or archive of `folder`; the folder where the files of a published set are, or are put.
+        digits: how many images are made for `train` and `test`; `reserve` and `public` are those of every source.
+    """
+
+    name: str = "digits"
+    path: str = "data/source"
+    digits: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digits_sizes(self) -> dict[str, int]:
+        sizes = {**_digits(**self.digits), "reserve": self.reserve, "public": self.public}
+        return {**sizes, "train": min(self.train_limit or sizes["train"], sizes["train"])}
 
 
-SOURCES = {"digits": digits_sizes}
+def _digits(*, train: Size = 4800, test: Size = 1200) -> dict[str, int]:
+    return {"train": train, "test": test}
 
 
-def settings(params: Params) -> dict[str, int]:
-    """The splits' sizes."""
-    data = section(params, "data")
-    for key in data:
-        if key != "name" and key not in SOURCES:
-            raise UserError(f"{PARAMS}: data.{key}: unknown key, allowed: name, {', '.join(SOURCES)}")
-    source = choose(data.get("name"), SOURCES, where=f"{PARAMS}: data.name")
-    return source(**checked(params, f"data.{data['name']}", source))
+def settings(params: Params) -> Settings:
+    values = checked(params, "data", Settings)
+    choose(values.get("name"), dict.fromkeys(SOURCES), where=f"{PARAMS}: data.name")
+    checked(params, "data.digits", _digits)
+    return Settings(**values)
 
 
 def main() -> list[Path]:
-    sizes = settings(load_params())
-    splits: dict[str, Any] = digits.build(sizes)
-    images, labels = splits["public"]
-    splits["public"] = images, np.full_like(labels, -1)
-    write_base(BASE, splits, classes=digits.CLASSES, name="digits", source="scikit-learn", licence=digits.LICENCE)
-    print(f"prepare: {', '.join(f'{count} {name}' for name, count in sizes.items())} images", flush=True)
+    given = settings(load_params())
+    if given.name == "digits":
+        splits = digits.build(given.digits_sizes)
+        images, labels = splits["public"]
+        splits["public"] = images, np.full_like(labels, -1)
+        write_base(BASE, splits, classes=digits.CLASSES, name="digits", source="scikit-learn", licence=digits.LICENCE)
+        print(f"prepare: {_counted({name: len(each) for name, (_, each) in splits.items()})} images", flush=True)
+        return [BASE]
+    source = open_source(given)
+    for name in source.ignored[:3]:
+        print(f"prepare: {name} is no sample, ignored ({len(source.ignored)} such files)", flush=True)
+    counts = build_base(source, BASE, given, given, defects=SCRATCH / "defects.txt")
+    left_out = counts.pop("defects")
+    print(f"prepare: {_counted(counts)} images of {len(source.classes)} classes", flush=True)
+    if left_out:
+        print(f"prepare: {left_out} files left out, listed in {BASE / 'defects.txt'}", flush=True)
     return [BASE]
+
+
+def open_source(given: Settings) -> Source:
+    path = Path(given.path)
+    return open_folder(path) if given.name == "folder" else open_published(given.name, path)
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in ("train", "test", "reserve", "public"))
 
 
 if __name__ == "__main__":

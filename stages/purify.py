@@ -17,7 +17,7 @@ def main(method: str) -> list[Path]:
     seed, arguments = seed_of(params), method_arguments(params, "purify", method, PURIFIERS)
     reserve = open_split(BASE, "reserve")
     if not len(reserve):
-        raise UserError(f"{BASE}/reserve: 0 trusted images, allowed: at least 10; raise data.digits.reserve")
+        raise UserError(f"{BASE}/reserve: 0 trusted images, allowed: at least 10; raise data.reserve")
     purified = PURIFIERS[method](models.load(BACKDOORED), reserve, seed=seed, **arguments)
     made_by = {"stage": f"purify@{method}", "seed": seed, "parameters": arguments}
     models.save(purified, PURIFIED / method, classes=reserve.classes, made_by=made_by)

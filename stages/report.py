@@ -31,7 +31,7 @@ from common import (
 from unpoison.attacks.truth import Truth, read_truth
 from unpoison.data.files import load_array, new_file, read_json
 from unpoison.data.imageset import ImageSet
-from unpoison.data.store import open_poisoned, open_split
+from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
 from unpoison.detection.scores import Scores, load_scores
 from unpoison.hyperparameters import Count
 from unpoison.reporting import figures
@@ -61,6 +61,8 @@ class Run:
     truth: Truth | None
     metrics: dict[str, Any]
     scores: dict[str, Scores]
+    about: dict[str, Any]
+    sources: list[str]
 
     @property
     def poisoned(self) -> NDArray[np.bool_] | None:
@@ -83,6 +85,8 @@ def main() -> list[Path]:
         truth=read_truth(TRUTH),
         metrics=read_json(METRICS),
         scores={method: load_scores(SCORES / method) for method in methods},
+        about=read_about(BASE),
+        sources=read_sources(BASE, "train"),
     )
     page = Page("unpoison: report")
     if run.settings.note:
@@ -115,7 +119,7 @@ def _what_was_run(page: Page, run: Run) -> None:
         goal = f"target class {policy.target}" if policy.label_policy == "all2one" else "class y to y + 1"
         poison = f"{name} {_inline(attack[name])}; {goal}; {count} of {total} samples ({count / total:.2%})"
     rows = [
-        ("data", f"{section(run.params, 'data')['name']}, {len(run.data)} images {run.data.base.shape[1:]}"),
+        ("data", _data(run)),
         ("attack", poison),
         ("network", _inline(model)),
         ("variations", _inline(section(run.params, "variations"))),
@@ -123,6 +127,17 @@ def _what_was_run(page: Page, run: Run) -> None:
         ("computed on", _machine()),
     ]
     page.table(Table(("", "setting"), rows, frozenset({1})))
+
+
+def _data(run: Run) -> str:
+    height, width, channels = run.data.base.shape[1:]
+    counts = ", ".join(f"{count} {split}" for split, count in run.about["counts"].items())
+    text = f"{run.about['name']} ({run.about['source']}): {counts}; {height}x{width}x{channels}"
+    if left_out := run.about.get("defects"):
+        text += f"; {left_out} files could not be used and were left out, see data/base/defects.txt"
+    if run.truth is None and run.about.get("trusted") == "train":
+        text += "; the reserve and the public images come from the same part as the suspect ones, so nothing vouches for them"
+    return text
 
 
 def _models(page: Page, run: Run) -> None:
@@ -176,6 +191,8 @@ def _pictures(page: Page, run: Run) -> None:
     page.heading("The same images through the pipeline", both=False)
     masks = run.scores.get("cd")
     candidates = np.arange(len(run.data)) if run.poisoned is None else np.flatnonzero(run.poisoned)
+    # From all over the set: in a folder's order neighbours are of one class.
+    candidates = np.concatenate([candidates[start :: run.settings.samples] for start in range(run.settings.samples)])
     if masks is not None and "index" in masks.aux:
         # Samples whose mask was kept come first, the most suspicious ones in front.
         kept = masks.aux["index"]
@@ -198,7 +215,7 @@ def _pictures(page: Page, run: Run) -> None:
         blank = np.full((*run.data.image_size, 3), 235, np.uint8)
         drawn = figures.heat(masks.aux["masks"])
         rows["CD mask"] = np.stack([drawn[place[int(k)]] if int(k) in place else blank for k in chosen])
-    titles = [f"{_source(int(key))}\nlabel {run.data.classes[run.data.labels[key]]}" for key in chosen]
+    titles = [f"{_short(run.sources[key])}\nlabel {run.data.classes[run.data.labels[key]]}" for key in chosen]
     caption = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
     page.figures([(figures.contact_sheet(rows, titles), caption)], wide=True)
 
@@ -225,9 +242,9 @@ def _suspects(page: Page, run: Run) -> None:
         images = run.data.gather(top)
         pictures = []
         for key, image in zip(top, images, strict=True):
-            caption = f"{_source(int(key))} label {run.data.classes[run.data.labels[key]]}"
+            caption = f"{run.sources[key]} label {run.data.classes[run.data.labels[key]]}"
             marked = run.poisoned is not None and bool(run.poisoned[key])
-            pictures.append((figures.png_of_image(image, 1), caption, marked))
+            pictures.append((figures.thumbnail(image), caption, marked))
         page.text(f"{name}:", both=False)
         page.thumbnails(pictures)
 
@@ -235,7 +252,7 @@ def _suspects(page: Page, run: Run) -> None:
 def _suspects_table(run: Run) -> pd.DataFrame:
     """Every sample: source, label, each detector's score and rank (1 = most suspicious), sorted by mean rank."""
     names = [run.data.classes[label] for label in run.data.labels]
-    table = pd.DataFrame({"sample": [_source(i) for i in range(len(run.data))], "label": names})
+    table = pd.DataFrame({"sample": run.sources, "label": names})
     ranks = []
     for name, scores in run.scores.items():
         table[f"{name}_score"] = scores.values
@@ -290,8 +307,9 @@ def _machine() -> str:
     return f"{name}, {precision}, {exact}, torch {torch.__version__}"
 
 
-def _source(key: int) -> str:
-    return f"train/{key:05d}"
+def _short(name: str) -> str:
+    """A source's name for a column of a sheet: its end, where it is long."""
+    return name if len(name) <= 18 else "…" + name[-17:]
 
 
 def _inline(block: dict[str, Any]) -> str:

@@ -53,6 +53,8 @@ def test_library_knows_no_configuration() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         text = path.read_text()
         for word in ("import yaml", "import dvc", 'params.yaml")', "torch.load", "torch.save", "import pickle"):
+            if (path.name, word) == ("pickles.py", "import pickle"):
+                continue  # the restricted reader of CIFAR's archives
             assert word not in text, f"{path}: {word}"
 
 

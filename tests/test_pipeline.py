@@ -23,9 +23,19 @@ ENVIRONMENT = {
     "DVC_NO_ANALYTICS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-COPIED = ("stages", "src", "params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+COPIED = (
+    "stages",
+    "src",
+    "data/source/README.md",
+    "params.yaml",
+    "dvc.yaml",
+    ".gitignore",
+    ".dvcignore",
+    ".dvc/config",
+    ".dvc/.gitignore",
+)
 TINY = {
-    "data": {"digits": {"train": 200, "test": 60, "reserve": 60, "public": 60}},
+    "data": {"digits": {"train": 200, "test": 60}, "reserve": 60, "public": 60},
     "model": {"width": 8},
     "train": {"epochs": 2},
     "prior": {"steps": 20, "channels": [8, 8], "unshuffle": 4, "checkpoint_every": 5},

@@ -37,9 +37,9 @@ class Truth:
     policy: Policy
     trigger: Trigger
 
-    def triggered(self, test: ImageSet) -> tuple[Images, IntArray, IntArray]:
-        """The test samples that ASR counts, stamped; the attacker's labels for them; their true labels."""
-        keys = np.flatnonzero(self.policy.attacked(test.labels))
+    def triggered(self, test: ImageSet, keys: IntArray | None = None) -> tuple[Images, IntArray, IntArray]:
+        """Test samples, stamped; the attacker's labels for them; their true labels. All that ASR counts by default."""
+        keys = np.flatnonzero(self.policy.attacked(test.labels)) if keys is None else keys
         true = test.labels[keys]
         return self.trigger(test.gather(keys), keys), self.policy.new_labels(true, len(test.classes)), true
 

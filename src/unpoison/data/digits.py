@@ -44,7 +44,7 @@ def build(sizes: dict[str, int]) -> dict[str, Split]:
 
     for name, size in sizes.items():
         if 0 < size < _MIN_SCANS:
-            raise UserError(f"data.digits.{name}: {size} given, allowed: 0 or at least {_MIN_SCANS} (one per class)")
+            raise UserError(f"data: {name}: {size} given, allowed: 0 or at least {_MIN_SCANS} (one per class)")
     scans, classes = load_digits(return_X_y=True)
     scans = (scans.reshape(-1, 8, 8) / 16).astype(np.float32)
     photos = _photo_pyramid()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-IntArray = NDArray[np.int64]
+from .shards import Images, IntArray, Shards
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Overlay:
     """Images and labels that stand in for those of a base at `index` (sorted)."""
 
     index: IntArray
-    images: NDArray[np.uint8]
+    images: Images | Shards
     labels: IntArray
 
 
@@ -26,14 +26,14 @@ class ImageSet:
     """n images of one size.
 
     Attributes:
-        base: uint8 [n, height, width, channels], often a memory map.
+        base: uint8 [n, height, width, channels], in memory or on disk.
         labels: int64 [n], after the overlay; -1 where the data set has no labels.
         classes: class names.
         digest: SHA-256 of the artefact it was read from; "" for one made in memory.
         overlay: what replaces rows of `base`. Private to reading: methods use `gather`.
     """
 
-    base: NDArray[np.uint8]
+    base: Images | Shards
     labels: IntArray
     classes: tuple[str, ...]
     digest: str = ""
@@ -51,14 +51,21 @@ class ImageSet:
     def channels(self) -> int:
         return int(self.base.shape[3])
 
-    def gather(self, index: IntArray) -> NDArray[np.uint8]:
+    def gather(self, index: IntArray) -> Images:
         """The images at `index` (any order), uint8 [len(index), height, width, channels], a fresh array."""
-        images = np.array(self.base[index])
+        images = self.base[index]
         if self.overlay is not None and len(self.overlay.index):
             place = np.searchsorted(self.overlay.index, index).clip(max=len(self.overlay.index) - 1)
             hit = self.overlay.index[place] == index
             images[hit] = self.overlay.images[place[hit]]
         return images
+
+    def chunks(self, index: IntArray | None = None, *, most_bytes: int = 16 << 20) -> Iterator[IntArray]:
+        """`index` (all samples by default) in stretches whose images take at most that many bytes, at least one each."""
+        index = np.arange(len(self)) if index is None else index
+        step = max(1, most_bytes // int(np.prod(self.base.shape[1:])))
+        for start in range(0, len(index), step):
+            yield index[start : start + step]
 
     def tensor(self, index: IntArray | None = None) -> Tensor:
         """As `gather` (all images by default), as a uint8 tensor [n, channels, height, width]."""

@@ -1,44 +1,108 @@
 """The artefact formats for data: base data sets and overlays.
 
-A base is a folder with `manifest.json` and one folder per split with `images.npy` (uint8 [n, height, width, channels])
-and `labels.npy` (int64 [n], -1 where unlabelled). An overlay replaces some samples of a base's train split; a poisoned
-set at 1 % costs 1 % of a copy.
+A base is a folder with `manifest.json` and one folder per split: the images (uint8 [n, height, width, channels], in
+`images.npy`, or past 1 GiB in `images-00000.npy` and so on), `labels.npy` (int64 [n], -1 where unlabelled) and, where the
+source has names for its samples, `sources.txt`, a line for each. An overlay replaces some samples of a base's train
+split; a poisoned set at 1 % costs 1 % of a copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import UserError
 from .files import check_file, load_array, new_folder, read_json, sha256_file, write_manifest
-from .imageset import ImageSet, IntArray, Overlay
+from .imageset import ImageSet, Overlay
+from .shards import Images, IntArray, Shards, ShardWriter, shard_names
 
 MANIFEST = "manifest.json"
+SOURCES = "sources.txt"
+
+
+class BaseWriter:
+    """A base data set under construction; see `new_base`.
+
+    Attributes:
+        shape: (height, width, channels) of every image; the first one written decides it.
+        about: goes to the manifest.
+        counts: images per split, known at the end.
+    """
+
+    def __init__(self, folder: Path, labels: Mapping[str, IntArray], about: dict[str, Any]) -> None:
+        self.shape: tuple[int, int, int] | None = None
+        self.about, self.counts = about, dict.fromkeys(labels, 0)
+        self._folder, self._labels = folder, labels
+        self._writers: dict[str, ShardWriter] = {}
+
+    def write(self, split: str, rows: IntArray, images: Images) -> None:
+        """Put images uint8 [k, height, width, channels] at rows of a split. Rows that get none are left out at the end."""
+        if self.shape is None:
+            self.shape = images.shape[1], images.shape[2], images.shape[3]
+        if split not in self._writers:
+            self._writers[split] = ShardWriter(self._folder / split, len(self._labels[split]), self.shape)
+        self._writers[split].write(rows, images)
+
+    def write_text(self, name: str, lines: Sequence[str]) -> None:
+        (self._folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def _finish(self, classes: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
+        if self.shape is None:
+            raise UserError("data: no image could be used, allowed: at least one in every split")
+        for split, labels in self._labels.items():
+            writer = self._writers.get(split) or ShardWriter(self._folder / split, len(labels), self.shape)
+            kept = writer.close()
+            self.counts[split] = len(kept)
+            if not len(kept) and split in ("train", "test"):
+                raise UserError(f"data: no image is left for the {split} split, allowed: at least one")
+            np.save(self._folder / split / "labels.npy", labels[kept].astype(np.int64))
+            if split in names:
+                self.write_text(f"{split}/{SOURCES}", [names[split][row] for row in kept])
+        manifest = {"format": "unpoison-base-1", "classes": list(classes), "shape": list(self.shape)}
+        write_manifest(self._folder, MANIFEST, {**manifest, "counts": self.counts, **self.about})
+
+
+@contextmanager
+def new_base(
+    folder: Path,
+    classes: Sequence[str],
+    labels: Mapping[str, IntArray],
+    names: Mapping[str, Sequence[str]],
+    about: dict[str, Any],
+) -> Iterator[BaseWriter]:
+    """A base data set to fill; it takes its place when the block ends without an error.
+
+    Args:
+        folder: where it goes.
+        classes: class names.
+        labels: for each split int64 [n].
+        names: for those splits whose samples have names, n of them.
+        about: name, source, licence, …, for the manifest.
+    """
+    with new_folder(folder) as staging:
+        writer = BaseWriter(staging, labels, dict(about))
+        yield writer
+        writer._finish(classes, names)
 
 
 def write_base(
-    folder: Path, splits: dict[str, tuple[NDArray[np.uint8], IntArray]], *, classes: tuple[str, ...], **about: Any
+    folder: Path, splits: dict[str, tuple[Images, IntArray]], *, classes: tuple[str, ...], **about: Any
 ) -> None:
-    """Write a base data set. `about` (name, source, licence, …) goes to the manifest as it is."""
+    """Write a base data set that is in memory. `about` (name, source, licence, …) goes to the manifest as it is."""
     shapes = {images.shape[1:] for images, _ in splits.values()}
     if len(shapes) != 1:
         raise UserError(f"{folder}: images of shapes {sorted(shapes)} given, allowed: one shape in all splits")
-    with new_folder(folder) as staging:
-        for name, (images, labels) in splits.items():
-            (staging / name).mkdir()
-            np.save(staging / name / "images.npy", np.ascontiguousarray(images, dtype=np.uint8))
-            np.save(staging / name / "labels.npy", labels.astype(np.int64))
-        counts = {name: len(images) for name, (images, _) in splits.items()}
-        manifest = {"format": "unpoison-base-1", "classes": list(classes), "shape": list(shapes.pop())}
-        write_manifest(staging, MANIFEST, {**manifest, "counts": counts, **about})
+    with new_base(folder, classes, {name: labels for name, (_, labels) in splits.items()}, {}, about) as base:
+        for name, (images, _) in splits.items():
+            base.write(name, np.arange(len(images)), images)
 
 
 def open_split(folder: Path, split: str) -> ImageSet:
-    """A split of a base data set, memory-mapped, after its digests were compared.
+    """A split of a base data set, read from disk as it is used, after its digests were compared.
 
     Raises:
         UserError: a file is missing, changed, or of another format; the split does not exist.
@@ -46,20 +110,41 @@ def open_split(folder: Path, split: str) -> ImageSet:
     manifest = _manifest(folder, "unpoison-base-1")
     if split not in manifest["counts"]:
         raise UserError(f"{folder}: split {split!r} asked for, available: {', '.join(manifest['counts'])}")
-    images = load_array(check_file(folder, manifest, f"{split}/images.npy"), mmap=True)
+    images = _images(folder, manifest, f"{split}/")
     labels = load_array(check_file(folder, manifest, f"{split}/labels.npy"))
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
-        raise UserError(f"{folder}/{split}: {images.dtype} images of shape {images.shape} with {len(labels)} labels")
+    if len(images) != len(labels):
+        raise UserError(f"{folder}/{split}: {len(images)} images with {len(labels)} labels")
     return ImageSet(images, labels, tuple(manifest["classes"]), sha256_file(folder / MANIFEST))
 
 
-def write_overlay(folder: Path, base: ImageSet, overlay: Overlay) -> None:
-    """Write what replaces some samples of `base`; the manifest names the base by digest and nothing about an attack."""
+def read_about(folder: Path) -> dict[str, Any]:
+    """The manifest of a base data set."""
+    return _manifest(folder, "unpoison-base-1")
+
+
+def read_sources(folder: Path, split: str) -> list[str]:
+    """The name of every sample in the source it came from, or `split/NUMBER` where the source has none."""
+    manifest = _manifest(folder, "unpoison-base-1")
+    name = f"{split}/{SOURCES}"
+    if name not in manifest["files"]:
+        return [f"{split}/{number:05d}" for number in range(manifest["counts"][split])]
+    return check_file(folder, manifest, name).read_text(encoding="utf-8").splitlines()
+
+
+@contextmanager
+def new_overlay(folder: Path, base: ImageSet, index: IntArray, labels: IntArray) -> Iterator[ShardWriter]:
+    """The images that replace `base` at `index` (sorted), to be written by row; their labels.
+
+    The manifest names the base by digest and says nothing about an attack.
+    """
     with new_folder(folder) as staging:
-        np.save(staging / "index.npy", overlay.index.astype(np.int64))
-        np.save(staging / "images.npy", overlay.images)
-        np.save(staging / "labels.npy", overlay.labels.astype(np.int64))
-        about = {"format": "unpoison-overlay-1", "base": base.digest, "split": "train", "count": len(overlay.index)}
+        np.save(staging / "index.npy", index.astype(np.int64))
+        np.save(staging / "labels.npy", labels.astype(np.int64))
+        writer = ShardWriter(staging, len(index), (*base.image_size, base.channels))
+        yield writer
+        if len(writer.close()) != len(index):
+            raise ValueError(f"{folder}: {len(index)} images announced, fewer written")
+        about = {"format": "unpoison-overlay-1", "base": base.digest, "split": "train", "count": len(index)}
         write_manifest(staging, MANIFEST, about)
 
 
@@ -72,12 +157,18 @@ def open_poisoned(base_folder: Path, overlay_folder: Path) -> ImageSet:
             f"{overlay_folder / MANIFEST}: made for another base data set ({manifest['base'][:16]}…, {base_folder} is "
             f"{base.digest[:16]}…); run the poison stage again"
         )
-    index, images, labels = (
-        load_array(check_file(overlay_folder, manifest, f"{name}.npy")) for name in ("index", "images", "labels")
-    )
+    index, labels = (load_array(check_file(overlay_folder, manifest, f"{name}.npy")) for name in ("index", "labels"))
     merged = base.labels.copy()
     merged[index] = labels
-    return ImageSet(base.base, merged, base.classes, base.digest, Overlay(index, images, labels))
+    overlay = Overlay(index, _images(overlay_folder, manifest, ""), labels)
+    return ImageSet(base.base, merged, base.classes, base.digest, overlay)
+
+
+def _images(folder: Path, manifest: dict[str, Any], split: str) -> Shards:
+    names = shard_names(list(manifest["files"]), split)
+    if not names:
+        raise UserError(f"{folder / MANIFEST}: lists no images for {split or 'it'}; run the stage again")
+    return Shards([check_file(folder, manifest, name) for name in names])
 
 
 def _manifest(folder: Path, expected: str) -> dict[str, Any]:

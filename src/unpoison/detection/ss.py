@@ -30,11 +30,10 @@ def score(
 
     Poison that is half of a class moves the class's mean half way towards itself, and both halves project alike.
     """
-    features = features_of(model, data, what="ss").numpy().astype(np.float64)
     values = np.zeros(len(data), np.float32)
     for label in np.unique(data.labels):
         members = np.flatnonzero(data.labels == label)
-        rows = features[members]
+        rows = features_of(model, data, members, what=f"ss class {label}").numpy().astype(np.float64)
         spread = rows - rows.mean(0)
         # The top right singular vector is the leading eigenvector of the d x d Gram matrix, which is much cheaper.
         direction = np.linalg.eigh(spread.T @ spread)[1][:, -1]

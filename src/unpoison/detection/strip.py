@@ -12,12 +12,13 @@ from ..data.imageset import ImageSet
 from ..errors import UserError
 from ..hyperparameters import Count, Positive
 from ..models.classifier import Classifier
+from ..progress import progress
 from ..seeding import numpy_rng
 from ..training.device import autocast, pick_device, to_float
-from ..training.progress import progress
+from ..training.inference import batch_size
 from .scores import Scores
 
-PASS = 512  # mixed images per forward pass
+PASS = 512  # mixed images of 32 px per forward pass
 
 
 @torch.inference_mode()
@@ -46,7 +47,7 @@ def score(
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     drawn = numpy_rng(seed, "strip/overlays").choice(len(reserve), overlays, replace=False)
     others = to_float(reserve.tensor(drawn), device) * weight
-    chunk = max(1, PASS // overlays)
+    chunk = max(1, batch_size(data.image_size, PASS) // overlays)
     entropy = np.empty(len(data), np.float32)
     starts = range(0, len(data), chunk)
     for start in progress(starts, what="strip", unit="batch", total=len(starts)):

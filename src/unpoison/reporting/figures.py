@@ -96,13 +96,14 @@ def training_curves(curves: Mapping[str, tuple[Array, Array]], ylabel: str, *, l
     return _png(figure)
 
 
-def png_of_image(image: NDArray[np.uint8], scale: int) -> bytes:
-    """One image, each pixel drawn as a square of `scale` pixels."""
+def thumbnail(image: NDArray[np.uint8]) -> bytes:
+    """One image uint8 [h, w, c] as a PNG of at most 64 pixels per side."""
     from PIL import Image
 
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    picture.thumbnail((64, 64), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.imageset import ImageSet
 from ..hyperparameters import Fraction, Positive
-from ..models.classifier import Classifier
+from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from ..training.device import pick_device
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
@@ -58,10 +58,17 @@ def distill(
     def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             target = teacher(images).float()
-        logits = model(images)
-        each = distillation_loss(
-            logits.float(), target, labels, alpha=alpha, temperature=temperature, ce_temperature=ce_temperature
-        )
+        logits, auxiliary = model.logits_and_auxiliary(images)
+
+        def of(student: Tensor) -> Tensor:
+            return distillation_loss(
+                student.float(), target, labels, alpha=alpha, temperature=temperature, ce_temperature=ce_temperature
+            )
+
+        each = of(logits)
+        # An auxiliary head learns from the same teacher; its logits have no counterpart there.
+        for more in auxiliary:
+            each = each + AUXILIARY_WEIGHT * of(more)
         return logits, each
 
     return fit(student, variations, recipe, seed=seed, what="student", loss=loss)

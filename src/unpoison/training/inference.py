@@ -8,33 +8,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.imageset import ImageSet
+from ..data.imageset import ImageSet, IntArray
 from ..models.classifier import Classifier
+from ..progress import progress
 from .device import autocast, pick_device, to_float
-from .progress import progress
 
-BATCH = 256
+BATCH = 256  # images of 32 px
+
+
+def batch_size(image_size: tuple[int, int], at_32: int) -> int:
+    """Images per forward pass: `at_32` up to 32 px, and no more pixels than that for larger ones."""
+    return max(1, min(at_32, at_32 * 32 * 32 // (image_size[0] * image_size[1])))
 
 
 @torch.inference_mode()
 def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Tensor:
     """Logits float32 [n, classes] on the CPU."""
-    return _map(model, data, model.forward, what)
+    return _map(model, data, np.arange(len(data)), model.forward, what)
 
 
 @torch.inference_mode()
-def features_of(model: Classifier, data: ImageSet, *, what: str = "features") -> Tensor:
-    """Penultimate features float32 [n, d] on the CPU."""
-    return _map(model, data, model.features, what)
+def features_of(model: Classifier, data: ImageSet, index: IntArray, *, what: str = "features") -> Tensor:
+    """Penultimate features float32 [len(index), d] on the CPU. Of a large set, ask for a class at a time."""
+    return _map(model, data, index, model.features, what)
 
 
-def _map(model: Classifier, data: ImageSet, function: Callable[[Tensor], Tensor], what: str) -> Tensor:
+def _map(model: Classifier, data: ImageSet, index: IntArray, function: Callable[[Tensor], Tensor], what: str) -> Tensor:
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    parts = []
-    starts = range(0, len(data), BATCH)
+    parts, step = [], batch_size(data.image_size, BATCH)
+    starts = range(0, len(index), step)
     for start in progress(starts, what=what, unit="batch", total=len(starts)):
-        images = to_float(data.tensor(np.arange(start, min(start + BATCH, len(data)))), device)
+        images = to_float(data.tensor(index[start : start + step]), device)
         with autocast(device):
             parts.append(function(images).float().cpu())
     return torch.cat(parts)

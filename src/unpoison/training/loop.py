@@ -2,7 +2,7 @@
 
 A method hands it a loss, the parameters to train, and what to do after a step; the loop knows about batches, devices,
 precision, augmentation and the schedule. The data are one uint8 tensor on the device when they fit in a quarter of its
-memory, and are gathered batch by batch from the memory map otherwise.
+memory, and are gathered batch by batch from disk otherwise.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..data.augment import augment
 from ..data.imageset import ImageSet
-from ..models.classifier import Classifier
+from ..models.classifier import AUXILIARY_WEIGHT, Classifier
+from ..progress import progress
 from ..seeding import torch_rng
 from .device import autocast, pick_device, to_float
-from .progress import progress
 from .recipe import Recipe, make_optimizer, make_schedule
 
 Loss = Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -42,8 +42,12 @@ class History:
 
 
 def cross_entropy(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    logits = model(images)
-    return logits, F.cross_entropy(logits.float(), labels, reduction="none")
+    """Cross entropy of the logits, and with `AUXILIARY_WEIGHT` that of each auxiliary head (Inception, GoogLeNet)."""
+    logits, auxiliary = model.logits_and_auxiliary(images)
+    each = F.cross_entropy(logits.float(), labels, reduction="none")
+    for more in auxiliary:
+        each = each + AUXILIARY_WEIGHT * F.cross_entropy(more.float(), labels, reduction="none")
+    return logits, each
 
 
 def fit(
@@ -75,12 +79,12 @@ def fit(
     labels = torch.from_numpy(data.labels).to(device)
     generator = torch_rng(seed, f"fit/{what}")
     optimizer = make_optimizer(recipe, model.parameters() if parameters is None else parameters)
-    schedule = make_schedule(recipe, optimizer, -(-len(data) // recipe.batch_size))
+    schedule = make_schedule(recipe, optimizer, len(_split(torch.arange(len(data)), recipe.batch_size)))
     losses = torch.zeros(recipe.epochs, len(data), device=device)
     rows: list[dict[str, float]] = []
     for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
         correct = torch.zeros((), device=device)
-        for index in torch.randperm(len(data), generator=generator).split(recipe.batch_size):
+        for index in _split(torch.randperm(len(data), generator=generator), recipe.batch_size):
             images = augment(batches(index), recipe.augment, generator)
             where = index.to(device)
             with autocast(device):
@@ -106,8 +110,16 @@ def fit(
     return History(rows, losses.cpu().numpy())
 
 
+def _split(order: Tensor, size: int) -> list[Tensor]:
+    """Batches; a last one of a single sample joins the one before, as batch norm may have nothing to average over."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 class _Batches:
-    """Index tensors to float image batches, from a resident uint8 tensor or from the memory map."""
+    """Index tensors to float image batches, from a resident uint8 tensor or from disk."""
 
     def __init__(self, data: ImageSet, device: torch.device) -> None:
         self.data, self.device = data, device

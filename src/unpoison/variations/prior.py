@@ -25,9 +25,9 @@ from ..data.files import check_file, new_folder, read_json, write_json, write_ma
 from ..data.imageset import ImageSet
 from ..errors import UserError
 from ..hyperparameters import Count, Positive
+from ..progress import progress
 from ..seeding import torch_rng
 from ..training.device import autocast, pick_device, to_float
-from ..training.progress import progress
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # The noise schedule, the same in training and sampling. With the cosine schedule an image at 60 % still has a third of its
@@ -101,7 +101,7 @@ def train_prior(
         The prior, and a row per `checkpoint_every` steps: step, loss (mean since the last row).
     """
     if not len(public):
-        raise UserError("data.digits.public: 0 images, allowed: at least 10 to train a prior on")
+        raise UserError("data.public: 0 images, allowed: at least 10 to train a prior on")
     device = pick_device()
     config = _config(public, recipe)
     with torch.random.fork_rng(devices=[]):

@@ -2,14 +2,14 @@
 
 A variation is found by (image bytes, sample key) inside a folder for (prior, sampler settings, seed). Changing an attack
 or its rate therefore generates only the images that changed. Work is done in shards, each written to a temporary name
-and renamed, so a killed run loses one shard at most.
+and renamed, so a killed run loses one shard at most. Memory holds names and places, and a shard's images at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,25 +19,37 @@ from numpy.typing import NDArray
 
 from ..data.files import new_file, sha256_json
 from ..data.imageset import ImageSet, IntArray
-from ..training.progress import progress
+from ..progress import progress
 
-Generate = Callable[[NDArray[np.uint8], IntArray], NDArray[np.uint8]]
+Images = NDArray[np.uint8]
+Generate = Callable[[Images, IntArray], Images]
 """(images uint8 [b, h, w, c], sample keys [b]) -> variations uint8 [b, v, h, w, c]"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """variations uint8 [n, v, h, w, c] in the order of the data set, and where they came from."""
+    """Where the variations of a data set lie in the store, and how they came there.
 
-    images: NDArray[np.uint8]
+    Attributes:
+        generated, reused: how many samples' variations were made now, and were there before.
+        shards: file to (rows in the file, samples of the data set), both int64.
+    """
+
     generated: int
     reused: int
+    shards: dict[Path, tuple[IntArray, IntArray]] = field(repr=False)
+
+    def blocks(self) -> Iterator[tuple[IntArray, Images]]:
+        """Samples, and their variations uint8 [k, v, h, w, c], a shard at a time."""
+        for path, (rows, samples) in self.shards.items():
+            with np.load(path, allow_pickle=False) as shard:
+                yield samples, shard["images"][rows]
 
 
 def generate_all(
     data: ImageSet, determined_by: dict[str, Any], generate: Generate, *, store: Path, batch: int
 ) -> Outcome:
-    """Variations of every sample, from the store where they are there.
+    """Put variations of every sample in the store, but for those that are there.
 
     Args:
         data: the images; a sample's key is its index.
@@ -50,39 +62,24 @@ def generate_all(
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.partial"):
         leftover.unlink()
-    found = _read_shards(folder)
-    keys = np.arange(len(data))
-    names = [_name(image, key) for key, image in _rows(data, keys)]
-    missing = np.array([key for key in keys if names[key] not in found], dtype=np.int64)
-    chunks = [missing[start : start + batch] for start in range(0, len(missing), batch)]
-    for chunk in progress(chunks, what="variations", unit="shard", total=len(chunks)):
-        made = generate(data.gather(chunk), chunk)
-        shard = [names[key] for key in chunk]
-        _write_shard(folder, shard, made)
-        found.update(zip(shard, made, strict=True))
-    images = np.stack([found[name] for name in names])
-    return Outcome(images, generated=len(missing), reused=len(data) - len(missing))
+    names = [_name(image, key) for keys in data.chunks() for key, image in zip(keys, data.gather(keys), strict=True)]
+    key_of = {name: key for key, name in enumerate(names)}
+    shards, found = _places(folder, key_of, len(data))
+    missing = np.flatnonzero(~found)
+    starts = range(0, len(missing), batch)
+    for start in progress(starts, what="variations", unit="shard", total=len(starts)):
+        chunk = missing[start : start + batch]
+        path = _write_shard(folder, [names[key] for key in chunk], generate(data.gather(chunk), chunk))
+        shards[path] = np.arange(len(chunk)), chunk
+    return Outcome(len(missing), len(data) - len(missing), shards)
 
 
-def _rows(data: ImageSet, keys: IntArray) -> list[tuple[int, NDArray[np.uint8]]]:
-    return list(zip(keys.tolist(), data.gather(keys), strict=True))
-
-
-def _name(image: NDArray[np.uint8], key: int) -> bytes:
-    return hashlib.sha256(image.tobytes() + int(key).to_bytes(8, "little")).digest()
-
-
-def _write_shard(folder: Path, names: list[bytes], images: NDArray[np.uint8]) -> None:
-    rows = np.frombuffer(b"".join(names), np.uint8).reshape(len(names), 32)
-    digest = hashlib.sha256(rows.tobytes() + images.tobytes()).digest()
-    path = folder / f"{hashlib.sha256(rows.tobytes()).hexdigest()[:24]}.npz"
-    with new_file(path) as staging, staging.open("wb") as file:
-        np.savez(file, names=rows, images=images, digest=np.frombuffer(digest, np.uint8))
-
-
-def _read_shards(folder: Path) -> dict[bytes, NDArray[np.uint8]]:
-    """All variations in the folder. A damaged shard is named and left out: its images are generated again."""
-    found: dict[bytes, NDArray[np.uint8]] = {}
+def _places(
+    folder: Path, key_of: dict[bytes, int], count: int
+) -> tuple[dict[Path, tuple[IntArray, IntArray]], NDArray[np.bool_]]:
+    """Which of the samples the store has and where. A damaged shard is named and left out: its images are made again."""
+    shards: dict[Path, tuple[IntArray, IntArray]] = {}
+    found = np.zeros(count, bool)
     for path in sorted(folder.glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as shard:
@@ -93,5 +90,23 @@ def _read_shards(folder: Path) -> dict[bytes, NDArray[np.uint8]]:
         if not intact:
             print(f"{path}: damaged, its images are generated again", flush=True)
             continue
-        found.update(zip((row.tobytes() for row in rows), images, strict=True))
-    return found
+        keys = np.array([key_of.get(row.tobytes(), -1) for row in rows], np.int64)
+        use = np.flatnonzero(keys >= 0)
+        use = use[~found[keys[use]]]
+        if len(use):
+            shards[path] = use, keys[use]
+            found[keys[use]] = True
+    return shards, found
+
+
+def _name(image: Images, key: int) -> bytes:
+    return hashlib.sha256(image.tobytes() + int(key).to_bytes(8, "little")).digest()
+
+
+def _write_shard(folder: Path, names: list[bytes], images: Images) -> Path:
+    rows = np.frombuffer(b"".join(names), np.uint8).reshape(len(names), 32)
+    digest = hashlib.sha256(rows.tobytes() + images.tobytes()).digest()
+    path = folder / f"{hashlib.sha256(rows.tobytes()).hexdigest()[:24]}.npz"
+    with new_file(path) as staging, staging.open("wb") as file:
+        np.savez(file, names=rows, images=images, digest=np.frombuffer(digest, np.uint8))
+    return path

@@ -1,0 +1,273 @@
+"""Published sets from files in their publishers' formats, the restricted reader, splits, sets larger than memory."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import urllib.error
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from unpoison.data import shards
+from unpoison.data.build import BuildSettings, build_base
+from unpoison.data.folder import open_folder
+from unpoison.data.pickles import load_plain
+from unpoison.data.published import PUBLISHED, File, open_published
+from unpoison.data.shards import Shards, ShardWriter
+from unpoison.data.splits import SplitSettings, arrange, balanced
+from unpoison.data.store import open_split, read_about, read_sources
+from unpoison.errors import UserError
+
+RNG = np.random.default_rng(0)
+CIFAR_COPY = Path(__file__).resolve().parents[2] / "shared/datasets/cifar10-jpeg75-imagefolder.tar.xz"
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def pixels(n: int, *shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def png(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def make_cifar(root: Path, *, hundred: bool = False) -> np.ndarray:
+    """A CIFAR archive with 4 images per file; returns the training images [n, 32, 32, 3]."""
+    folder = "cifar-100-python" if hundred else "cifar-10-batches-py"
+    files = ["train", "test"] if hundred else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    meta = {b"fine_label_names" if hundred else b"label_names": [f"class {i}".encode() for i in range(10)]}
+    rows = {file: pixels(4, 3072) for file in files}
+    with tarfile.open(root / f"cifar-10{'0' * hundred}-python.tar.gz", "w:gz") as tar:
+        add(tar, f"{folder}/{'meta' if hundred else 'batches.meta'}", pickle.dumps(meta, 4))
+        add(tar, f"{folder}/file.txt~", b"no pickle")
+        for file in files:
+            content = {b"data": rows[file], b"fine_labels" if hundred else b"labels": [0, 1, 2, 3]}
+            add(tar, f"{folder}/{file}", pickle.dumps(content, 4))
+    train = [rows[file] for file in files if not file.startswith("test")]
+    return np.concatenate(train).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def make_idx(root: Path) -> np.ndarray:
+    images = pixels(20, 28, 28)
+    for part, some in (("train", images), ("t10k", images[:5])):
+        header = bytes([0, 0, 8, 3]) + np.array([len(some), 28, 28], ">u4").tobytes()
+        (root / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + some.tobytes()))
+        labels = bytes([0, 0, 8, 1]) + np.array([len(some)], ">u4").tobytes() + (np.arange(len(some)) % 10).astype("u1").tobytes()
+        (root / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    return images[..., None]
+
+
+def make_svhn(root: Path) -> np.ndarray:
+    images = pixels(20, 32, 32, 3)
+    for part in ("train", "test"):
+        labels = np.where(np.arange(20) % 10 == 0, 10, np.arange(20) % 10)[:, None]
+        savemat(root / f"{part}_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": labels.astype("u1")})
+    return images
+
+
+def make_gtsrb(root: Path) -> np.ndarray:
+    images = pixels(6, 20, 20, 3)
+    with zipfile.ZipFile(root / "GTSRB-Training_fixed.zip", "w") as archive:
+        for i, image in enumerate(images):
+            archive.writestr(f"GTSRB/Training/{i % 2:05d}/{i:05d}.ppm", png(image, "PPM"))
+            archive.writestr(f"GTSRB/Training/{i % 2:05d}/GT-{i:05d}.csv", "x")
+    with zipfile.ZipFile(root / "GTSRB_Final_Test_Images.zip", "w") as archive:
+        for i in range(4):
+            archive.writestr(f"GTSRB/Final_Test/Images/{i:05d}.ppm", png(images[i], "PPM"))
+    with zipfile.ZipFile(root / "GTSRB_Final_Test_GT.zip", "w") as archive:
+        lines = ["Filename;Width;Height;ClassId", *(f"{i:05d}.ppm;20;20;{i % 2}" for i in range(4))]
+        archive.writestr("GT-final_test.csv", "\n".join(lines))
+    return images[[0, 2, 4, 1, 3, 5]]  # by class
+
+
+def make_imagenette(root: Path) -> np.ndarray:
+    images = pixels(4, 40, 40, 3)
+    with tarfile.open(root / "imagenette2-320.tgz", "w:gz") as tar:
+        for part in ("train", "val"):
+            for i, image in enumerate(images):
+                add(tar, f"imagenette2-320/{part}/{('n01440764', 'n03888257')[i // 2]}/{i}.JPEG", png(image))
+    return images
+
+
+def make_imagenet(root: Path) -> np.ndarray:
+    images = pixels(4, 40, 40, 3)
+    for part in ("train", "val"):
+        for i, image in enumerate(images):
+            path = root / part / ("n01440764", "n03888257")[i // 2] / f"{i}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(image))
+    return images
+
+
+# Set: what makes its files, image side, classes, training images.
+SETS = {
+    "cifar10": (make_cifar, 32, 10, 20),
+    "cifar100": (lambda root: make_cifar(root, hundred=True), 32, 10, 4),
+    "mnist": (make_idx, 28, 10, 20),
+    "fashion_mnist": (make_idx, 28, 10, 20),
+    "svhn": (make_svhn, 32, 10, 20),
+    "gtsrb": (make_gtsrb, 20, 2, 6),
+    "imagenette": (make_imagenette, 40, 2, 4),
+    "imagenet": (make_imagenet, 40, 2, 4),
+}
+
+
+def with_digests(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the files that lie in `root` the published ones."""
+    files = tuple(
+        File(file.name, file.url, f"sha256:{hashlib.sha256((root / file.name).read_bytes()).hexdigest()}")
+        for file in PUBLISHED[name].files
+    )
+    monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], files=files))
+
+
+def test_every_published_set_has_a_row() -> None:
+    assert set(SETS) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_set_from_its_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, side, classes, count = SETS[name]
+    root = tmp_path / "files"
+    root.mkdir()
+    wanted = make(root)
+    with_digests(name, root, monkeypatch)
+    source = open_published(name, root)
+    build_base(source, tmp_path / "base", SplitSettings(reserve=0, public=0), BuildSettings(), defects=tmp_path / "d.txt")
+    train = open_split(tmp_path / "base", "train")
+    assert len(train.classes) == classes
+    assert train.image_size == (side, side)
+    assert len(train) == count
+    assert (train.gather(np.arange(count)) == wanted).all()
+    assert len(open_split(tmp_path / "base", "test")) > 0
+    about = read_about(tmp_path / "base")
+    assert about["name"] == name
+    assert about["licence"] == PUBLISHED[name].licence
+    if name == "svhn":
+        assert train.labels[:3].tolist() == [0, 1, 2]
+    if name == "imagenette":
+        assert train.classes == ("tench", "parachute")
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if PUBLISHED[name].files])
+def test_without_a_network_the_file_and_its_place_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str, path: str) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    first = PUBLISHED[name].files[0]
+    with pytest.raises(UserError, match="is not there and cannot be downloaded") as caught:
+        open_published(name, tmp_path)
+    assert str(tmp_path / first.name) in str(caught.value)
+    assert first.url in str(caught.value)
+
+
+def test_another_file_than_the_published_one_is_refused(tmp_path: Path) -> None:
+    make_cifar(tmp_path)
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz: sha256 .* found, the published file of cifar10 has 6d958be0"):
+        open_published("cifar10", tmp_path)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("canary",)
+
+
+@pytest.mark.parametrize("value", [Hostile(), {b"data": Hostile()}, [len], RNG])
+def test_a_pickle_that_calls_anything_is_refused(value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="which is not allowed"):
+        load_plain(pickle.dumps(value, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hostile_pickle_in_cifars_archive_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("cifar-10-python.tar.gz", "w:gz") as tar:
+        add(tar, "cifar-10-batches-py/data_batch_1", pickle.dumps(Hostile()))
+    with_digests("cifar10", tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"data_batch_1: not a readable pickle of plain data: it asks for posix\.mkdir"):
+        open_published("cifar10", tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_plain_pickles_of_either_python_are_read() -> None:
+    value = {b"data": np.arange(6, dtype=np.uint8).reshape(2, 3), b"labels": [1, 2], b"name": b"x"}
+    loaded = load_plain(pickle.dumps(value, 4))
+    assert (loaded[b"data"] == value[b"data"]).all()
+    # As Python 2 and numpy 1 wrote it: module names of old, byte strings as BINSTRING.
+    old = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85cnumpy\ndtype\n"
+    old += b"U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x03abctb."
+    assert load_plain(old).tolist() == [97, 98, 99]
+
+
+def test_balanced_draws_are_even_nested_and_seeded() -> None:
+    labels = np.array([0] * 50 + [1] * 50 + [2] * 5)
+    small, large = balanced(labels, 9, 0, "x"), balanced(labels, 45, 0, "x")
+    assert np.bincount(labels[small]).tolist() == [3, 3, 3]
+    assert np.bincount(labels[large]).tolist() == [20, 20, 5]
+    assert set(small) <= set(large)
+    assert (balanced(labels, 9, 0, "x") == small).all()
+    assert (balanced(labels, 9, 1, "x") != small).any()
+
+
+def test_splits_are_disjoint_and_the_limit_moves_nothing_else() -> None:
+    labels = {"train": np.arange(200) % 4, "test": np.arange(40) % 4}
+    full = arrange(labels, SplitSettings(reserve=20, public=12))
+    limited = arrange(labels, SplitSettings(reserve=20, public=12, train_limit=60))
+    rows = [full[name][1] for name in ("train", "reserve", "public")]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(200))
+    assert [len(each) for each in rows] == [168, 20, 12]
+    for name in ("reserve", "public", "test"):
+        assert (full[name][1] == limited[name][1]).all()
+    assert set(limited["train"][1]) < set(full["train"][1])
+    assert np.bincount(labels["train"][limited["train"][1]]).tolist() == [15] * 4
+    trusted = arrange(labels, SplitSettings(reserve=20, public=0, trusted="test"))
+    assert trusted["reserve"][0] == "test"
+    assert len(trusted["train"][1]) == 200
+    assert len(trusted["test"][1]) == 20
+
+
+def test_shards_read_what_was_written_and_map_nothing_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 7 * 48)
+    images, order = pixels(50, 4, 4, 3), RNG.permutation(50)
+    writer = ShardWriter(tmp_path, 50, (4, 4, 3))
+    for part in np.array_split(order, 6):
+        writer.write(part, images[part])
+    assert len(writer.close()) == 50
+    assert len(writer.paths) == 8
+    read = Shards(writer.paths)
+    wanted = RNG.integers(0, 50, 200)
+    assert (read[wanted] == images[wanted]).all()
+    assert np.load(writer.paths[0], allow_pickle=False).shape == (7, 4, 4, 3)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not CIFAR_COPY.is_file(), reason="the JPEG copy of CIFAR-10 is not beside the project")
+def test_cifar_copy_from_archive_to_base(tmp_path: Path) -> None:
+    source = open_folder(CIFAR_COPY)
+    split = SplitSettings(train_limit=500, reserve=100, public=100)
+    counts = build_base(source, tmp_path / "base", split, BuildSettings(), defects=tmp_path / "d.txt")
+    assert counts == {"reserve": 100, "public": 100, "train": 500, "test": 10000, "defects": 0}
+    assert np.bincount(open_split(tmp_path / "base", "train").labels).tolist() == [50] * 10
+    assert read_sources(tmp_path / "base", "test")[0] == "test/airplane/0000.jpg"
