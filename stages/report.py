@@ -313,7 +313,7 @@ def _short(name: str) -> str:
 
 
 def _inline(block: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in block.items())
+    return ", ".join(f"{key} {value}" for key, value in block.items() if value is not None)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common import BACKDOORED, BASE, POISONED, TRAINING, Params, checked, load_params, run_stage, section, seed_of
+from common import (
+    BACKDOORED,
+    BASE,
+    PARAMS,
+    POISONED,
+    TRAINING,
+    Params,
+    checked,
+    load_params,
+    run_stage,
+    section,
+    seed_of,
+)
 from unpoison import models
 from unpoison.data.files import new_file, new_folder
 from unpoison.data.store import open_poisoned
-from unpoison.hyperparameters import check, choose
 from unpoison.seeding import derive
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
@@ -20,10 +31,11 @@ from unpoison.training.recipe import Recipe
 
 def settings(params: Params) -> tuple[dict[str, Any], Recipe]:
     """The network's name and arguments, and the recipe."""
-    network = section(params, "model")
-    body = choose(network.pop("name", None), models.NETWORKS, where="params.yaml: model.name")
-    arguments = check(network, body, where="params.yaml: model")
-    return {"name": params["model"]["name"], **arguments}, Recipe(**checked(params, "train", Recipe))
+    # A key that is null is as good as absent: the file lists arguments that only some networks have.
+    network = {key: value for key, value in section(params, "model").items() if value is not None}
+    name = network.pop("name", None)
+    arguments = models.network_arguments(name, network, where=f"{PARAMS}: model")
+    return {"name": name, **arguments}, Recipe(**checked(params, "train", Recipe))
 
 
 def main() -> list[Path]:

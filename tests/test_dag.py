@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from import_graph import files_of
+from prepare import SOURCES
 from unpoison.attacks import ATTACKS
 from unpoison.detection import DETECTORS
-from unpoison.models import NETWORKS
 from unpoison.purification import PURIFIERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,7 +77,7 @@ def test_families_do_not_import_each_other() -> None:
         ("attacks", set(ATTACKS)),
         ("detection", set(DETECTORS)),
         ("purification", set(PURIFIERS)),
-        ("models", set(NETWORKS)),
+        ("data", set(SOURCES)),
     ],
 )
 def test_method_tables_in_the_docs_are_true(page: str, names: set[str]) -> None:

@@ -134,7 +134,9 @@ def image_of(base: Path, name: str) -> np.ndarray:
 
 def test_fail_names_every_broken_file_and_leaves_nothing(tmp_path: Path) -> None:
     source = fill(tmp_path / "set", broken=True)
-    with pytest.raises(UserError, match=r"data\.path: 11 of 41 files cannot be used: .* and 3 more; all of them") as caught:
+    with pytest.raises(
+        UserError, match=r"data\.path: 11 of 41 files cannot be used: .* and 3 more; all of them"
+    ) as caught:
         build(source, tmp_path / "base")
     assert "\n" not in str(caught.value)
     assert "data.on_error: skip" in str(caught.value)
@@ -142,7 +144,10 @@ def test_fail_names_every_broken_file_and_leaves_nothing(tmp_path: Path) -> None
     listed = dict(line.split(": ", 1) for line in (tmp_path / "d.txt").read_text().splitlines())
     assert set(listed) == {*(f"train/cat/{name}" for name in BROKEN), "train/loose.png"}
     for name, (_, reason) in BROKEN.items():
-        assert any(word in listed[f"train/cat/{name}"] for word in reason.split("|")), (name, listed[f"train/cat/{name}"])
+        assert any(word in listed[f"train/cat/{name}"] for word in reason.split("|")), (
+            name,
+            listed[f"train/cat/{name}"],
+        )
     assert listed["train/loose.png"] == "lies in no class folder"
 
 
@@ -224,7 +229,9 @@ def test_an_archive_gives_the_same_bytes_as_its_folder(kind: str, tmp_path: Path
     for split in ("train", "test", "reserve", "public"):
         for name in ("images.npy", "labels.npy", "sources.txt"):
             left, right = ((tmp_path / base / split / name).read_bytes() for base in "ab")
-            assert (left.replace(b"set/", b"") == right.replace(b"set/", b"")) if name == "sources.txt" else left == right
+            assert (
+                (left.replace(b"set/", b"") == right.replace(b"set/", b"")) if name == "sources.txt" else left == right
+            )
 
 
 def test_without_a_test_part_each_class_gives_its_share(tmp_path: Path) -> None:
@@ -269,8 +276,16 @@ def layout(folder: Path, *names: str) -> Path:
     [
         (["a/1", "a/2"], SMALL, r"1 classes with images found \(a\), allowed: at least two"),
         (["train/a/1", "train/b/1", "test/c/1"], SMALL, "test has classes that train has not: c; allowed: a, b"),
-        (["a/1", "a/2", "b/1", "b/2"], SplitSettings(reserve=3, public=0), r"data\.reserve: 3 given, allowed: fewer than 2"),
-        (["a/1", "a/2", "b/1", "b/2"], SplitSettings(reserve=0, public=2), r"data\.public: 2 given, allowed: fewer than 2"),
+        (
+            ["a/1", "a/2", "b/1", "b/2"],
+            SplitSettings(reserve=3, public=0),
+            r"data\.reserve: 3 given, allowed: fewer than 2",
+        ),
+        (
+            ["a/1", "a/2", "b/1", "b/2"],
+            SplitSettings(reserve=0, public=2),
+            r"data\.public: 2 given, allowed: fewer than 2",
+        ),
     ],
 )
 def test_layouts_that_do_not_work(names: list[str], split: SplitSettings, message: str, tmp_path: Path) -> None:
@@ -281,7 +296,9 @@ def test_layouts_that_do_not_work(names: list[str], split: SplitSettings, messag
 def test_sizes_that_differ_need_a_size(tmp_path: Path) -> None:
     source = layout(tmp_path / "set", "a/1", "a/2", "b/1", "b/2")
     picture(size=(20, 30)).save(source / "b/3.png")
-    with pytest.raises(UserError, match=r"data\.image_size: null given, but images differ in size \(16x16, and b/3\.png is 20x30"):
+    with pytest.raises(
+        UserError, match=r"data\.image_size: null given, but images differ in size \(16x16, and b/3\.png is 20x30"
+    ):
         build(source, tmp_path / "base", image_size=None)
 
 
@@ -365,7 +382,9 @@ def test_many_shards_and_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     build(source, tmp_path / "cut", on_error="skip")
     monkeypatch.undo()
     build(source, tmp_path / "whole", on_error="skip")
-    assert [p.name for p in sorted((tmp_path / "cut/train").glob("images*"))] == [f"images-0000{i}.npy" for i in range(5)]
+    assert [p.name for p in sorted((tmp_path / "cut/train").glob("images*"))] == [
+        f"images-0000{i}.npy" for i in range(5)
+    ]
     cut, whole = open_split(tmp_path / "cut", "train"), open_split(tmp_path / "whole", "train")
     order = np.random.default_rng(1).permutation(len(whole))
     assert (cut.gather(order) == whole.gather(order)).all()

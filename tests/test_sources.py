@@ -70,7 +70,11 @@ def make_idx(root: Path) -> np.ndarray:
     for part, some in (("train", images), ("t10k", images[:5])):
         header = bytes([0, 0, 8, 3]) + np.array([len(some), 28, 28], ">u4").tobytes()
         (root / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + some.tobytes()))
-        labels = bytes([0, 0, 8, 1]) + np.array([len(some)], ">u4").tobytes() + (np.arange(len(some)) % 10).astype("u1").tobytes()
+        labels = (
+            bytes([0, 0, 8, 1])
+            + np.array([len(some)], ">u4").tobytes()
+            + (np.arange(len(some)) % 10).astype("u1").tobytes()
+        )
         (root / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
     return images[..., None]
 
@@ -151,7 +155,9 @@ def test_published_set_from_its_files(name: str, tmp_path: Path, monkeypatch: py
     wanted = make(root)
     with_digests(name, root, monkeypatch)
     source = open_published(name, root)
-    build_base(source, tmp_path / "base", SplitSettings(reserve=0, public=0), BuildSettings(), defects=tmp_path / "d.txt")
+    build_base(
+        source, tmp_path / "base", SplitSettings(reserve=0, public=0), BuildSettings(), defects=tmp_path / "d.txt"
+    )
     train = open_split(tmp_path / "base", "train")
     assert len(train.classes) == classes
     assert train.image_size == (side, side)
@@ -184,7 +190,9 @@ def test_without_a_network_the_file_and_its_place_are_named(
 
 def test_another_file_than_the_published_one_is_refused(tmp_path: Path) -> None:
     make_cifar(tmp_path)
-    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz: sha256 .* found, the published file of cifar10 has 6d958be0"):
+    with pytest.raises(
+        UserError, match=r"cifar-10-python\.tar\.gz: sha256 .* found, the published file of cifar10 has 6d958be0"
+    ):
         open_published("cifar10", tmp_path)
 
 
@@ -194,7 +202,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize("value", [Hostile(), {b"data": Hostile()}, [len], RNG])
-def test_a_pickle_that_calls_anything_is_refused(value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_calls_anything_is_refused(
+    value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="which is not allowed"):
         load_plain(pickle.dumps(value, 2))

@@ -9,18 +9,20 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from ..data.imageset import ImageSet
 from ..hyperparameters import Count, NonNegative, Positive
 from ..models.classifier import Classifier
+from ..progress import progress
 from ..seeding import torch_rng
 from ..training.device import autocast, pick_device, to_float
-from ..training.progress import progress
+from ..training.inference import batch_size
 from .scores import Scores
 
-BATCH = 256
+BATCH = 256  # images of 32 px
 KEPT = 8  # masks of the most and least suspicious samples kept for the report
 
 
@@ -114,19 +116,32 @@ def score(
         beta: weight of the total variation: 10 in the paper, 1 in the code's default.
     """
     device = pick_device()
-    # Batch norm in evaluation mode is a fixed affine map: folding it into the convolutions gives the same logits faster.
-    network = fuse(deepcopy(model).cpu().eval()).to(device=device, memory_format=torch.channels_last)
+    network: nn.Module = deepcopy(model).cpu().eval()
+    if model.traceable:
+        # Batch norm in evaluation mode is a fixed affine map: folded into the convolutions, the same logits faster.
+        network = fuse(network)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    masks = np.empty((len(data), *data.image_size), np.float16)
-    starts = range(0, len(data), BATCH)
+    values = np.empty(len(data), np.float32)
+    kept: dict[int, NDArray[np.float16]] = {}
+    step = batch_size(data.image_size, BATCH)
+    starts = range(0, len(data), step)
     for start in progress(starts, what="cd", unit="batch", total=len(starts)):
-        index = np.arange(start, min(start + BATCH, len(data)))
+        index = np.arange(start, min(start + step, len(data)))
         images = to_float(data.tensor(index), device)
         generator = torch_rng(seed, "cd/colours", start)
         found = distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
-        masks[index] = found[:, 0].half().cpu().numpy()
-    values = -masks.astype(np.float32).mean((1, 2))
-    order = np.argsort(-values, kind="stable")
-    shown = np.concatenate([order[:KEPT], order[-KEPT:]])
-    return Scores(values, forward_passes=1 + 2.0 * steps, aux={"index": shown, "masks": masks[shown]})
+        masks = found[:, 0].half().cpu().numpy()
+        values[index] = -masks.astype(np.float32).mean((1, 2))
+        kept |= dict(zip(index.tolist(), masks, strict=True))
+        kept = {key: kept[key] for key in _extremes(values, sorted(kept))}
+    shown = _extremes(values, sorted(kept))
+    aux = {"index": np.array(shown), "masks": np.stack([kept[key] for key in shown])}
+    return Scores(values, forward_passes=1 + 2.0 * steps, aux=aux)
+
+
+def _extremes(values: NDArray[np.float32], keys: list[int]) -> list[int]:
+    """Of these samples the `KEPT` most suspicious ones, then the `KEPT` least suspicious, each by falling score."""
+    ordered = sorted(keys, key=lambda key: (-values[key], key))
+    return ordered if len(ordered) <= 2 * KEPT else ordered[:KEPT] + ordered[-KEPT:]

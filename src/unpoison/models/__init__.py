@@ -1,24 +1,40 @@
-"""Networks by name, and checkpoints."""
+"""Networks by name, and checkpoints.
+
+A plain name is a network of this package, for small images and at any width; `torchvision:NAME` and `timm:NAME` are those
+libraries' own. They are imported only when one of theirs is asked for: the import alone takes longer than a small model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..hyperparameters import check, choose
 from .checkpoint import read_checkpoint, save
-from .classifier import Classifier
-from .resnet import resnet18, resnet34
+from .classifier import AUXILIARY_WEIGHT, Backbone, Classifier
+from .densenet import densenet121
+from .preactresnet import preactresnet18
+from .pretrained import check_path, network_options
+from .resnet import resnet18, resnet34, resnet50
+from .vgg import vgg19_bn
 
-__all__ = ["NETWORKS", "Classifier", "build", "fresh_copy", "load", "save"]
+__all__ = ["AUXILIARY_WEIGHT", "NETWORKS", "Classifier", "build", "fresh_copy", "load", "network_arguments", "save"]
 
-NETWORKS: dict[str, Callable[..., tuple[nn.Module, int]]] = {
+NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
+    "resnet50": resnet50,
+    "preactresnet18": preactresnet18,
+    "vgg19_bn": vgg19_bn,
+    "densenet121": densenet121,
 }
+PREFIXES = ("torchvision", "timm")
+# What torch and the two libraries raise on an image size or a layer that does not fit.
+MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def build(
@@ -27,45 +43,81 @@ def build(
     num_classes: int,
     image_size: tuple[int, int],
     channels: int = 3,
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-    std: tuple[float, ...] = (0.25, 0.25, 0.25),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     seed: int = 0,
     **arguments: Any,
 ) -> Classifier:
-    """A freshly initialised network.
+    """A freshly initialised network, in training mode.
 
     Args:
-        name: a key of `NETWORKS`.
+        name: a key of `NETWORKS`, `torchvision:NAME` or `timm:NAME`.
         num_classes: number of logits.
         image_size: height and width in pixels.
         channels: input channels.
-        mean, std: per-channel normalisation of images in [0, 1], inside the network.
+        mean, std: per-channel normalisation of images in [0, 1], inside the network. Default: those of the pretrained
+            weights (their average over the channels for images of one), 0.5 and 0.25 without such weights.
         seed: of the initial weights; the global random state is left as it was.
-        arguments: the network's own (`width`, `stem`).
+        arguments: the network's own (`width`, `stem`, `final_norm`, `growth`; `pretrained` with a prefix).
 
     Raises:
-        UserError: unknown name or argument.
+        UserError: unknown name or argument, an image size the network cannot take, pretrained weights that are not there
+            or not the network's.
     """
-    body_of = choose(name, NETWORKS, where="model.name")
-    arguments = check(arguments, body_of, where="model")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        body, width = body_of(channels, **arguments)
-        head = nn.Linear(width, num_classes)
-    description = {
-        "name": name,
-        "arguments": arguments,
-        "num_classes": num_classes,
-        "image_size": list(image_size),
-        "channels": channels,
-        "mean": list(mean)[:channels],
-        "std": list(std)[:channels],
-    }
-    return Classifier(body, head, description)
+    arguments = network_arguments(name, arguments)
+    height, width = image_size
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone, head, own = _parts(name, arguments, num_classes, (height, width), channels)
+        # What is recorded rebuilds the network without any weights, so it needs no download.
+        description = {
+            "name": name,
+            "arguments": {key: value for key, value in arguments.items() if key != "pretrained"},
+            "num_classes": num_classes,
+            "image_size": [height, width],
+            "channels": channels,
+            "mean": _per_channel("mean", mean, own and own[0], 0.5, channels),
+            "std": _per_channel("std", std, own and own[1], 0.25, channels),
+        }
+        model = Classifier(backbone, head, description)
+        _try_out(model)
+    except UserError:
+        raise
+    except MISFITS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{name}: cannot be built for images of {height}x{width} px, {channels} channels: {reason[:300]}"
+        ) from error
+    return model
+
+
+def network_arguments(name: Any, arguments: Mapping[str, Any], *, where: str = "model") -> dict[str, Any]:
+    """Check a network's name and arguments without building it.
+
+    Args:
+        name: what `build` takes; that a library has the network is looked up in the library.
+        arguments: the network's own.
+        where: the section's name in the message ("params.yaml: model").
+
+    Returns:
+        The arguments, defaults not added.
+
+    Raises:
+        UserError: names the key, what was given and what is allowed.
+    """
+    prefix, colon, short = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if colon and prefix in PREFIXES:
+        _library(prefix).check_name(short, where=f"{where}.name")
+        checked = check(arguments, network_options, where=where)
+        check_path(checked.get("pretrained"), where=f"{where}.pretrained")
+        return checked
+    options = {**NETWORKS, **{f"{library}:NAME": None for library in PREFIXES}}
+    return check(arguments, choose(name, options, where=f"{where}.name"), where=where)
 
 
 def fresh_copy(model: Classifier, *, seed: int) -> Classifier:
-    """The same network with new initial weights."""
+    """The same network with new initial weights: random ones, also where the original started from pretrained ones."""
     return _rebuild(model.description, seed)
 
 
@@ -87,3 +139,54 @@ def _rebuild(description: dict[str, Any], seed: int) -> Classifier:
     }
     arguments: Any = given.pop("arguments")
     return build(**given, seed=seed, **arguments)
+
+
+def _library(prefix: str) -> Any:
+    """The module that builds a library's networks; importing it imports the library."""
+    if prefix == "timm":
+        from . import timm_networks
+
+        return timm_networks
+    from . import torchvision_networks
+
+    return torchvision_networks
+
+
+def _parts(
+    name: str, arguments: dict[str, Any], num_classes: int, image_size: tuple[int, int], channels: int
+) -> tuple[Backbone, nn.Linear, Any]:
+    """Backbone, head, and the normalisation that pretrained weights want."""
+    prefix, colon, short = name.partition(":")
+    if colon:
+        backbone, head, own = _library(prefix).build(
+            short, num_classes=num_classes, image_size=image_size, channels=channels, **arguments
+        )
+        return backbone, head, own
+    backbone, features = NETWORKS[name](channels, **arguments)
+    return backbone, nn.Linear(features, num_classes), None
+
+
+def _per_channel(
+    key: str, given: tuple[float, ...] | None, own: tuple[float, ...] | None, default: float, channels: int
+) -> list[float]:
+    values = given if given is not None else own if own is not None else (default,) * channels
+    if given is None and channels == 1:
+        values = (sum(values) / len(values),)
+    if len(values) != channels:
+        raise UserError(f"model.{key}: {len(values)} values given, allowed: one for each of {channels} channels")
+    return [float(value) for value in values]
+
+
+@torch.no_grad()
+def _try_out(model: Classifier) -> None:
+    """One black image through every public method, so that a size that does not fit is refused here and not in training."""
+    about = model.description
+    images = torch.zeros(1, about["channels"], *about["image_size"])
+    model.eval()
+    shapes = [tuple(out.shape) for out in (model.feature_map(images), model.features(images), model(images))]
+    model.train()
+    if len(shapes[0]) != 4 or shapes[1:] != [(1, model.head.in_features), (1, about["num_classes"])]:
+        raise UserError(
+            f"{about['name']}: feature map, features and logits of one image are {shapes}, allowed: (1, d', h', w'), "
+            f"(1, {model.head.in_features}), (1, {about['num_classes']})"
+        )

@@ -1,4 +1,9 @@
-"""`Classifier`: one shape for every network, so that methods reach features, head and logits the same way."""
+"""`Classifier`: one shape for every network, so that methods reach features, head and logits the same way.
+
+A network is a backbone and one linear head. The backbone has two halves, images to its last raw output and raw output to
+penultimate features, because some methods want the map between them; networks whose raw output is no map (tokens) say how
+to read it as one.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,56 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Of each auxiliary head's loss in the sum that is minimised: the value of the Inception-v3 authors' own training code
+# (Szegedy et al., 2016). GoogLeNet's paper (2015) gives 0.3 for its two heads.
+AUXILIARY_WEIGHT = 0.4
+
+
+class GlobalAverage(nn.Module):
+    """A feature map [n, d, h, w] averaged over space, [n, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class Backbone(nn.Module):
+    """Everything before the head. This class is the plain convolutional case: the raw output is the last feature map.
+
+    Args:
+        body: normalised images [n, c, h, w] to the raw output.
+        pooling: the raw output to the penultimate features [n, d], hidden linear layers and dropout included.
+        traceable: whether `torch.fx` can trace it and finds batch norms to fold into convolutions.
+    """
+
+    def __init__(self, body: nn.Module, pooling: nn.Module, *, traceable: bool = True) -> None:
+        super().__init__()
+        self.body = body
+        self.pooling = pooling
+        self.traceable = traceable
+
+    def forward(self, images: Tensor) -> Tensor:
+        raw: Tensor = self.body(images)
+        return raw
+
+    def pool(self, raw: Tensor) -> Tensor:
+        """The raw output to the penultimate features [n, d]."""
+        features: Tensor = self.pooling(raw)
+        return features
+
+    def spatial(self, raw: Tensor) -> Tensor:
+        """The raw output as a map [n, d', h', w']."""
+        return raw
+
+    def with_auxiliary(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The raw output, and in training mode the logits of the auxiliary heads, first head first."""
+        return self(images), ()
+
 
 class Classifier(nn.Module):
     """A network from float images [n, c, h, w] in [0, 1] to logits [n, classes]; normalisation is inside.
 
     Attributes:
-        body: normalised images to the last feature map [n, d, h', w'].
+        backbone: normalised images to penultimate features, in two halves.
         head: the last linear layer, penultimate features [n, d] to logits.
         description: what rebuilds it: architecture name and arguments, classes, input size, mean and std.
     """
@@ -20,23 +69,38 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, head: nn.Linear, description: dict[str, Any]) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Linear, description: dict[str, Any]) -> None:
         super().__init__()
-        self.body = body
+        self.backbone = backbone
         self.head = head
         self.description = description
         self.register_buffer("mean", torch.tensor(description["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(description["std"]).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def traceable(self) -> bool:
+        """Whether `torch.fx` can trace it, to fold its batch norms into its convolutions."""
+        return self.backbone.traceable
+
     def feature_map(self, images: Tensor) -> Tensor:
-        """The last feature map [n, d, h', w']."""
-        out: Tensor = self.body((images - self.mean) / self.std)
-        return out
+        """The last feature map [n, d', h', w']; d' differs from the features' d where linear layers follow pooling."""
+        return self.backbone.spatial(self.backbone(self._normalised(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """The penultimate features [n, d]: the last feature map, averaged over space."""
-        return self.feature_map(images).mean((2, 3))
+        """The penultimate features [n, d], what `head` takes."""
+        return self.backbone.pool(self.backbone(self._normalised(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.head(self.features(images))
         return out
+
+    def logits_and_auxiliary(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits, and those of the auxiliary heads; none in evaluation mode and for networks without such heads.
+
+        A training loss adds `AUXILIARY_WEIGHT` times the loss of each.
+        """
+        raw, auxiliary = self.backbone.with_auxiliary(self._normalised(images))
+        return self.head(self.backbone.pool(raw)), auxiliary
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std

@@ -1,0 +1,84 @@
+"""Pretrained weights for `torchvision:` and `timm:` networks: from a `.safetensors` file, or from their publisher.
+
+Only `models.build` puts them in. A checkpoint holds the trained weights themselves, so loading one never comes here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+def network_options(*, pretrained: bool | str = False) -> None:
+    """The arguments of every `torchvision:` and `timm:` network, for `hyperparameters.check`.
+
+    pretrained: False, True (the publisher's weights, downloaded), or the path of a `.safetensors` file with the network's
+    own state dict.
+    """
+
+
+def check_path(pretrained: Any, *, where: str) -> None:
+    """Refuse a `pretrained` that names no `.safetensors` file."""
+    if isinstance(pretrained, str) and not (pretrained.endswith(".safetensors") and Path(pretrained).is_file()):
+        raise UserError(f"{where}: {pretrained!r} given, allowed: true, false, or the path of a .safetensors file")
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Raises UserError where the file is no safetensors file."""
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def put_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], *, classifiers: Sequence[str], name: str, source: str
+) -> None:
+    """Load `weights` into the library's own network, before it is taken apart.
+
+    Args:
+        network: changed in place.
+        weights: its whole state dict; batch norms' step counters, which old files lack, may be absent.
+        classifiers: names of its last linear layers; those for another number of classes keep their initial weights.
+        name, source: of the network and the weights, for the message.
+
+    Raises:
+        UserError: a tensor is absent, has another shape or is not the network's.
+    """
+    own = network.state_dict()
+    given = dict(weights)
+    for layer in classifiers:
+        weight = given.get(f"{layer}.weight")
+        if weight is not None and weight.ndim == 2 and weight.shape[0] != own[f"{layer}.weight"].shape[0]:
+            # The width of what the layer reads must still be right, or the file is another network's.
+            if weight.shape[1] == own[f"{layer}.weight"].shape[1]:
+                given |= {f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")}
+    given |= {key: own[key] for key in own if key.endswith(".num_batches_tracked") and key not in given}
+    expected = {key: tuple(value.shape) for key, value in own.items()}
+    found = {key: tuple(value.shape) for key, value in given.items()}
+    wrong = [key for key in [*expected, *found] if expected.get(key) != found.get(key)]
+    if wrong:
+        raise UserError(
+            f"{source}: not the weights of {name} as built: {wrong[0]} is {found.get(wrong[0], 'absent')}, "
+            f"the network has {expected.get(wrong[0], 'none')} ({len(set(wrong))} of {len(own)} tensors differ)"
+        )
+    # A safetensors file has no module versions, which some torchvision networks ask for: the current ones are meant.
+    ordered = OrderedDict(given)
+    ordered._metadata = own._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(ordered)
+
+
+def unavailable(name: str, tried: str, error: Exception) -> UserError:
+    """The message for weights that their publisher did not give."""
+    return UserError(
+        f"{name}: pretrained weights not available: tried {tried} ({type(error).__name__}: {error}); "
+        "give pretrained the path of a .safetensors file with the network's state dict instead"
+    )

@@ -1,0 +1,117 @@
+"""The whole pipeline, stage by stage in this process, on folders of images of other sizes than 32 px."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+import check_params
+import detect
+import distill_student
+import evaluate
+import generate_variations
+import poison
+import prepare
+import purify
+import report
+import train_backdoored
+import train_prior
+from common import load_params
+from unpoison import models
+from unpoison.data.store import open_split
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMON: dict[str, Any] = {
+    "data.name": "folder",
+    "data.path": "images.tar",
+    "attack.badnets.size": 6,
+    "train.epochs": 1,
+    "train.batch_size": 8,
+    "prior.steps": 2,
+    "prior.batch_size": 2,
+    "prior.channels": [8, 8],
+    "prior.unshuffle": 8,
+    "variations.steps": 2,
+    "distill.recipe.epochs": 1,
+    "distill.recipe.batch_size": 8,
+    "purify.ft.epochs": 1,
+    "purify.fst.epochs": 1,
+    "purify.ft.batch_size": 4,
+    "purify.fst.batch_size": 4,
+    "detect.cd.steps": 1,
+    "detect.strip.overlays": 2,
+    "report.suspects": 3,
+}
+
+
+def make_folder(folder: Path, side: int, train: int, test: int) -> Path:
+    """Two classes, `left` and `right`, by which half is bright; one file in four is a JPEG of another size."""
+    rng = np.random.default_rng(side)
+    for part, count in (("train", train), ("test", test)):
+        for i in range(count):
+            label = ("left", "right")[i % 2]
+            image = rng.integers(0, 90, (side, side, 3), dtype=np.uint8)
+            image[:, slice(0, side // 2) if i % 2 == 0 else slice(side // 2, side)] += 120
+            path = folder / part / label / f"{i:03d}.{'jpg' if i % 4 == 0 else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).resize((side + 20, side) if i % 4 == 0 else (side, side)).save(path)
+    return folder
+
+
+def run_all(changes: dict[str, Any]) -> None:
+    """Write `params.yaml` with changes and run every stage's `main` in the working directory."""
+    params: Any = load_params(ROOT / "params.yaml")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        block = params
+        for part in path:
+            block = block[part]
+        block[last] = value
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    check_params.check_all(load_params())
+    stages: list[Callable[[], list[Path]]] = [prepare.main, poison.main, train_backdoored.main, train_prior.main]
+    stages += [generate_variations.main, distill_student.main]
+    stages += [lambda m=m: purify.main(m) for m in params["purify"]["methods"]]
+    stages += [lambda m=m: detect.main(m) for m in params["detect"]["methods"]]
+    for stage in [*stages, evaluate.main, report.main]:
+        for path in stage():
+            assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "train", "network"),
+    [
+        (64, 40, {"model.name": "resnet18", "model.width": 8}),
+        (224, 34, {"model.name": "torchvision:resnet18", "model.width": None, "model.stem": None}),
+        (48, 40, {"model.name": "timm:test_vit", "model.width": None, "model.stem": None}),
+    ],
+)
+def test_every_stage_at_another_size(
+    side: int, train: int, network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    shutil.make_archive("images", "tar", make_folder(tmp_path / "images", side, train, 8))
+    run_all({**COMMON, **network, "data.image_size": side, "data.reserve": 6, "data.public": 4})
+    data = open_split(Path("data/base"), "train")
+    assert data.image_size == (side, side)
+    assert len(data) == train - 10
+    assert open_split(Path("data/variations"), "train").image_size == (side, side)
+    for folder in ("backdoored", "student", "purified/ft", "purified/fst"):
+        assert models.load(Path("models") / folder).description["image_size"] == [side, side]
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    assert set(metrics["detection"]) == {"cd", "ac", "ss", "strip"}
+    suspects = pd.read_csv("reports/suspects.csv")
+    assert set(suspects["sample"]) <= {
+        f"train/{x}/{i:03d}.{s}" for x in ("left", "right") for i in range(train) for s in ("jpg", "png")
+    }
+    assert "train/left/" in Path("reports/index.html").read_text()
