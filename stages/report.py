@@ -134,7 +134,7 @@ def _data(run: Run) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in run.about["counts"].items())
     text = f"{run.about['name']} ({run.about['source']}): {counts}; {height}x{width}x{channels}"
     if left_out := run.about.get("defects"):
-        text += f"; {left_out} files could not be used and were left out, see data/base/defects.txt"
+        text += f"; files that could not be used and were left out: {left_out}, listed in data/base/defects.txt"
     if run.truth is None and run.about.get("trusted") == "train":
         text += "; the reserve and the public images come from the same part as the suspect ones, so nothing vouches for them"
     return text
@@ -215,7 +215,7 @@ def _pictures(page: Page, run: Run) -> None:
         blank = np.full((*run.data.image_size, 3), 235, np.uint8)
         drawn = figures.heat(masks.aux["masks"])
         rows["CD mask"] = np.stack([drawn[place[int(k)]] if int(k) in place else blank for k in chosen])
-    titles = [f"{_short(run.sources[key])}\nlabel {run.data.classes[run.data.labels[key]]}" for key in chosen]
+    titles = [f"{_short(run.sources[key])}\n{run.data.classes[run.data.labels[key]][:12]}" for key in chosen]
     caption = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
     page.figures([(figures.contact_sheet(rows, titles), caption)], wide=True)
 
@@ -308,8 +308,9 @@ def _machine() -> str:
 
 
 def _short(name: str) -> str:
-    """A source's name for a column of a sheet: its end, where it is long."""
-    return name if len(name) <= 18 else "…" + name[-17:]
+    """The file's name, for a column of a sheet: its end, where it is long. The full name is in the list of suspects."""
+    name = name.rsplit("/", 1)[-1]
+    return name if len(name) <= 11 else "…" + name[-10:]
 
 
 def _inline(block: dict[str, Any]) -> str:

@@ -43,6 +43,10 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
     assert not [key for key in params if key.startswith("attack")]
 
 
+def test_prepare_depends_on_its_source() -> None:
+    assert "${data.path}" in STAGES["prepare"]["deps"]
+
+
 def test_every_stage_script_is_a_stage() -> None:
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"common"}
     assert scripts == set(STAGES)

@@ -12,7 +12,7 @@ import torch
 from conftest import Planted
 from unpoison import models
 from unpoison.data.imageset import ImageSet
-from unpoison.detection import DETECTORS, cd, ss
+from unpoison.detection import DETECTORS, ac, cd, ss
 from unpoison.errors import UserError
 from unpoison.evaluation.metrics import accuracy, detection_metrics
 from unpoison.purification import PURIFIERS, fst
@@ -184,3 +184,14 @@ def test_a_score_that_is_not_finite_is_refused(tmp_path: Any) -> None:
         save(Scores(np.array([1, np.nan], np.float32), 1), tmp_path / "s", method="cd", parameters={})
     save(Scores(np.array([1, 2], np.float32), 1), tmp_path / "s", method="cd", parameters={})
     assert load_scores(tmp_path / "s").values.tolist() == [1, 2]
+
+
+def test_silhouettes_to_a_part_are_close_to_the_exact_ones() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(0, 1, (900, 4)), rng.normal(1.5, 1, (300, 4))]).astype(np.float32)
+    clusters = np.repeat([0, 1], [900, 300]).astype(np.int32)
+    exact = ac.silhouettes(rows, clusters, rng)
+    assert np.abs(ac.silhouettes(rows, clusters, rng, exact=1199) - exact).max() < 0.03
+    lonely = np.zeros(1200, np.int32)
+    lonely[7] = 1
+    assert ac.silhouettes(rows, lonely, rng, exact=1199)[7] == 0

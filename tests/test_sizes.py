@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,13 @@ def run_all(changes: dict[str, Any]) -> None:
 def test_every_stage_at_another_size(
     side: int, train: int, network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     monkeypatch.chdir(tmp_path)
-    shutil.make_archive("images", "tar", make_folder(tmp_path / "images", side, train, 8))
-    run_all({**COMMON, **network, "data.image_size": side, "data.reserve": 6, "data.public": 4})
+    folder = make_folder(tmp_path / "images", side, train, 8)
+    (folder / "train" / "left" / "broken.png").write_bytes(b"no image")
+    shutil.make_archive("images", "tar", folder)
+    run_all(
+        {**COMMON, "data.on_error": "skip", **network, "data.image_size": side, "data.reserve": 6, "data.public": 4}
+    )
     data = open_split(Path("data/base"), "train")
     assert data.image_size == (side, side)
     assert len(data) == train - 10
@@ -114,4 +117,6 @@ def test_every_stage_at_another_size(
     assert set(suspects["sample"]) <= {
         f"train/{x}/{i:03d}.{s}" for x in ("left", "right") for i in range(train) for s in ("jpg", "png")
     }
+    for page in (Path("reports/index.html"), Path("reports/summary.md")):
+        assert "could not be used and were left out: 1" in page.read_text()
     assert "train/left/" in Path("reports/index.html").read_text()

@@ -13,7 +13,7 @@ from unpoison.errors import UserError
 from unpoison.seeding import torch_rng
 from unpoison.training import loop
 from unpoison.training.device import pick_device
-from unpoison.training.inference import features_of, logits_of
+from unpoison.training.inference import batch_size, features_of, logits_of
 from unpoison.training.recipe import Recipe
 
 
@@ -101,3 +101,27 @@ def test_gpu_gives_what_the_cpu_gives(splits: dict[str, ImageSet], monkeypatch: 
         monkeypatch.setenv("UNPOISON_DEVICE", device)
         results.append(logits_of(small().eval(), splits["reserve"]))
     assert torch.allclose(results[0], results[1], atol=0.05)
+
+
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    assert [len(batch) for batch in loop._split(torch.arange(9), 4)] == [4, 5]
+    assert [len(batch) for batch in loop._split(torch.arange(10), 4)] == [4, 4, 2]
+    assert [len(batch) for batch in loop._split(torch.arange(1), 4)] == [1]
+    data = ImageSet(np.zeros((9, 32, 32, 3), np.uint8), np.arange(9) % 2, ("a", "b"))
+    model = models.build("vgg19_bn", num_classes=2, image_size=(32, 32), width=8)  # its last map is 1x1
+    assert len(loop.fit(model, data, Recipe(epochs=1, batch_size=4), seed=0, what="test").epochs) == 1
+
+
+def test_auxiliary_heads_are_trained_with_their_weight() -> None:
+    class TwoHeads(torch.nn.Module):
+        def logits_and_auxiliary(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            return images, (2 * images,)
+
+    logits, labels = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0])
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    expected += 0.4 * torch.nn.functional.cross_entropy(2 * logits, labels, reduction="none")
+    assert torch.allclose(loop.cross_entropy(TwoHeads(), logits, labels)[1], expected)
+
+
+def test_batches_shrink_with_the_images_area() -> None:
+    assert [batch_size((side, side), 256) for side in (28, 32, 64, 224, 1000)] == [256, 256, 64, 5, 1]

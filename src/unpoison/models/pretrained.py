@@ -56,11 +56,10 @@ def put_weights(
     own = network.state_dict()
     given = dict(weights)
     for layer in classifiers:
-        weight = given.get(f"{layer}.weight")
-        if weight is not None and weight.ndim == 2 and weight.shape[0] != own[f"{layer}.weight"].shape[0]:
-            # The width of what the layer reads must still be right, or the file is another network's.
-            if weight.shape[1] == own[f"{layer}.weight"].shape[1]:
-                given |= {f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")}
+        weight, expected_weight = given.get(f"{layer}.weight"), own[f"{layer}.weight"]
+        # The width of what the layer reads must still be right, or the file is another network's.
+        if weight is not None and len(weight) != len(expected_weight) and weight.shape[1:] == expected_weight.shape[1:]:
+            given |= {f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")}
     given |= {key: own[key] for key in own if key.endswith(".num_batches_tracked") and key not in given}
     expected = {key: tuple(value.shape) for key, value in own.items()}
     found = {key: tuple(value.shape) for key, value in given.items()}

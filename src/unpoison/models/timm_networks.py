@@ -77,25 +77,40 @@ def build(
         pretrained: see `pretrained.network_options`.
 
     Raises:
-        UserError: the classifier is not one linear layer, or pretrained weights are missing or wrong.
+        UserError: the classifier is not one linear layer, patches do not divide the image, or pretrained weights are
+            missing or wrong.
     """
     full, published = f"timm:{name}", timm.get_pretrained_cfg(name)
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
     if published is not None and published.fixed_input_size:
         arguments["img_size"] = image_size
-    network = _download(name, arguments) if pretrained is True else timm.create_model(name, **arguments)
+    network: Any = _download(name, arguments) if pretrained is True else timm.create_model(name, **arguments)
     classifier = network.get_classifier()
     places = [key for key, module in network.named_modules(remove_duplicate=False) if module is classifier]
     if not isinstance(classifier, nn.Linear) or len(places) != 1:
         raise UserError(
             f"{full}: its classifier is a {type(classifier).__name__}, allowed: networks that end in one linear layer"
         )
+    _check_patches(full, network, image_size)
     if isinstance(pretrained, str):
         put_weights(network, read_weights(pretrained), classifiers=places, name=full, source=pretrained)
     parent, _, attribute = places[0].rpartition(".")
     setattr(network.get_submodule(parent), attribute, nn.Identity())
     own = (tuple(published.mean), tuple(published.std)) if pretrained and published is not None else None
     return TimmBackbone(network, image_size), classifier, own
+
+
+def _check_patches(name: str, network: Any, image_size: tuple[int, int]) -> None:
+    """timm cuts off the rows and columns that fill no patch, and a trigger in the corner with them."""
+    embeddings = [getattr(network, attribute, None) for attribute in ("patch_embed", "stem")]
+    for patches in embeddings:
+        if isinstance(patches, timm.layers.PatchEmbed) and not patches.dynamic_img_pad:
+            height, width = patches.patch_size
+            if image_size[0] % height or image_size[1] % width:
+                raise UserError(
+                    f"{name}: images of {image_size[0]}x{image_size[1]} px given, allowed: multiples of its patches' "
+                    f"{height}x{width} px"
+                )
 
 
 def _download(name: str, arguments: dict[str, Any]) -> Any:

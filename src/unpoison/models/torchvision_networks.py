@@ -7,7 +7,7 @@ a backbone and a head. `FAMILIES` says how, one row per file of `torchvision.mod
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -63,7 +63,7 @@ class TokenBackbone(Backbone):
 class AuxiliaryBackbone(Backbone):
     """A body cut into stages, with an auxiliary head after each stage but the last."""
 
-    def __init__(self, stages: list[nn.Module], heads: list[nn.Module], pooling: nn.Module) -> None:
+    def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module], pooling: nn.Module) -> None:
         super().__init__(nn.Sequential(*stages), pooling)
         self.heads = nn.ModuleList(heads)
 

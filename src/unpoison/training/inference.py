@@ -28,9 +28,9 @@ def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Ten
 
 
 @torch.inference_mode()
-def features_of(model: Classifier, data: ImageSet, index: IntArray, *, what: str = "features") -> Tensor:
-    """Penultimate features float32 [len(index), d] on the CPU. Of a large set, ask for a class at a time."""
-    return _map(model, data, index, model.features, what)
+def features_of(model: Classifier, data: ImageSet, index: IntArray | None = None, *, what: str = "features") -> Tensor:
+    """Penultimate features float32 [len(index), d] on the CPU, of all samples by default: for a large set, too many."""
+    return _map(model, data, np.arange(len(data)) if index is None else index, model.features, what)
 
 
 def _map(model: Classifier, data: ImageSet, index: IntArray, function: Callable[[Tensor], Tensor], what: str) -> Tensor:
