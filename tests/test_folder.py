@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unpoison.data import build as build_module
 from unpoison.data import containers, decode, shards
 from unpoison.data.build import BuildSettings, build_base
 from unpoison.data.folder import open_folder
@@ -322,6 +323,28 @@ def test_hostile_archives(tmp_path: Path) -> None:
     assert "leads out" in reasons["a/root.png"]
     assert "twice" in reasons["b/1.png"]
     assert [p.name for p in tmp_path.iterdir()] == ["hostile.tar"]
+
+
+def test_hostile_and_odd_zips(tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a/0.png", "a/1.png", "b\\0.png", "b\\sub\\1.png", "../a/out.png", "/a/root.png", "b/locked.png"):
+            archive.writestr(name, encoded(picture(), "PNG"))
+        archive.getinfo("b/locked.png").flag_bits |= 1  # encrypted, by the central directory
+    opened = open_folder(path)
+    assert opened.names["train"] == ["a/0.png", "a/1.png", "b/0.png", "b/sub/1.png"]
+    reasons = dict(opened.problems)
+    assert reasons["b/locked.png"] == "encrypted"
+    assert "leads out" in reasons["../a/out.png"]
+    assert "leads out" in reasons["a/root.png"]
+    counts = build(path, tmp_path / "base", SplitSettings(reserve=0, public=0, test_share=0.5), on_error="skip")
+    assert (counts["train"], counts["test"], counts["defects"]) == (2, 2, 3)
+
+
+def test_chunks_of_large_files_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "CHUNK_BYTES", 100)
+    items = [("train", row, bytes(size)) for row, size in enumerate([60, 60, 10, 200, 5])]
+    assert [[row for _, row, _ in chunk] for chunk in build_module._chunks(iter(items))] == [[0, 1], [2, 3], [4]]
 
 
 def test_damaged_archives(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +25,7 @@ from .splits import Place, SplitSettings, arrange
 from .store import new_base
 
 CHUNK = 64  # images per task: handing a task to a thread costs as much as decoding a small image
+CHUNK_BYTES = 16 << 20  # of encoded files: photographs are handed over a few at a time
 NAMED = 8  # broken files named in an error; all of them are in a file
 
 Item = tuple[str, int, bytes | Images | str]
@@ -85,17 +85,16 @@ def build_base(
     try:
         with new_base(folder, source.classes, labels, names, about) as base:
             for block in blocks:
-                good = []
+                good: dict[str, dict[int, Images]] = {}
                 for name, row, result in block:
                     if isinstance(result, str):
                         broken.append((names[name][row], result))
-                    else:
-                        good.append((name, row, result))
-                        _check_shape(base.shape, result, names[name][row])
-                        base.shape = (result.shape[0], result.shape[1], result.shape[2])
-                for name in {name for name, _, _ in good}:
-                    rows = np.array([row for split_name, row, _ in good if split_name == name])
-                    base.write(name, rows, np.stack([image for split_name, _, image in good if split_name == name]))
+                        continue
+                    base.shape = base.shape or (result.shape[0], result.shape[1], result.shape[2])
+                    _check_shape(base.shape, result, names[name][row])
+                    good.setdefault(name, {})[row] = result
+                for name, images in good.items():
+                    base.write(name, np.array(list(images)), np.stack(list(images.values())))
             broken.sort()
             if broken and settings.on_error == "fail":
                 raise _broken_error(broken, defects, total + len(source.problems))
@@ -132,12 +131,25 @@ def _decoded(items: Iterator[Item], settings: BuildSettings) -> Generator[list[D
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         # Pillow warns of what `decode` refuses.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        while chunk := list(islice(items, CHUNK)):
+        for chunk in _chunks(items):
             pending.append(pool.submit(work, chunk))
             if len(pending) > 2 * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    size = 0
+    for item in items:
+        chunk.append(item)
+        size += len(item[2])
+        if len(chunk) == CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _pixels(content: bytes | Images | str, settings: BuildSettings) -> Images | str:
@@ -151,8 +163,8 @@ def _pixels(content: bytes | Images | str, settings: BuildSettings) -> Images | 
         return str(defect)
 
 
-def _check_shape(shape: tuple[int, ...] | None, image: Images, name: str) -> None:
-    if shape is not None and image.shape != shape:
+def _check_shape(shape: tuple[int, int, int], image: Images, name: str) -> None:
+    if image.shape != shape:
         sizes = [f"{s[1]}x{s[0]}" for s in (shape, image.shape)]
         raise UserError(
             f"data.image_size: null given, but images differ in size ({sizes[0]}, and {name} is {sizes[1]}); "

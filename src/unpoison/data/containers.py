@@ -80,7 +80,7 @@ def _walk(path: Path) -> Iterator[Member]:
                 total += entry.file_size
                 _check_expansion(path, total)
                 if not entry.is_dir():
-                    yield _normal(entry.filename), _zip_problem(entry)
+                    yield _zip_name(entry), _zip_problem(entry)
     else:
         with tarfile.open(path, "r|*") as stream:
             total = 0
@@ -101,7 +101,7 @@ def _read(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | str]]:
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                if (name := _normal(entry.filename)) in wanted and not entry.is_dir():
+                if (name := _zip_name(entry)) in wanted and not entry.is_dir():
                     wanted.discard(name)
                     try:
                         with archive.open(entry) as file:
@@ -150,7 +150,9 @@ def _tar_problem(info: tarfile.TarInfo) -> str:
 def _zip_problem(entry: zipfile.ZipInfo) -> str:
     if entry.flag_bits & 1:
         return "encrypted"
-    return _too_large(entry.file_size) if entry.file_size > MAX_FILE_BYTES else _path_problem(entry.filename)
+    if entry.file_size > MAX_FILE_BYTES:
+        return _too_large(entry.file_size)
+    return _path_problem(entry.filename.replace("\\", "/"))
 
 
 def _path_problem(name: str) -> str:
@@ -166,6 +168,11 @@ def _check_expansion(path: Path, total: int) -> None:
         raise UserError(
             f"data.path: {path}: expands to more than {_MAX_EXPANSION} times its size; not read any further"
         )
+
+
+def _zip_name(entry: zipfile.ZipInfo) -> str:
+    """Some Windows programs write backslashes between the parts."""
+    return _normal(entry.filename.replace("\\", "/"))
 
 
 def _normal(name: str) -> str:

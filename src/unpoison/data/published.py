@@ -9,6 +9,7 @@ import csv
 import gzip
 import hashlib
 import io
+import socket
 import tarfile
 import urllib.error
 import zipfile
@@ -26,6 +27,7 @@ from .pickles import load_plain
 from .shards import Images, IntArray
 from .source import Rows, Source
 
+TIMEOUT = 60.0  # seconds without a byte, after which there is no network
 Arrays = dict[str, tuple[Images, IntArray]]
 
 
@@ -69,7 +71,9 @@ def _have(name: str, file: File, root: Path) -> Path:
     path = root / file.name
     if not path.is_file():
         root.mkdir(parents=True, exist_ok=True)
-        print(f"prepare: downloading {file.url}", flush=True)
+        print(f"downloading {file.url}", flush=True)
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT)
         try:
             torch.hub.download_url_to_file(file.url, str(path))
         except (urllib.error.URLError, OSError) as error:
@@ -77,6 +81,8 @@ def _have(name: str, file: File, root: Path) -> Path:
                 f"data.name: {name}: {path} is not there and cannot be downloaded ({error}); put the file from "
                 f"{file.url} there"
             ) from None
+        finally:
+            socket.setdefaulttimeout(patience)
     kind, digest = file.digest.split(":")
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, kind).hexdigest()
