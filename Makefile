@@ -23,8 +23,9 @@ repro: setup
 	@echo "summary: reports/summary.md"
 	@echo "metrics: reports/metrics.json"
 
+# One thread per worker: two pools of threads on the same cores wait for each other.
 test: setup
-	$(RUN) pytest
+	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
 
 test-slow: setup
 	$(RUN) pytest -m slow

@@ -60,29 +60,34 @@ def open_published(name: str, root: Path) -> Source:
         UserError: a file is missing and cannot be downloaded, or is not the published one.
     """
     entry = PUBLISHED[name]
-    source = entry.open(*(_have(name, file, root) for file in entry.files)) if entry.files else entry.open(root)
-    return replace(
-        source,
-        about={"name": name, "source": entry.files[0].url if entry.files else root.name, "licence": entry.licence},
-    )
+    missing = [file for file in entry.files if not (root / file.name).is_file()]
+    if missing:
+        _download(name, missing, root)
+    paths = [_checked(name, file, root) for file in entry.files]
+    about = {"name": name, "source": entry.files[0].url if entry.files else root.name, "licence": entry.licence}
+    return replace(entry.open(*paths) if paths else entry.open(root), about=about)
 
 
-def _have(name: str, file: File, root: Path) -> Path:
+def _download(name: str, files: list[File], root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        for file in files:
+            print(f"downloading {file.url}", flush=True)
+            torch.hub.download_url_to_file(file.url, str(root / file.name))
+    except (urllib.error.URLError, OSError) as error:
+        wanted = [file.url for file in files if not (root / file.name).is_file()]
+        raise UserError(
+            f"data.name: {name}: {wanted[0].rsplit('/', 1)[1]} is not in {root} and cannot be downloaded ({error}); put there, "
+            f"by hand: {', '.join(wanted)}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _checked(name: str, file: File, root: Path) -> Path:
     path = root / file.name
-    if not path.is_file():
-        root.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {file.url}", flush=True)
-        patience = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(TIMEOUT)
-        try:
-            torch.hub.download_url_to_file(file.url, str(path))
-        except (urllib.error.URLError, OSError) as error:
-            raise UserError(
-                f"data.name: {name}: {path} is not there and cannot be downloaded ({error}); put the file from "
-                f"{file.url} there"
-            ) from None
-        finally:
-            socket.setdefaulttimeout(patience)
     kind, digest = file.digest.split(":")
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, kind).hexdigest()
