@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_samples
 
 from ..data.imageset import ImageSet
 from ..hyperparameters import Count
@@ -45,6 +41,10 @@ def score(
     Past `EXACT` samples in a class, mean distances are those to a random part of each cluster: all pairs of 100,000
     samples would take hours, and time is to grow with the samples, not with their square.
     """
+    # Here and not above: every detector's stage imports the table of detectors, and scikit-learn takes two seconds.
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
     values = np.zeros(len(data), np.float32)
     for label in np.unique(data.labels):
         members = np.flatnonzero(data.labels == label)
@@ -74,6 +74,9 @@ def silhouettes(
         rng: draws the part of each cluster that distances are measured to, `exact` / 2 samples at most.
         exact: up to that many samples, all distances are measured.
     """
+    from scipy.spatial.distance import cdist
+    from sklearn.metrics import silhouette_samples
+
     if len(rows) <= exact:
         return silhouette_samples(rows, clusters)
     means = np.empty((len(rows), 2))
