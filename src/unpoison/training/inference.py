@@ -36,10 +36,13 @@ def features_of(model: Classifier, data: ImageSet, index: IntArray | None = None
 def _map(model: Classifier, data: ImageSet, index: IntArray, function: Callable[[Tensor], Tensor], what: str) -> Tensor:
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    parts, step = [], batch_size(data.image_size, BATCH)
+    found, step = torch.empty(0), batch_size(data.image_size, BATCH)
     starts = range(0, len(index), step)
     for start in progress(starts, what=what, unit="batch", total=len(starts)):
         images = to_float(data.tensor(index[start : start + step]), device)
         with autocast(device):
-            parts.append(function(images).float().cpu())
-    return torch.cat(parts)
+            each = function(images).float().cpu()
+        # Copied, not kept: features can be a view of a whole batch's tokens.
+        found = found if start else torch.empty(len(index), each.shape[1])
+        found[start : start + step] = each
+    return found
