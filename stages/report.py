@@ -215,7 +215,7 @@ def _pictures(page: Page, run: Run) -> None:
         blank = np.full((*run.data.image_size, 3), 235, np.uint8)
         drawn = figures.heat(masks.aux["masks"])
         rows["CD mask"] = np.stack([drawn[place[int(k)]] if int(k) in place else blank for k in chosen])
-    titles = [f"{_short(run.sources[key])}\n{run.data.classes[run.data.labels[key]][:12]}" for key in chosen]
+    titles = [f"{_short(run.sources[key])}\nlabel {run.data.classes[run.data.labels[key]][:9]}" for key in chosen]
     caption = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
     page.figures([(figures.contact_sheet(rows, titles), caption)], wide=True)
 
