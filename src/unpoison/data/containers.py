@@ -21,6 +21,7 @@ MAX_FILE_BYTES = 256 << 20
 """A larger file inside a source is reported and not read."""
 _MAX_EXPANSION = 1000  # images hardly compress; an archive that grows more than this is a bomb
 _FREE_EXPANSION = 1 << 30
+# What the standard library raises on damaged archives; NotImplementedError is zipfile's for a compression it does not know.
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, NotImplementedError)
 
 
@@ -59,8 +60,6 @@ def _damage_named(path: Path, items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
             yield item
             count += 1
-    except UserError:
-        raise
     except FileNotFoundError:
         raise UserError(f"data.path: {path}: no such file or folder") from None
     except _DAMAGE as error:
