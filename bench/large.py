@@ -88,7 +88,7 @@ def params(archive: Path) -> dict[str, Any]:
     given["data"] |= {"name": "folder", "path": str(archive), "reserve": 100, "public": 500}
     given["model"] = {"name": NETWORK}
     given["train"] |= {"epochs": 1, "batch_size": 256, "lr": 0.01}
-    given["distill"]["recipe"] |= {"epochs": 1, "batch_size": 256, "lr": 0.01}
+    given["distill"]["train"] |= {"epochs": 1, "batch_size": 256, "lr": 0.01}
     given["prior"] |= {"steps": 20, "unshuffle": 8, "channels": [8, 8]}
     given["variations"] |= {"steps": 2}
     given["purify"] = {"methods": ["fst"], "fst": {**given["purify"]["fst"], "epochs": 1}}

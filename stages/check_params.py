@@ -18,7 +18,7 @@ import purify
 import report
 import train_backdoored
 import train_prior
-from common import PARAMS, Params, load_params, method_arguments, section, seed_of
+from common import PARAMS, Params, leave, load_params, method_arguments, section, seed_of
 from unpoison.attacks import ATTACKS
 from unpoison.attacks.policy import choose_samples
 from unpoison.data import digits
@@ -88,3 +88,4 @@ if __name__ == "__main__":
         check_all(load_params())
     except UserError as error:
         sys.exit(f"error: {error}")
+    leave()

@@ -96,20 +96,50 @@ def method_arguments(
     return checked(params, name, function)
 
 
-def run_stage(name: str, main: Callable[[], list[Path]]) -> None:
+def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = False) -> None:
     """Run a stage; print one line for an error a user can put right, and exit with status 1.
 
     Args:
         name: the stage's name as in `dvc.yaml` (`detect@cd`).
         main: does the work and returns what it wrote.
+        together: whether several processes may run it together: those of `torchrun`, or as many as
+            `UNPOISON_PROCESSES` says. The first one writes; the others return nothing.
     """
     start = time.perf_counter()
+    first = os.environ.get("RANK", "0") == "0"
     try:
+        if "WORLD_SIZE" not in os.environ:
+            _start_processes(together)
+        elif not together and os.environ["WORLD_SIZE"] != "1":
+            raise UserError(f"{name}: {os.environ['WORLD_SIZE']} processes given, allowed: 1")
         outputs = main()
     except UserError as error:
-        sys.exit(f"error: {error}")
-    _record_cost(name, outputs, time.perf_counter() - start)
-    print(f"{name}: wrote {', '.join(map(str, outputs))}", flush=True)
+        sys.exit(f"error: {error}" if first else 1)
+    if first:
+        _record_cost(name, outputs, time.perf_counter() - start)
+        print(f"{name}: wrote {', '.join(map(str, outputs))}", flush=True)
+    leave()
+
+
+def leave() -> None:
+    """End the process. Taking torch's libraries down takes half a second and nothing is left to do."""
+    if "WORLD_SIZE" in os.environ:
+        return  # the group of processes takes leave of each other
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _start_processes(together: bool) -> None:
+    """Give way to as many processes as `UNPOISON_PROCESSES` says, where the stage can use them."""
+    given = os.environ.get("UNPOISON_PROCESSES", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"UNPOISON_PROCESSES: {given!r} given, allowed: a whole number from 1")
+    if together and int(given) > 1:
+        threads = max(1, (os.cpu_count() or 1) // int(given))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", given]
+        os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
 
 
 def _record_cost(name: str, outputs: list[Path], seconds: float) -> None:

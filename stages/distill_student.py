@@ -7,22 +7,24 @@ from typing import Any
 
 import pandas as pd
 
-from common import BACKDOORED, STUDENT, TRAINING, VARIATIONS, Params, checked, load_params, run_stage, section, seed_of
+from common import BACKDOORED, PARAMS, STUDENT, TRAINING, VARIATIONS, Params, load_params, run_stage, section, seed_of
 from unpoison import models
 from unpoison.data.files import new_file
 from unpoison.data.store import open_split
 from unpoison.hyperparameters import Fraction, Positive, check
 from unpoison.robust.distillation import distill
 from unpoison.seeding import derive
+from unpoison.training.distributed import world
 from unpoison.training.recipe import Recipe
+from unpoison.training.recipes import recipe_named
 
 
 def settings(params: Params) -> tuple[dict[str, Any], Recipe]:
     """The distillation's arguments and the student's recipe."""
     values = section(params, "distill")
-    recipe = Recipe(**checked(params, "distill.recipe", Recipe))
-    values.pop("recipe")
-    return check(values, _arguments, where="params.yaml: distill"), recipe
+    recipe = recipe_named(section(params, "distill.train"), where=f"{PARAMS}: distill.train")
+    values.pop("train")
+    return check(values, _arguments, where=f"{PARAMS}: distill"), recipe
 
 
 def _arguments(*, alpha: Fraction = 0.5, temperature: Positive = 10.0, ce_temperature: Positive = 1.0) -> None:
@@ -35,6 +37,8 @@ def main() -> list[Path]:
     teacher, variations = models.load(BACKDOORED), open_split(VARIATIONS, "train")
     student = models.fresh_copy(teacher, seed=derive(seed, "student/weights"))
     history = distill(student, variations, teacher, recipe, seed=seed, **arguments)
+    if world().rank:
+        return []
     models.save(student, STUDENT, classes=variations.classes, made_by={"stage": "distill_student", "seed": seed})
     with new_file(TRAINING / "student.csv") as staging:
         pd.DataFrame(history.epochs).to_csv(staging, index=False)
@@ -44,4 +48,4 @@ def main() -> list[Path]:
 
 
 if __name__ == "__main__":
-    run_stage("distill_student", main)
+    run_stage("distill_student", main, together=True)

@@ -269,9 +269,9 @@ def _training(page: Page, run: Run) -> None:
     pictures = [(figures.training_curves(accuracy, "accuracy"), "Accuracy on the labels trained with")]
     losses = load_array(TRAINING / "losses" / "losses.npy")
     epochs = np.arange(1, len(losses) + 1)
-    kinds: dict[str, Any] = {"all samples": (epochs, losses.mean(1))}
+    kinds: dict[str, Any] = {"all samples": (epochs, np.nanmean(losses, 1))}
     if run.poisoned is not None:
-        clean, poisoned = losses[:, ~run.poisoned].mean(1), losses[:, run.poisoned].mean(1)
+        clean, poisoned = (np.nanmean(losses[:, some], 1) for some in (~run.poisoned, run.poisoned))
         kinds = {"clean": (epochs, clean), "poisoned": (epochs, poisoned)}
     loss = figures.training_curves(kinds, "loss", log=True)
     pictures.append((loss, "Loss of the backdoored model: poison is learned early"))

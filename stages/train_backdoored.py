@@ -15,7 +15,6 @@ from common import (
     POISONED,
     TRAINING,
     Params,
-    checked,
     load_params,
     run_stage,
     section,
@@ -25,8 +24,10 @@ from unpoison import models
 from unpoison.data.files import new_file, new_folder
 from unpoison.data.store import open_poisoned
 from unpoison.seeding import derive
+from unpoison.training.distributed import world
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
+from unpoison.training.recipes import recipe_named
 
 
 def settings(params: Params) -> tuple[dict[str, Any], Recipe]:
@@ -35,7 +36,7 @@ def settings(params: Params) -> tuple[dict[str, Any], Recipe]:
     network = {key: value for key, value in section(params, "model").items() if value is not None}
     name = network.pop("name", None)
     arguments = models.network_arguments(name, network, where=f"{PARAMS}: model")
-    return {"name": name, **arguments}, Recipe(**checked(params, "train", Recipe))
+    return {"name": name, **arguments}, recipe_named(section(params, "train"), where=f"{PARAMS}: train")
 
 
 def main() -> list[Path]:
@@ -50,6 +51,8 @@ def main() -> list[Path]:
         seed=derive(seed, "backdoored/weights"),
     )
     history = fit(model, data, recipe, seed=seed, what="backdoored")
+    if world().rank:
+        return []
     models.save(model, BACKDOORED, classes=data.classes, made_by={"stage": "train_backdoored", "seed": seed})
     with new_folder(TRAINING / "losses") as staging:
         np.save(staging / "losses.npy", history.losses)
@@ -61,4 +64,4 @@ def main() -> list[Path]:
 
 
 if __name__ == "__main__":
-    run_stage("train_backdoored", main)
+    run_stage("train_backdoored", main, together=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unpoison.data import digits
-from unpoison.data.augment import AUGMENTATIONS, augment
+from unpoison.data.augment import AUGMENTATIONS, Batch, apply, draw
 from unpoison.data.files import new_folder
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import new_overlay, open_poisoned, open_split, write_base
@@ -107,6 +107,11 @@ def test_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
+def augment(images: torch.Tensor, names: list[str], generator: torch.Generator, epoch: int = 0) -> torch.Tensor:
+    batch = Batch(torch.arange(len(images)), epoch, (images.shape[2], images.shape[3]), generator)
+    return apply(images, names, draw(names, batch))
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_keeps_shape_and_range_and_is_seeded(name: str) -> None:
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -125,6 +130,22 @@ def test_crop_shifts_each_image_as_one() -> None:
         padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
         places = [(r, c) for r in range(9) for c in range(9) if torch.equal(padded[:, r : r + 32, c : c + 32], result)]
         assert len(places) == 1
+
+
+def test_translate_mirrors_the_border() -> None:
+    images = torch.rand(4, 3, 32, 32)
+    for image, result in zip(images, augment(images, ["translate"], torch_rng(3, "test")), strict=True):
+        padded = torch.nn.functional.pad(image[None], (2, 2, 2, 2), mode="reflect")[0]
+        assert any(torch.equal(padded[:, r : r + 32, c : c + 32], result) for r in range(5) for c in range(5))
+
+
+def test_alternating_flip_shows_each_side_every_second_epoch() -> None:
+    images = torch.rand(64, 3, 32, 32)
+    first, second, third = (augment(images, ["alternating_flip"], torch_rng(0, "test"), epoch) for epoch in range(3))
+    assert torch.equal(first, third)
+    assert torch.equal(second, first.flip(3))
+    flipped = (first != images).flatten(1).any(1).sum().item()
+    assert 20 < flipped < 44
 
 
 def test_seeds_differ_by_every_part() -> None:

@@ -41,7 +41,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("seed", -1, r"seed: -1 given, allowed: a whole number from 0"),
     ("seed", True, r"seed: True given"),
     ("train", "fast", r"train: 'fast' given, allowed: a block of keys"),
-    ("train.learning_rate", 0.1, r"train\.learning_rate: unknown key, allowed: epochs, batch_size"),
+    ("train.learning_rate", 0.1, r"train\.learning_rate: unknown key, allowed: recipe, epochs, batch_size"),
     ("train.epochs", 0, r"train\.epochs: 0 given; input should be greater than or equal to 1"),
     ("train.epochs", "ten", r"train\.epochs: 'ten' given; input should be a valid integer"),
     ("train.augment", ["crop", "mixup"], r"train\.augment\..*: 'mixup' given; input should be 'crop', 'flip'"),
@@ -74,7 +74,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("variations.strength", 0.01, r"variations\.strength: 0\.01 given"),
     ("variations.scheduler", "euler", r"variations\.scheduler: 'euler' given; input should be 'ddim' or 'dpmsolver"),
     ("distill.alpha", 2, r"distill\.alpha: 2 given; input should be less than or equal to 1"),
-    ("distill.recipe.epoch", 2, r"distill\.recipe\.epoch: unknown key, allowed: epochs"),
+    ("distill.train.epoch", 2, r"distill\.train\.epoch: unknown key, allowed: recipe, epochs"),
+    ("distill.train.recipe", "airbench", r"distill\.train\.recipe: 'airbench' given, allowed: default, fst"),
     ("detect.methods", ["cd", "abd"], r"detect\.methods: 'abd' given, allowed: cd, ac, ss, strip"),
     ("detect.methods", ["cd", "cd"], r"detect\.methods: .* given, allowed: a list out of cd, ac"),
     ("detect.methods", "cd", r"detect\.methods: 'cd' given, allowed: a list out of cd"),
@@ -95,7 +96,7 @@ def test_bad_value(key: str, value: Any, message: str) -> None:
 
 
 def test_small_numbers_written_by_dvc_are_numbers(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text().replace("lr: 0.1  ", "lr: 1e-05  ", 1)
+    text = (ROOT / "params.yaml").read_text().replace("lr: null  ", "lr: 1e-05  ", 1)
     (tmp_path / "params.yaml").write_text(text)
     params = load_params(tmp_path / "params.yaml")
     assert params["train"]["lr"] == 1e-5

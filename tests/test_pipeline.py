@@ -40,7 +40,7 @@ TINY = {
     "train": {"epochs": 2},
     "prior": {"steps": 20, "channels": [8, 8], "unshuffle": 4, "checkpoint_every": 5},
     "variations": {"steps": 4, "strength": 0.5},
-    "distill": {"recipe": {"epochs": 2}},
+    "distill": {"train": {"epochs": 2}},
     "purify": {"methods": ["fst"], "fst": {"epochs": 1}},
     "detect": {"methods": ["cd"], "cd": {"steps": 2}},
     "report": {"suspects": 2},

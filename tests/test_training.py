@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from unpoison.data.imageset import ImageSet
 from unpoison.errors import UserError
 from unpoison.seeding import torch_rng
 from unpoison.training import loop
-from unpoison.training.device import pick_device
+from unpoison.training.device import pick_device, worth_compiling
 from unpoison.training.inference import batch_size, features_of, logits_of
 from unpoison.training.recipe import Recipe
 
@@ -88,6 +90,9 @@ def test_inference_matches_a_plain_pass(splits: dict[str, ImageSet]) -> None:
 def test_device_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNPOISON_DEVICE", "cpu")
     assert pick_device().type == "cpu"
+    monkeypatch.setenv("UNPOISON_COMPILE", "yes")
+    with pytest.raises(UserError, match="UNPOISON_COMPILE: 'yes' given, allowed: 0, 1, auto"):
+        worth_compiling(torch.device("cpu"), 1)
     for wrong in ("toaster", "meta"):
         monkeypatch.setenv("UNPOISON_DEVICE", wrong)
         with pytest.raises(UserError, match=f"UNPOISON_DEVICE: '{wrong}' given, allowed: cpu, cuda"):
@@ -107,9 +112,21 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
     assert [len(batch) for batch in loop._split(torch.arange(9), 4)] == [4, 5]
     assert [len(batch) for batch in loop._split(torch.arange(10), 4)] == [4, 4, 2]
     assert [len(batch) for batch in loop._split(torch.arange(1), 4)] == [1]
+    assert [len(batch) for batch in loop._split(torch.arange(11), 4, least=4)] == [4, 7]
+    assert [len(batch) for batch in loop._split(torch.arange(9), 4, drop_last=True)] == [4, 4]
+    assert [len(batch) for batch in loop._split(torch.arange(8), 4, drop_last=True)] == [4, 4]
     data = ImageSet(np.zeros((9, 32, 32, 3), np.uint8), np.arange(9) % 2, ("a", "b"))
     model = models.build("vgg19_bn", num_classes=2, image_size=(32, 32), width=8)  # its last map is 1x1
     assert len(loop.fit(model, data, Recipe(epochs=1, batch_size=4), seed=0, what="test").epochs) == 1
+
+
+def test_dropped_samples_have_no_loss(splits: dict[str, ImageSet]) -> None:
+    data = splits["public"]  # 100 images: three batches of 32, four images left out
+    history = loop.fit(small(), data, replace(RECIPE, drop_last=True), seed=0, what="test")
+    assert np.isnan(history.losses).sum(1).tolist() == [4, 4]
+    assert history.epochs[0]["loss"] == pytest.approx(np.nanmean(history.losses[0]), rel=1e-5)
+    with pytest.raises(UserError, match="batch_size: 128 given, allowed with drop_last: 1 to 100"):
+        loop.fit(small(), data, replace(RECIPE, batch_size=128, drop_last=True), seed=0, what="test")
 
 
 def test_auxiliary_heads_are_trained_with_their_weight() -> None:

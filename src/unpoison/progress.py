@@ -20,6 +20,8 @@ def progress(items: Iterable[Item], *, what: str, unit: str, total: int | None =
         desc=what,
         unit=unit,
         total=total,
+        # Of several processes that train together the first one speaks.
+        disable=os.environ.get("RANK", "0") != "0",
         initial=done,
         leave=not in_terminal,
         mininterval=0.5 if in_terminal else 30,

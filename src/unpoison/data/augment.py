@@ -1,77 +1,146 @@
 """Augmentation as batched tensor functions: float images [n, c, h, w] in [0, 1] in, the same out.
 
-Draws come from a CPU generator, one per training run, so results do not depend on the device.
+Drawing and applying are apart: random numbers come from a CPU generator, one per training run, so that results do not
+depend on the device, and those of a whole epoch move to the device at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-Augmentation = Callable[[Tensor, Generator], Tensor]
+
+@dataclass(frozen=True)
+class Batch:
+    """What a draw may look at: `index` of the samples [n], `epoch` from 0, `size` (height, width), the generator."""
+
+    index: Tensor
+    epoch: int
+    size: tuple[int, int]
+    generator: Generator
+
+    def __len__(self) -> int:
+        return len(self.index)
 
 
-def crop(images: Tensor, generator: Generator) -> Tensor:
+@dataclass(frozen=True)
+class Augmentation:
+    """`draw` gives one row of random numbers per image, [n, ...]; `apply` uses them."""
+
+    draw: Callable[[Batch], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+def _draw_shift(batch: Batch, pad: int) -> Tensor:
+    return torch.randint(0, 2 * pad + 1, (2, len(batch)), generator=batch.generator).T
+
+
+def _draw_crop(batch: Batch) -> Tensor:
+    return _draw_shift(batch, max(1, batch.size[0] // 8))
+
+
+def _draw_translate(batch: Batch) -> Tensor:
+    return _draw_shift(batch, max(1, batch.size[0] // 16))
+
+
+def crop(images: Tensor, offsets: Tensor) -> Tensor:
     """Random crop after zero padding by an eighth of the side (4 px at 32), as in the CIFAR recipes."""
+    return _shifted(images, offsets, max(1, images.shape[2] // 8), "constant")
+
+
+def translate(images: Tensor, offsets: Tensor) -> Tensor:
+    """Random shift by up to a sixteenth of the side (2 px at 32), the border mirrored, as in cifar10-airbench."""
+    return _shifted(images, offsets, max(1, images.shape[2] // 16), "reflect")
+
+
+def _shifted(images: Tensor, offsets: Tensor, pad: int, mode: str) -> Tensor:
     n, channels, height, width = images.shape
-    pad = max(1, height // 8)
-    offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
-    rows = (offsets[0, :, None] + torch.arange(height, device=images.device))[:, None, :, None]
-    columns = (offsets[1, :, None] + torch.arange(width, device=images.device))[:, None, None, :]
-    sample = torch.arange(n, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return F.pad(images, (pad, pad, pad, pad))[sample, channel, rows, columns]
+    device = images.device
+    rows = (offsets[:, 0, None] + torch.arange(height, device=device))[:, None, :, None]
+    columns = (offsets[:, 1, None] + torch.arange(width, device=device))[:, None, None, :]
+    sample = torch.arange(n, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[None, :, None, None]
+    return F.pad(images, (pad, pad, pad, pad), mode=mode)[sample, channel, rows, columns]
 
 
-def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Horizontal flip with probability one half."""
-    chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+def _draw_flip(batch: Batch) -> Tensor:
+    return torch.rand(len(batch), generator=batch.generator) < 0.5
+
+
+def _draw_alternating_flip(batch: Batch) -> Tensor:
+    """Every image in every second epoch; which half begins is settled by a hash of its index, the same in all epochs."""
+    return ((batch.index * 2654435761 >> 16) + batch.epoch) % 2 == 0
+
+
+def flip(images: Tensor, chosen: Tensor) -> Tensor:
+    """Horizontal flip: with probability one half, or in every second epoch (`alternating_flip`, cifar10-airbench)."""
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
-def cutout(images: Tensor, generator: Generator) -> Tensor:
+def _draw_cutout(batch: Batch) -> Tensor:
+    height, width = batch.size
+    row = torch.randint(0, height, (len(batch), 1, 1), generator=batch.generator)
+    column = torch.randint(0, width, (len(batch), 1, 1), generator=batch.generator)
+    return torch.cat([row, column], 1)
+
+
+def cutout(images: Tensor, centres: Tensor) -> Tensor:
     """One square of a quarter of the side set to 0 at a random centre (DeVries & Taylor, 2017)."""
-    n, _, height, width = images.shape
+    _, _, height, width = images.shape
     half = max(1, height // 8)
-    row = torch.randint(0, height, (n, 1, 1), generator=generator).to(images.device)
-    column = torch.randint(0, width, (n, 1, 1), generator=generator).to(images.device)
+    row, column = centres[:, 0:1], centres[:, 1:2]
     rows = torch.arange(height, device=images.device)[None, :, None]
     columns = torch.arange(width, device=images.device)[None, None, :]
     inside = (rows >= row - half) & (rows < row + half) & (columns >= column - half) & (columns < column + half)
     return images.masked_fill(inside[:, None], 0.0)
 
 
-def rotation(images: Tensor, generator: Generator) -> Tensor:
+def _draw_rotation(batch: Batch) -> Tensor:
+    return (torch.rand(len(batch), generator=batch.generator) * 2 - 1) * (torch.pi / 12)
+
+
+def rotation(images: Tensor, angle: Tensor) -> Tensor:
     """Rotation by up to 15 degrees around the centre, bilinear, zero fill."""
-    angle = (torch.rand(len(images), generator=generator) * 2 - 1) * (torch.pi / 12)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(len(images))
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
     grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def colour_jitter(images: Tensor, generator: Generator) -> Tensor:
+def _draw_colour_jitter(batch: Batch) -> Tensor:
+    return torch.rand(2, len(batch), generator=batch.generator).T * 0.8 + 0.6
+
+
+def colour_jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Brightness, then contrast, each scaled by a factor in [0.6, 1.4]."""
-    factors = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images) * 0.8 + 0.6
-    images = (images * factors[0]).clamp(0, 1)
+    brightness, contrast = factors[:, 0, None, None, None], factors[:, 1, None, None, None]
+    images = (images * brightness).clamp(0, 1)
     mean = images.mean((1, 2, 3), keepdim=True)
-    return ((images - mean) * factors[1] + mean).clamp(0, 1)
+    return ((images - mean) * contrast + mean).clamp(0, 1)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "crop": crop,
-    "flip": flip,
-    "cutout": cutout,
-    "rotation": rotation,
-    "colour_jitter": colour_jitter,
+    "crop": Augmentation(_draw_crop, crop),
+    "flip": Augmentation(_draw_flip, flip),
+    "cutout": Augmentation(_draw_cutout, cutout),
+    "rotation": Augmentation(_draw_rotation, rotation),
+    "colour_jitter": Augmentation(_draw_colour_jitter, colour_jitter),
+    "translate": Augmentation(_draw_translate, translate),
+    "alternating_flip": Augmentation(_draw_alternating_flip, flip),
 }
 
 
-def augment(images: Tensor, names: Sequence[str], generator: Generator) -> Tensor:
-    """Apply the named augmentations in the order given."""
-    for name in names:
-        images = AUGMENTATIONS[name](images, generator)
+def draw(names: Sequence[str], batch: Batch) -> list[Tensor]:
+    """The random numbers of the named augmentations for a batch, on the CPU, in the order given."""
+    return [AUGMENTATIONS[name].draw(batch) for name in names]
+
+
+def apply(images: Tensor, names: Sequence[str], drawn: Sequence[Tensor]) -> Tensor:
+    """Apply the named augmentations in the order given; `drawn` on the device of the images."""
+    for name, numbers in zip(names, drawn, strict=True):
+        images = AUGMENTATIONS[name].apply(images, numbers)
     return images

@@ -17,16 +17,26 @@ from ..training.recipe import Recipe
 
 
 def distillation_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, *, alpha: float, temperature: float, ce_temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    ce_temperature: float,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Per-sample loss [n] from logits float [n, classes] and labels int64 [n].
 
     alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * CE(student / ce_temperature, labels)
+
+    `label_smoothing` is of the labels alone: the teacher's distribution is soft as it is.
     """
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1) * temperature**2
-    return alpha * divergence + (1 - alpha) * F.cross_entropy(student / ce_temperature, labels, reduction="none")
+    labelled = F.cross_entropy(student / ce_temperature, labels, reduction="none", label_smoothing=label_smoothing)
+    return alpha * divergence + (1 - alpha) * labelled
 
 
 def distill(
@@ -46,7 +56,7 @@ def distill(
         student: freshly initialised.
         variations: images that replace the training set.
         teacher: the backdoored model; left as it was, in evaluation mode, on the same augmented batch.
-        recipe: of the student's training.
+        recipe: of the student's training; its label smoothing is that of the label term.
         seed: of order and augmentation.
         alpha: weight of the teacher against the labels (0.5 in the paper's code).
         temperature: of the distillation term (10 in the paper's code).
@@ -62,7 +72,13 @@ def distill(
 
         def of(student: Tensor) -> Tensor:
             return distillation_loss(
-                student.float(), target, labels, alpha=alpha, temperature=temperature, ce_temperature=ce_temperature
+                student.float(),
+                target,
+                labels,
+                alpha=alpha,
+                temperature=temperature,
+                ce_temperature=ce_temperature,
+                label_smoothing=recipe.label_smoothing,
             )
 
         each = of(logits)

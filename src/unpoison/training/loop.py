@@ -1,14 +1,16 @@
 """The training loop that every stage uses: backdoored model, student, purification, robust training.
 
 A method hands it a loss, the parameters to train, and what to do after a step; the loop knows about batches, devices,
-precision, augmentation and the schedule. The data are one uint8 tensor on the device when they fit in a quarter of its
-memory, and are gathered batch by batch from disk otherwise.
+precision, augmentation, the schedule and the processes that train together. The data are one uint8 tensor on the device
+when they fit in a quarter of its memory, and are gathered batch by batch from disk otherwise, one batch ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,13 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.augment import augment
+from ..data.augment import Batch, apply, draw
 from ..data.imageset import ImageSet
+from ..errors import UserError
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from ..progress import progress
 from ..seeding import torch_rng
-from .device import autocast, pick_device, to_float
-from .recipe import Recipe, make_optimizer, make_schedule
+from .device import autocast, pick_device, to_float, worth_compiling
+from .distributed import World, world
+from .optimizer import Optimizer
+from .recipe import Recipe, rates
 
 Loss = Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(model, float images [b, c, h, w], labels int64 [b]) -> (logits [b, classes], loss of each sample [b])"""
@@ -33,20 +38,24 @@ class History:
     """What training left behind.
 
     Attributes:
-        epochs: one row per epoch: epoch (from 1), loss (mean), accuracy (on the labels given), lr (at its end).
-        losses: float32 [epochs, n], each sample's loss at the moment it was trained on (augmented, training mode).
+        epochs: one row per epoch: epoch (from 1), loss (mean), accuracy (on the labels given), lr (of its last step).
+        losses: float32 [epochs, n], each sample's loss at the moment it was trained on (augmented, training mode); NaN
+            where the recipe's `drop_last` left it out.
     """
 
     epochs: list[dict[str, float]]
     losses: NDArray[np.float32]
 
 
-def cross_entropy(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    model: Classifier, images: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of the logits, and with `AUXILIARY_WEIGHT` that of each auxiliary head (Inception, GoogLeNet)."""
     logits, auxiliary = model.logits_and_auxiliary(images)
-    each = F.cross_entropy(logits.float(), labels, reduction="none")
+    entropy = partial(F.cross_entropy, target=labels, reduction="none", label_smoothing=label_smoothing)
+    each = entropy(logits.float())
     for more in auxiliary:
-        each = each + AUXILIARY_WEIGHT * F.cross_entropy(more.float(), labels, reduction="none")
+        each = each + AUXILIARY_WEIGHT * entropy(more.float())
     return logits, each
 
 
@@ -57,78 +66,126 @@ def fit(
     *,
     seed: int,
     what: str,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     parameters: Iterable[torch.nn.Parameter] | None = None,
     after_step: Callable[[Classifier], None] | None = None,
 ) -> History:
-    """Train `model` in place; it ends on the device, in evaluation mode.
+    """Train `model` in place; it ends on the device, in evaluation mode. In several processes all end with the same.
 
     Args:
-        model: any classifier.
+        model: any classifier; the same in every process.
         data: what to train on; every label must be a class.
         recipe: optimiser, schedule, augmentation.
         seed: of order and augmentation; the purpose is `what`.
         what: a name for the progress bar and the random draws ("backdoored").
-        loss: per-sample loss; the mean over the batch is minimised.
+        loss: per-sample loss, default cross entropy with the recipe's smoothing; the mean over the batch is minimised.
         parameters: those to train, default all.
         after_step: called with the model after each optimiser step, without gradients.
+
+    Raises:
+        UserError: for a set too small for one batch of the recipe.
     """
-    device = pick_device()
+    device, here = pick_device(), world()
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    batches = _Batches(data, device)
+    plan = _Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"))
+    plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
+    optimizer = Optimizer(recipe, model.parameters() if parameters is None else parameters)
+    schedule = iter(rates(recipe, plan.steps_per_epoch))
+    fast = torch.compile(plain, dynamic=False) if worth_compiling(device, recipe.epochs * len(data)) else plain
     labels = torch.from_numpy(data.labels).to(device)
-    generator = torch_rng(seed, f"fit/{what}")
-    optimizer = make_optimizer(recipe, model.parameters() if parameters is None else parameters)
-    schedule = make_schedule(recipe, optimizer, len(_split(torch.arange(len(data)), recipe.batch_size)))
     losses = torch.zeros(recipe.epochs, len(data), device=device)
     rows: list[dict[str, float]] = []
     for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
         correct = torch.zeros((), device=device)
-        for index in _split(torch.randperm(len(data), generator=generator), recipe.batch_size):
-            images = augment(batches(index), recipe.augment, generator)
-            where = index.to(device)
+        order, batches = plan.epoch(epoch)
+        for where, images, total in batches:
+            # A batch of another size would be compiled anew, for one step per epoch.
+            function = fast if total == recipe.batch_size else plain
             with autocast(device):
-                logits, each = loss(model, images, labels[where])
-            optimizer.zero_grad(set_to_none=True)
-            each.mean().backward()
-            optimizer.step()
-            schedule.step()
+                logits, each = function(model, images, labels[where])
+            optimizer.zero_grad()
+            (each.sum() / total).backward()
+            here.sum_gradients(optimizer.parameters)
+            rate = next(schedule)
+            optimizer.step(rate)
             with torch.no_grad():
                 losses[epoch, where] = each.float()
                 correct += (logits.argmax(1) == labels[where]).sum()
                 if after_step is not None:
                     after_step(model)
-        rows.append(
-            {
-                "epoch": epoch + 1,
-                "loss": losses[epoch].mean().item(),
-                "accuracy": correct.item() / len(data),
-                "lr": float(schedule.get_last_lr()[0]),
-            }
-        )
+        here.sum(losses[epoch])
+        here.sum(correct)
+        mean = losses[epoch].sum().item() / len(order)
+        rows.append({"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / len(order), "lr": rate.lr})
+        losses[epoch, plan.left_out(order)] = torch.nan
+    here.average_buffers(model)
     model.eval()
     return History(rows, losses.cpu().numpy())
 
 
-def _split(order: Tensor, size: int) -> list[Tensor]:
-    """Batches; a last one of a single sample joins the one before, as batch norm may have nothing to average over."""
+def _split(order: Tensor, size: int, *, drop_last: bool = False, least: int = 2) -> list[Tensor]:
+    """Batches; a last one of fewer than `least` joins the one before: batch norm needs something to average over."""
     batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if drop_last and len(batches[-1]) < size:
+        batches.pop()
+    elif len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
 
-class _Batches:
-    """Index tensors to float image batches, from a resident uint8 tensor or from disk."""
+class _Plan:
+    """The order and the augmentation of every epoch, drawn on the CPU and moved at once, and the images of a batch."""
 
-    def __init__(self, data: ImageSet, device: torch.device) -> None:
-        self.data, self.device = data, device
+    def __init__(
+        self, data: ImageSet, recipe: Recipe, here: World, device: torch.device, generator: torch.Generator
+    ) -> None:
+        self.data, self.recipe, self.here, self.device, self.generator = data, recipe, here, device, generator
         self.resident = data.tensor().to(device) if data.base.nbytes < _memory(device) // 4 else None
+        self.steps_per_epoch = len(self._batches(torch.arange(len(data))))
+        if not self.steps_per_epoch:
+            raise UserError(f"batch_size: {recipe.batch_size} given, allowed with drop_last: 1 to {len(data)} images")
+        if len(data) < 2 * here.size and here.size > 1:
+            raise UserError(f"{here.size} processes given, allowed for {len(data)} images: 1 to {len(data) // 2}")
 
-    def __call__(self, index: Tensor) -> Tensor:
+    def epoch(self, epoch: int) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, int]]]:
+        """The samples in order, and per batch: this process's samples, their images, the size of the whole batch."""
+        batches = self._batches(torch.randperm(len(self.data), generator=self.generator))
+        names, size = self.recipe.augment, self.data.image_size
+        drawn = [draw(names, Batch(index, epoch, size, self.generator)) for index in batches]
+        shares = [self.here.share(index) for index in batches]
+        numbers = [torch.cat([self.here.share(each[i]) for each in drawn]).to(self.device) for i in range(len(names))]
+        return torch.cat(batches), self._load(batches, shares, numbers)
+
+    def left_out(self, order: Tensor) -> Tensor:
+        """Samples that are not in `order`."""
+        missing = torch.ones(len(self.data), dtype=torch.bool)
+        missing[order] = False
+        return missing.to(self.device)
+
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        return _split(order, self.recipe.batch_size, drop_last=self.recipe.drop_last, least=2 * self.here.size)
+
+    def _load(
+        self, batches: list[Tensor], shares: list[Tensor], numbers: list[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        where = torch.cat(shares).to(self.device)
+        sizes = [len(share) for share in shares]
+        parts = zip(where.split(sizes), *(each.split(sizes) for each in numbers), strict=True)
+        for batch, images, (samples, *drawn) in zip(batches, self._images(shares, where, sizes), parts, strict=True):
+            yield samples, apply(to_float(images, self.device), self.recipe.augment, drawn), len(batch)
+
+    def _images(self, shares: list[Tensor], where: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+        """uint8 images of each share; from disk the next ones are read while these are trained on."""
         if self.resident is not None:
-            return to_float(self.resident[index.to(self.device)], self.device)
-        return to_float(self.data.tensor(index.numpy()), self.device)
+            yield from (self.resident[samples] for samples in where.split(sizes))
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self.data.tensor, shares[0].numpy())
+            for following in [*shares[1:], None]:
+                images = ahead.result()
+                if following is not None:
+                    ahead = reader.submit(self.data.tensor, following.numpy())
+                yield images
 
 
 def _memory(device: torch.device) -> int:

@@ -1,65 +1,101 @@
-"""What a training run is made of, as one validated value."""
+"""What a training run is made of, as one value, and the learning rates it stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from math import cos, pi
+from typing import Annotated, Literal, NamedTuple
 
-import torch
-from torch import nn
+from annotated_types import Ge, Lt
 
 from ..hyperparameters import Count, Fraction, NonNegative, Positive
 
-AugmentationName = Literal["crop", "flip", "cutout", "rotation", "colour_jitter"]
+AugmentationName = Literal["crop", "flip", "cutout", "rotation", "colour_jitter", "translate", "alternating_flip"]
+Smoothing = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Optimiser, schedule and augmentation.
+    """Batches, optimiser, schedule, loss smoothing and augmentation. Published ones by name: `training.recipes`.
 
     Attributes:
         epochs: passes over the data.
-        batch_size: images per step; the last, smaller batch is kept.
-        optimizer: `sgd` (with `momentum`) or `adam`.
+        batch_size: images per step.
+        drop_last: leave out an epoch's last batch when it is smaller; otherwise it is kept.
+        optimizer: `sgd` (with `momentum`) or `adam` (betas 0.9 and 0.999).
         lr: peak learning rate.
-        momentum: of SGD.
-        nesterov: Nesterov momentum (SGD).
+        momentum: of SGD. `onecycle` moves it from 0.95 to 0.85 at the peak and back, whatever is given here.
+        nesterov: Nesterov momentum (SGD); needs a momentum above 0.
         weight_decay: L2 penalty of the optimiser.
-        schedule: `onecycle` (Smith & Topin 2018, stepped per batch), `cosine` to 0 (per batch), `multistep` (times 0.1
-            after 50 % and 75 % of the epochs), `constant`.
+        schedule: `onecycle` (Smith & Topin 2018), `cosine` to 0, `multistep` (times `gamma` at each of `milestones`),
+            `constant`.
+        schedule_per: how often the schedule moves: after every `batch`, or after every `epoch` as published CIFAR code
+            does it.
+        schedule_epochs: the schedule's length in epochs; None: `epochs`. A longer one is cut off by the end of training.
+            After the end of a shorter one `onecycle` stays where it is and `cosine` rises again, as in torch.
+        milestones: epochs after which `multistep` acts; None: 50 % and 75 % of the schedule.
+        gamma: factor on the learning rate at a milestone.
+        label_smoothing: share of each label that is spread evenly over all classes.
         augment: names from `unpoison.data.augment`, applied in this order.
     """
 
     epochs: Count = 20
     batch_size: Count = 128
+    drop_last: bool = False
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Positive = 0.1
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 5e-4
     schedule: Literal["onecycle", "cosine", "multistep", "constant"] = "onecycle"
+    schedule_per: Literal["batch", "epoch"] = "batch"
+    schedule_epochs: Count | None = None
+    milestones: list[Count] | tuple[Count, ...] | None = None
+    gamma: Positive = 0.1
+    label_smoothing: Smoothing = 0.0
     augment: list[AugmentationName] | tuple[AugmentationName, ...] = ()
 
 
-def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
-    )
+class Rate(NamedTuple):
+    """Of one step: the learning rate, and the momentum (SGD) or first beta (Adam)."""
+
+    lr: float
+    momentum: float
 
 
-def make_schedule(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """A schedule to be stepped after every batch."""
-    total = recipe.epochs * steps_per_epoch
-    schedulers = torch.optim.lr_scheduler
+def rates(recipe: Recipe, steps_per_epoch: int) -> list[Rate]:
+    """The rate of every step; those of torch.optim.lr_scheduler, without its optimiser.
+
+    Args:
+        recipe: whose schedule it is; one that moves per epoch is constant within an epoch.
+        steps_per_epoch: batches in an epoch.
+    """
+    every = steps_per_epoch if recipe.schedule_per == "epoch" else 1
+    per_epoch = steps_per_epoch // every
+    length = (recipe.schedule_epochs or recipe.epochs) * per_epoch
+    return [_rate(recipe, step // every, length, per_epoch) for step in range(recipe.epochs * steps_per_epoch)]
+
+
+def _rate(recipe: Recipe, position: int, length: int, per_epoch: int) -> Rate:
+    momentum = recipe.momentum if recipe.optimizer == "sgd" else 0.9
     if recipe.schedule == "onecycle":
-        return schedulers.OneCycleLR(optimizer, recipe.lr, total_steps=total + 1)
+        # Up during three tenths of the way, then down; one position more than steps, so the end is never reached.
+        top = 0.3 * (length + 1) - 1
+        if position <= top:
+            share = position / top
+            return Rate(_between(recipe.lr / 25, recipe.lr, share), _between(0.95, 0.85, share))
+        share = (min(position, length) - top) / (length - top)
+        return Rate(_between(recipe.lr, recipe.lr / 250_000, share), _between(0.85, 0.95, share))
     if recipe.schedule == "cosine":
-        return schedulers.CosineAnnealingLR(optimizer, T_max=total)
+        return Rate(_between(recipe.lr, 0.0, position / length), momentum)
     if recipe.schedule == "multistep":
-        return schedulers.MultiStepLR(optimizer, [total // 2, total * 3 // 4], gamma=0.1)
-    return schedulers.LambdaLR(optimizer, lambda step: 1.0)
+        milestones: list[int] = [length // 2, length * 3 // 4]
+        if recipe.milestones is not None:
+            milestones = [epoch * per_epoch for epoch in recipe.milestones]
+        return Rate(recipe.lr * recipe.gamma ** sum(position >= milestone for milestone in milestones), momentum)
+    return Rate(recipe.lr, momentum)
+
+
+def _between(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` (share 0) to `end` (share 1)."""
+    return end + (start - end) * (1 + cos(pi * share)) / 2

@@ -1,0 +1,133 @@
+"""Published training recipes by name, and a block of settings that starts from one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from ..errors import UserError
+from ..hyperparameters import check, choose
+from .recipe import Recipe
+
+RECIPES: dict[str, Recipe] = {
+    # This project's own: few epochs, for the narrow networks and small sets of a CPU run.
+    "default": Recipe(
+        epochs=20,
+        batch_size=128,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        schedule="onecycle",
+        augment=("crop",),
+    ),
+    # FST (Min et al., NeurIPS 2023), public code, CIFAR-10 and ResNet-18. Its cosine always ends at epoch 100.
+    "fst": Recipe(
+        epochs=100,
+        batch_size=128,
+        drop_last=True,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cosine",
+        schedule_per="epoch",
+        schedule_epochs=100,
+        augment=("crop", "flip"),
+    ),
+    # D-BR (Chen et al., NeurIPS 2022), public code, CIFAR-10: the backdoored model that it repairs.
+    "dbr": Recipe(
+        epochs=200,
+        batch_size=128,
+        optimizer="sgd",
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="multistep",
+        schedule_per="epoch",
+        milestones=(100, 150),
+        gamma=0.1,
+        augment=("crop", "flip"),
+    ),
+    # Cognitive Distillation (Huang et al., ICLR 2023), public configurations, CIFAR-10. Epoch 60 is the last, so the
+    # second milestone never acts; no augmentation.
+    "cd": Recipe(
+        epochs=60,
+        batch_size=100,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="multistep",
+        schedule_per="epoch",
+        milestones=(45, 60),
+        gamma=0.1,
+        augment=(),
+    ),
+    # BackdoorBench (Wu et al., NeurIPS 2022), CIFAR-10 and PreActResNet-18. Its cosine always ends at epoch 100.
+    "backdoorbench": Recipe(
+        epochs=100,
+        batch_size=128,
+        drop_last=True,
+        optimizer="sgd",
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cosine",
+        schedule_per="epoch",
+        schedule_epochs=100,
+        augment=("crop", "flip"),
+    ),
+    # Struppek et al. 2023, public configurations, ImageNette at 224 px and ResNet-101; teacher and student alike.
+    "struppek": Recipe(
+        epochs=100,
+        batch_size=128,
+        optimizer="adam",
+        lr=0.001,
+        weight_decay=0.0,
+        schedule="multistep",
+        schedule_per="epoch",
+        milestones=(30, 50),
+        gamma=0.1,
+        augment=("flip",),
+    ),
+    # After cifar10-airbench (Jordan 2024): its smoothing, its augmentation, few epochs of large batches at a high peak,
+    # without its network, its Muon optimiser and its test-time augmentation. docs/training.md says what that may cost.
+    "fast": Recipe(
+        epochs=10,
+        batch_size=512,
+        optimizer="sgd",
+        lr=0.4,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        schedule="onecycle",
+        label_smoothing=0.2,
+        augment=("translate", "alternating_flip"),
+    ),
+}
+
+
+def recipe_named(values: Mapping[str, Any], *, where: str) -> Recipe:
+    """The recipe that a block of settings stands for.
+
+    Args:
+        values: `recipe`, a name out of `RECIPES` (`default` when absent), and attributes of `Recipe`: null is what the
+            named recipe says, anything else takes its place.
+        where: the key in front, for messages ("params.yaml: train").
+
+    Raises:
+        UserError: for an unknown name or key, a value of another type or out of range, or Nesterov momentum of 0.
+    """
+    allowed = ("recipe", *(field.name for field in fields(Recipe)))
+    for key in values:
+        if key not in allowed:
+            raise UserError(f"{where}.{key}: unknown key, allowed: {', '.join(allowed)}")
+    named: Recipe = choose(values.get("recipe", "default"), RECIPES, where=f"{where}.recipe")
+    given = {key: value for key, value in values.items() if key != "recipe" and value is not None}
+    recipe = replace(named, **check(given, Recipe, where=where))
+    if recipe.optimizer == "sgd" and recipe.nesterov and not recipe.momentum:
+        raise UserError(f"{where}.momentum: {recipe.momentum} given, allowed: above 0, as nesterov is true")
+    return recipe
