@@ -156,9 +156,14 @@ def _record_cost(name: str, outputs: list[Path], seconds: float) -> None:
     if path.is_file() and read_json(path)["outputs"] == made:
         return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    write_json(path, {"outputs": made, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)})
+    cost = {"outputs": made, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
+    if "torch" in sys.modules:
+        from unpoison.training.device import machine
+
+        cost["machine"] = machine()
+    write_json(path, cost)
 
 
-def read_costs() -> dict[str, dict[str, float]]:
+def read_costs() -> dict[str, dict[str, Any]]:
     """Stage name to its recorded cost, for stages that ran in this working copy."""
     return {path.stem: read_json(path) for path in sorted((SCRATCH / "costs").glob("*.json"))}

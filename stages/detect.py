@@ -7,9 +7,9 @@ from pathlib import Path
 
 from common import BACKDOORED, BASE, POISONED, SCORES, load_params, method_arguments, run_stage, seed_of
 from unpoison import models
+from unpoison.data.scores import save_scores
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.detection import DETECTORS
-from unpoison.detection.scores import save_scores
 
 
 def main(method: str) -> list[Path]:

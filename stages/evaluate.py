@@ -14,8 +14,8 @@ from unpoison import models
 from unpoison.attacks.truth import Truth, read_truth
 from unpoison.data.files import new_folder, write_json
 from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import load_scores
 from unpoison.data.store import open_split
-from unpoison.detection.scores import load_scores
 from unpoison.evaluation.metrics import ROC_GRID, accuracy, detection_metrics, roc_points
 from unpoison.training.inference import logits_of
 

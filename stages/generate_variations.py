@@ -13,13 +13,13 @@ from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, Params, checked, 
 from unpoison.data.store import new_base, open_poisoned
 from unpoison.training.device import pick_device
 from unpoison.variations.prior import load_prior
-from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler, vary
+from unpoison.variations.sampling import BATCH, SamplerSettings, executed_steps, vary
 from unpoison.variations.store import generate_all
 
 
 def settings(params: Params) -> SamplerSettings:
     sampler = SamplerSettings(**checked(params, "variations", SamplerSettings))
-    make_scheduler(sampler)  # refuses a strength that leaves no step to execute
+    executed_steps(sampler)  # refuses a strength that leaves no step to execute
     return sampler
 
 

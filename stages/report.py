@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from common import (
@@ -31,12 +29,11 @@ from common import (
 from unpoison.attacks.truth import Truth, read_truth
 from unpoison.data.files import load_array, new_file, read_json
 from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import Scores, load_scores
 from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
-from unpoison.detection.scores import Scores, load_scores
 from unpoison.hyperparameters import Count
 from unpoison.reporting import figures
 from unpoison.reporting.page import Page, Table
-from unpoison.training.device import autocast, pick_device
 
 INDEX, SUMMARY, SUSPECTS = Path("reports/index.html"), Path("reports/summary.md"), Path("reports/suspects.csv")
 
@@ -300,11 +297,9 @@ def _costs(page: Page, run: Run) -> None:
 
 
 def _machine() -> str:
-    device = pick_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    precision = "bf16 autocast" if autocast(device)._enabled else "fp32"
-    exact = "deterministic algorithms where they exist" if device.type == "cuda" else "deterministic"
-    return f"{name}, {precision}, {exact}, torch {torch.__version__}"
+    """Where the backdoored model was trained."""
+    cost = read_costs().get("train_backdoored", {})
+    return str(cost.get("machine", "unknown: not trained in this working copy"))
 
 
 def _short(name: str) -> str:

@@ -110,7 +110,10 @@ def test_onecycle_sets_its_own_momentum() -> None:
 def test_steps_are_those_of_torchs_optimizers(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     recipe = Recipe(optimizer=name, nesterov=True, epochs=3)  # type: ignore[arg-type]
-    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 3), (7,), (2, 2))]
+    values = [torch.randn(shape, generator=generator) for shape in ((5, 3, 3, 3), (7,), (2, 2))]
+    # As networks are trained here; the gradients below come in the other format.
+    values[0] = values[0].contiguous(memory_format=torch.channels_last)
+    ours = [torch.nn.Parameter(value) for value in values]
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
     made = torch.optim.SGD(theirs, 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     expected = made if name == "sgd" else torch.optim.Adam(theirs, 0.1, weight_decay=5e-4)

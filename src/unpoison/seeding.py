@@ -6,9 +6,12 @@ Nothing in the library touches a global random state, so adding a random draw in
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # stages that only move images need no torch, which takes two seconds to import
+    import torch
 
 
 def derive(seed: int, purpose: str, *keys: int | str) -> int:
@@ -23,4 +26,6 @@ def numpy_rng(seed: int, purpose: str, *keys: int | str) -> np.random.Generator:
 
 def torch_rng(seed: int, purpose: str, *keys: int | str) -> torch.Generator:
     """A CPU generator: draws are made on the CPU and moved, so a GPU run sees the same numbers."""
+    import torch
+
     return torch.Generator().manual_seed(derive(seed, purpose, *keys))

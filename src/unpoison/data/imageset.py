@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .shards import Images, IntArray, Shards
+
+if TYPE_CHECKING:  # stages that only move images need no torch, which takes two seconds to import
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class ImageSet:
 
     def tensor(self, index: IntArray | None = None) -> Tensor:
         """As `gather` (all images by default), as a uint8 tensor [n, channels, height, width]."""
+        import torch
+
         images = self.gather(np.arange(len(self)) if index is None else index)
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 

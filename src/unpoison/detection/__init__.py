@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..data.scores import Scores
 from . import ac, cd, ss, strip
-from .scores import Scores
 
 DETECTORS: dict[str, Callable[..., Scores]] = {
     "cd": cd.score,

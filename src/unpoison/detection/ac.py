@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.imageset import ImageSet
+from ..data.scores import Scores
 from ..hyperparameters import Count
 from ..models.classifier import Classifier
 from ..seeding import derive
 from ..training.inference import features_of
-from .scores import Scores
 
 EXACT = 10_000
 """Classes up to this size get exact silhouettes."""

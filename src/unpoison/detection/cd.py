@@ -5,22 +5,19 @@ The smallest mask that keeps the model's logits: a poisoned image needs little m
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from ..data.imageset import ImageSet
+from ..data.scores import Scores
 from ..hyperparameters import Count, NonNegative, Positive
 from ..models.classifier import Classifier
 from ..progress import progress
 from ..seeding import torch_rng
 from ..training.device import autocast, pick_device, to_float
-from ..training.inference import batch_size
-from .scores import Scores
+from ..training.inference import batch_size, frozen
 
 BATCH = 256  # images of 32 px
 KEPT = 8  # masks of the most and least suspicious samples kept for the report
@@ -116,13 +113,7 @@ def score(
         beta: weight of the total variation: 10 in the paper, 1 in the code's default.
     """
     device = pick_device()
-    network: nn.Module = deepcopy(model).cpu().eval()
-    if model.traceable:
-        # Batch norm in evaluation mode is a fixed affine map: folded into the convolutions, the same logits faster.
-        network = fuse(network)
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
+    network = frozen(model, device)
     values = np.empty(len(data), np.float32)
     kept: dict[int, NDArray[np.float16]] = {}
     step = batch_size(data.image_size, BATCH)

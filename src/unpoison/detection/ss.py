@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..data.imageset import ImageSet
+from ..data.scores import Scores
 from ..models.classifier import Classifier
 from ..training.inference import features_of
-from .scores import Scores
 
 
 def score(

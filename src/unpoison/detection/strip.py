@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from ..data.imageset import ImageSet
+from ..data.scores import Scores
 from ..errors import UserError
 from ..hyperparameters import Count, Positive
 from ..models.classifier import Classifier
 from ..progress import progress
 from ..seeding import numpy_rng
 from ..training.device import autocast, pick_device, to_float
-from ..training.inference import batch_size
-from .scores import Scores
+from ..training.inference import batch_size, frozen
 
 PASS = 512  # mixed images of 32 px per forward pass
 
@@ -44,7 +44,7 @@ def score(
     if overlays > len(reserve):
         raise UserError(f"detect.strip.overlays: {overlays} given, allowed: 1 to {len(reserve)}, the trusted reserve")
     device = pick_device()
-    model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network = frozen(model, device)
     drawn = numpy_rng(seed, "strip/overlays").choice(len(reserve), overlays, replace=False)
     others = to_float(reserve.tensor(drawn), device) * weight
     chunk = max(1, batch_size(data.image_size, PASS) // overlays)
@@ -55,7 +55,7 @@ def score(
         images = to_float(data.tensor(index), device)
         mixed = (images[:, None] + others[None]).clamp_(0, 1).flatten(0, 1)
         with autocast(device):
-            logits = model(mixed.contiguous(memory_format=torch.channels_last))
+            logits = network(mixed.contiguous(memory_format=torch.channels_last))
         # log_softmax keeps p * log p finite where a probability underflows, which the public code turns into NaN.
         log_p = logits.float().log_softmax(1)
         each = -(log_p.exp() * log_p).sum(1)

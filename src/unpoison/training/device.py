@@ -73,6 +73,15 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=gains)
 
 
+def machine() -> str:
+    """Device, precision, exactness and torch version, for a report."""
+    device = pick_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    precision = "bf16 autocast" if autocast(device)._enabled else "fp32"
+    exact = "deterministic algorithms where they exist" if device.type == "cuda" else "deterministic"
+    return f"{name}, {precision}, {exact}, torch {torch.__version__}"
+
+
 def to_float(images: Tensor, device: torch.device) -> Tensor:
     """uint8 [n, c, h, w] to float32 in [0, 1] on the device, channels_last."""
     images = images.to(device, non_blocking=True)

@@ -31,7 +31,7 @@ class Optimizer:
     def step(self, rate: Rate) -> None:
         """One step of every parameter that has a gradient."""
         trained = [parameter for parameter in self.parameters if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        gradients = [_laid_out(parameter.grad, parameter) for parameter in trained if parameter.grad is not None]
         for parameter in trained:
             if parameter not in self.state:
                 self.state[parameter] = self._new_state(parameter)
@@ -50,3 +50,8 @@ class Optimizer:
         if self.recipe.optimizer == "sgd":
             return (torch.zeros_like(parameter),)
         return torch.zeros_like(parameter), torch.zeros_like(parameter), torch.zeros((), device=parameter.device)
+
+
+def _laid_out(gradient: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The gradient in the parameter's memory format: a fused step walks through memory, whatever the strides say."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)

@@ -12,12 +12,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Gt, Le, Lt
-from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +27,9 @@ from ..hyperparameters import Count, Positive
 from ..progress import progress
 from ..seeding import torch_rng
 from ..training.device import autocast, pick_device, to_float
+
+if TYPE_CHECKING:  # it takes four seconds to import, and checking the parameters does not need it
+    from diffusers import UNet2DModel
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # The noise schedule, the same in training and sampling. With the cosine schedule an image at 60 % still has a third of its
@@ -100,6 +102,8 @@ def train_prior(
     Returns:
         The prior, and a row per `checkpoint_every` steps: step, loss (mean since the last row).
     """
+    from diffusers import DDPMScheduler, UNet2DModel
+
     if not len(public):
         raise UserError("data.public: 0 images, allowed: at least 10 to train a prior on")
     device = pick_device()
@@ -110,7 +114,7 @@ def train_prior(
     average.load_state_dict(unet.state_dict())
     for network in (unet, average):
         network.to(device=device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(unet.parameters(), recipe.lr)
+    optimizer = torch.optim.AdamW(unet.parameters(), recipe.lr, fused=True)
     state = _State(unet, average, optimizer, scratch)
     rows = state.load()
     first = int(rows[-1]["step"]) if rows else 0
@@ -162,6 +166,8 @@ def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any]) -> None:
 
 def load_prior(folder: Path) -> Prior:
     """Raises UserError for a missing or changed file or weights of another architecture."""
+    from diffusers import UNet2DModel
+
     about = read_json(folder / DESCRIPTION)
     if about.get("format") != "unpoison-prior-1":
         raise UserError(f"{folder / DESCRIPTION}: format {about.get('format')!r} found, allowed: 'unpoison-prior-1'")
@@ -197,9 +203,12 @@ class _State:
         self.unet.load_state_dict(load_file(self.folder / "unet.safetensors"))
         self.average.load_state_dict(load_file(self.folder / "average.safetensors"))
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.unet.parameters())
         for name, value in load_file(self.folder / "optimizer.safetensors").items():
             index, key = name.split(".", 1)
-            moments.setdefault(int(index), {})[key] = value
+            # A fused step walks through memory: the moments must lie in it as the parameter does (channels_last).
+            laid_out = torch.empty_like(parameters[int(index)]).copy_(value) if value.ndim else value
+            moments.setdefault(int(index), {})[key] = laid_out
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         rows: list[dict[str, float]] = read_json(self.folder / "rows.json")["rows"]

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt, Le
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ..errors import UserError
@@ -49,8 +48,22 @@ class SamplerSettings:
         return asdict(self)
 
 
+def executed_steps(settings: SamplerSettings) -> int:
+    """How many of the sampler's steps are executed. Raises UserError where that is none."""
+    executed = min(int(settings.steps * settings.strength + 1e-6), settings.steps)
+    if executed < 1:
+        raise UserError(
+            f"variations.strength: {settings.strength} given; with variations.steps {settings.steps} no step would be "
+            f"executed, allowed: strength of at least {1 / settings.steps:.3g}"
+        )
+    return executed
+
+
 def make_scheduler(settings: SamplerSettings) -> tuple[Any, Tensor]:
     """The diffusers scheduler, and the timesteps that will be executed, from the noisiest down."""
+    # Here, not above: diffusers takes four seconds to import, and checking the parameters does not need it.
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
     # "trailing" puts the first executed step at strength * 1000; the default spacing starts a whole step below it.
     common = {**SCHEDULE, "timestep_spacing": "trailing"}
     if settings.scheduler == "ddim":
@@ -58,13 +71,7 @@ def make_scheduler(settings: SamplerSettings) -> tuple[Any, Tensor]:
     else:
         scheduler = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", final_sigmas_type="zero")
     scheduler.set_timesteps(settings.steps)
-    executed = min(int(settings.steps * settings.strength + 1e-6), settings.steps)
-    if executed < 1:
-        raise UserError(
-            f"variations.strength: {settings.strength} given; with variations.steps {settings.steps} no step would be "
-            f"executed, allowed: strength of at least {1 / settings.steps:.3g}"
-        )
-    first = len(scheduler.timesteps) - executed
+    first = len(scheduler.timesteps) - executed_steps(settings)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return scheduler, scheduler.timesteps[first:]
