@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup repro test test-slow lint bench clean
+.PHONY: setup repro test test-slow suite suite-table lint bench clean
 
 setup: $(READY)
 
@@ -26,6 +26,14 @@ repro: setup
 # One thread per worker: two pools of threads on the same cores wait for each other.
 test: setup
 	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
+
+# One published table. SCALE=small (default) or full; DATA=folder or archive of images; FRESH=1: everything again.
+suite: setup
+	@$(RUN) python suites/suite.py run "$(SUITE)" --scale "$(or $(SCALE),small)" $(if $(DATA),--data "$(DATA)") \
+		$(if $(filter 1,$(FRESH)),--fresh)
+
+suite-table: setup
+	@$(RUN) python suites/suite.py table "$(SUITE)"
 
 test-slow: setup
 	$(RUN) pytest -m slow
