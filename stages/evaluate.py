@@ -25,7 +25,7 @@ def main() -> list[Path]:
     test, truth = open_split(BASE, "test"), read_truth(TRUTH)
 
     def grade(folder: Path) -> dict[str, float]:
-        return _model_metrics(models.load(folder), test, truth)
+        return model_metrics(models.load(folder), test, truth)
 
     metrics: dict[str, Any] = {"backdoored": grade(BACKDOORED), "student": grade(STUDENT)}
     metrics["purified"] = {method: grade(PURIFIED / method) for method in section(params, "purify")["methods"]}
@@ -43,7 +43,8 @@ def main() -> list[Path]:
     return [METRICS, CURVES]
 
 
-def _model_metrics(model: models.Classifier, test: ImageSet, truth: Truth | None) -> dict[str, float]:
+def model_metrics(model: models.Classifier, test: ImageSet, truth: Truth | None) -> dict[str, float]:
+    """ACC on the test split; and, where the attack is known, ASR and RA on its triggered images of attacked classes."""
     metrics = {"acc": accuracy(logits_of(model, test), test.labels)}
     if truth is not None:
         keys = np.flatnonzero(truth.policy.attacked(test.labels))
