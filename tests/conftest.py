@@ -39,9 +39,8 @@ def splits() -> dict[str, ImageSet]:
 @pytest.fixture(scope="session")
 def planted(splits: dict[str, ImageSet]) -> Planted:
     train = splits["train"]
-    trigger = badnets.make((32, 32, 3), 0, pattern="checkerboard", size=5)
-    # Past that, poison is nearly half of its class, and AC, which takes the smaller cluster, a matter of luck.
-    policy = Policy(poison_rate=0.07)
+    trigger = badnets.make((32, 32, 3), 0, pattern="checkerboard", size=8)
+    policy = Policy(poison_rate=0.06)
     index = choose_samples(policy, train.labels, 10, seed=0)
     labels = train.labels.copy()
     labels[index] = 0
