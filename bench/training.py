@@ -81,6 +81,7 @@ def core(model: models.Classifier, data: ImageSet, recipe: Recipe) -> None:
 
 
 def compiled(model: models.Classifier, data: ImageSet, recipe: Recipe) -> None:
+    torch.compiler.reset()
     os.environ["UNPOISON_COMPILE"] = "1"
     fit(model, data, recipe, seed=0, what="bench")
 

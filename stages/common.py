@@ -106,7 +106,6 @@ def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = Fal
             `UNPOISON_PROCESSES` says. The first one writes; the others return nothing.
     """
     start = time.perf_counter()
-    first = os.environ.get("RANK", "0") == "0"
     try:
         if "WORLD_SIZE" not in os.environ:
             _start_processes(together)
@@ -114,8 +113,9 @@ def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = Fal
             raise UserError(f"{name}: {os.environ['WORLD_SIZE']} processes given, allowed: 1")
         outputs = main()
     except UserError as error:
-        sys.exit(f"error: {error}" if first else 1)
-    if first:
+        # Of several processes each says so: the first to end takes the others with it.
+        sys.exit(f"error: {error}")
+    if os.environ.get("RANK", "0") == "0":
         _record_cost(name, outputs, time.perf_counter() - start)
         print(f"{name}: wrote {', '.join(map(str, outputs))}", flush=True)
     leave()
@@ -131,15 +131,21 @@ def leave() -> None:
 
 
 def _start_processes(together: bool) -> None:
-    """Give way to as many processes as `UNPOISON_PROCESSES` says, where the stage can use them."""
+    """Run the stage in as many processes as `UNPOISON_PROCESSES` says, where it can use them, and end with them."""
     given = os.environ.get("UNPOISON_PROCESSES", "1")
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"UNPOISON_PROCESSES: {given!r} given, allowed: a whole number from 1")
     if together and int(given) > 1:
         threads = max(1, (os.cpu_count() or 1) // int(given))
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", given]
-        os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.run import main as torchrun
+
+        try:
+            torchrun(["--standalone", "--nproc-per-node", given, *sys.argv])
+        except ChildFailedError:
+            sys.exit(1)  # the process that failed has said why
+        sys.exit()
 
 
 def _record_cost(name: str, outputs: list[Path], seconds: float) -> None:
@@ -156,12 +162,7 @@ def _record_cost(name: str, outputs: list[Path], seconds: float) -> None:
     if path.is_file() and read_json(path)["outputs"] == made:
         return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    cost = {"outputs": made, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
-    if "torch" in sys.modules:
-        from unpoison.training.device import machine
-
-        cost["machine"] = machine()
-    write_json(path, cost)
+    write_json(path, {"outputs": made, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)})
 
 
 def read_costs() -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common import (
+    BACKDOORED,
     BASE,
     CURVES,
     METRICS,
@@ -121,7 +122,7 @@ def _what_was_run(page: Page, run: Run) -> None:
         ("network", _inline(model)),
         ("variations", _inline(section(run.params, "variations"))),
         ("seed", str(run.params["seed"])),
-        ("computed on", _machine()),
+        ("trained on", read_json(BACKDOORED / "model.json")["made_by"]["machine"]),
     ]
     page.table(Table(("", "setting"), rows, frozenset({1})))
 
@@ -294,12 +295,6 @@ def _costs(page: Page, run: Run) -> None:
     page.text(
         "Measured when each stage first made its present output; this stage itself is not in the table.", both=False
     )
-
-
-def _machine() -> str:
-    """Where the backdoored model was trained."""
-    cost = read_costs().get("train_backdoored", {})
-    return str(cost.get("machine", "unknown: not trained in this working copy"))
 
 
 def _short(name: str) -> str:

@@ -24,6 +24,7 @@ from unpoison import models
 from unpoison.data.files import new_file, new_folder
 from unpoison.data.store import open_poisoned
 from unpoison.seeding import derive
+from unpoison.training.device import machine
 from unpoison.training.distributed import world
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
@@ -53,7 +54,8 @@ def main() -> list[Path]:
     history = fit(model, data, recipe, seed=seed, what="backdoored")
     if world().rank:
         return []
-    models.save(model, BACKDOORED, classes=data.classes, made_by={"stage": "train_backdoored", "seed": seed})
+    made_by = {"stage": "train_backdoored", "seed": seed, "machine": machine()}
+    models.save(model, BACKDOORED, classes=data.classes, made_by=made_by)
     with new_folder(TRAINING / "losses") as staging:
         np.save(staging / "losses.npy", history.losses)
     with new_file(TRAINING / "backdoored.csv") as staging:

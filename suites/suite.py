@@ -27,15 +27,15 @@ from suite_runs import (  # noqa: E402
     experiments,
     fresh_clone,
     git,
-    holds,
+    is_run,
     make,
     params_at,
     read_run,
 )
+from suite_table import Suite, lines, markdown  # noqa: E402
 
 from common import Params  # noqa: E402
 from unpoison.errors import UserError  # noqa: E402
-from unpoison.reporting.suite import Run, Suite, lines, markdown  # noqa: E402
 
 SUITES, REPORTS = ROOT / "suites", ROOT / "reports" / "suites"
 # Never in DVC's or Git's sight: the clone that runs are made in, and unfinished work, which outlives it.
@@ -50,17 +50,19 @@ def record_of(suite: Suite) -> Path:
 
 def synchronise(suite: Suite) -> None:
     """Bring the record's lines of runs that exist in this repository up to date; others stay as they are."""
-    here: list[Run] = []
     known = experiments(ROOT)
-    for scale, settings in suite.scales.items():
-        for row in (Row(scale, name, seed) for name in suite.experiments for seed in settings.seeds):
-            # On whatever data: the record says which.
-            wanted = {k: v for k, v in suite.overrides(scale, row.experiment).items() if k != "data.name"}
-            for found in known.get(row.name(suite), []):
-                params = params_at(ROOT, found.commit)
-                if holds(params, {**wanted, "seed": row.seed}):
-                    here.append(read_run(ROOT, suite, row, found, params))
-                    break
+    rows = [
+        Row(scale, name, seed)
+        for scale, settings in suite.scales.items()
+        for name in suite.experiments
+        for seed in settings.seeds
+    ]
+    here = [
+        read_run(ROOT, row, found)
+        for row in rows
+        for found in known.get(row.name(suite), [])
+        if found.made.get("settings") == suite.settings(row.scale, row.experiment)
+    ]
     if here:
         write_record(record_of(suite), merged(read_record(record_of(suite)), here))
 
@@ -87,7 +89,7 @@ def run(name: str, scale: str, data: str | None, *, fresh: bool) -> None:
         rows = [Row(scale, each, seed) for seed in suite.scales[scale].seeds for each in suite.experiments]
         wanted = {row: overrides_of(suite, row, source) for row in rows}
         known = experiments(ROOT)
-        todo = {row: each for row, each in wanted.items() if fresh or not exists(row.name(suite), each, known)}
+        todo = {row: each for row, each in wanted.items() if fresh or not exists(suite, row, each, known)}
         print(f"{name}, scale {scale}: {len(todo)} of {len(rows)} runs to make", flush=True)
         try:
             failed = make_all(suite, todo, params, commit, force=fresh, lock=lock) if todo else []
@@ -103,15 +105,19 @@ def overrides_of(suite: Suite, row: Row, source: dict[str, Any]) -> dict[str, An
     return {**suite.overrides(row.scale, row.experiment), "seed": row.seed, **source}
 
 
-def exists(name: str, overrides: dict[str, Any], known: dict[str, list[Found]]) -> bool:
-    return any(holds(params_at(ROOT, found.commit), overrides) for found in known.get(name, []))
+def exists(suite: Suite, row: Row, overrides: dict[str, Any], known: dict[str, list[Found]]) -> bool:
+    settings = suite.settings(row.scale, row.experiment)
+    return any(is_run(found, ROOT, settings, overrides) for found in known.get(row.name(suite), []))
 
 
 def make_all(
     suite: Suite, todo: dict[Row, dict[str, Any]], params: Params, commit: str, *, force: bool, lock: TextIO
 ) -> list[str]:
     """Check all runs, then make them one by one; the names of those that failed."""
-    changed = git(ROOT, "diff", "--name-only", "HEAD", "--", *CODE).splitlines()
+    changed = [
+        *git(ROOT, "diff", "--name-only", "HEAD", "--", *CODE).splitlines(),
+        *git(ROOT, "ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines(),
+    ]
     if changed:
         print(f"note: the runs are of commit {commit[:8]}, without your changes to {', '.join(changed)}", flush=True)
     fresh_clone(ROOT, commit, CLONE)
@@ -123,7 +129,8 @@ def make_all(
         try:
             if number > 1:
                 fresh_clone(ROOT, commit, CLONE)
-            seconds = make(ROOT, CLONE, name, overrides, hardware, force=force, lock=lock)
+            about = {"settings": suite.settings(row.scale, row.experiment), **hardware}
+            seconds = make(ROOT, CLONE, name, overrides, about, force=force, lock=lock)
         except UserError as error:
             failed.append(name)
             print(f"error: {name}: {error}", file=sys.stderr, flush=True)

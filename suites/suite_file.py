@@ -8,10 +8,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from suite_table import METRICS, Experiment, Method, Published, Scale, Suite
+
 from common import Params, load_params
 from unpoison.errors import UserError
 from unpoison.hyperparameters import Fraction, check
-from unpoison.reporting.suite import METRICS, Experiment, Method, Published, Scale, Suite
 
 SCALES = ("small", "full")
 MetricName = Literal["acc", "asr", "ra"]
@@ -55,7 +56,10 @@ def params_of(suite: Suite, params: Params, overrides: Mapping[str, Any]) -> Par
             if not isinstance(block, dict):
                 raise UserError(f"{key}: no section {'.'.join(sections[: number + 1])} in params.yaml")
         block[last] = value
-    made = ["backdoored", "student", *(f"purified.{method}" for method in changed["purify"]["methods"])]
+    purified = changed["purify"]["methods"]
+    if not isinstance(purified, list):
+        raise UserError(f"purify.methods: {purified!r} given, allowed: a list")
+    made = ["backdoored", "student", *(f"purified.{method}" for method in purified)]
     for name, method in suite.methods.items():
         if method.metrics not in made:
             raise UserError(f"methods.{name}.metrics: {method.metrics!r} given, allowed: {', '.join(made)}")

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from suite_table import METRICS, Line, Run
+
 from unpoison.data.files import new_file
 from unpoison.errors import UserError
-from unpoison.reporting.suite import METRICS, Line, Run
 
 KEYS = ("scale", "experiment", "seed", "settings", "commit", "data", "device", "torch", "seconds")
 LINE_KEYS = ("scale", "label", "data", "experiment", "method", "source", "runs", "wanted")
@@ -39,7 +40,7 @@ def read_record(path: Path) -> list[Run]:
 
 def write_record(path: Path, runs: Iterable[Run]) -> None:
     """All runs, sorted, so that the same runs give the same bytes; a metric that a run lacks stays empty."""
-    rows = sorted(runs, key=lambda run: (run.scale, run.experiment, run.seed))
+    rows = sorted(runs, key=lambda run: (run.scale, run.data, run.experiment, run.seed))
     metrics = sorted({name for run in rows for name in run.metrics})
     body = [
         [*(getattr(run, key) for key in KEYS[:-1]), _cell(run.seconds), *(_cell(run.metrics.get(m)) for m in metrics)]
@@ -49,8 +50,8 @@ def write_record(path: Path, runs: Iterable[Run]) -> None:
 
 
 def merged(recorded: Iterable[Run], here: Iterable[Run]) -> list[Run]:
-    """The record with the runs that exist here in the place of its lines of the same name; all other lines stay."""
-    runs = {(run.scale, run.experiment, run.seed): run for run in [*recorded, *here]}
+    """The record with the runs that exist here in the place of its lines of the same row and data; all others stay."""
+    runs = {(run.scale, run.data, run.experiment, run.seed): run for run in [*recorded, *here]}
     return list(runs.values())
 
 

@@ -22,10 +22,10 @@ from typing import Any, TextIO
 
 from suite_file import value_at
 from suite_record import flattened
+from suite_table import Run, Suite
 
 from common import METRICS, PARAMS, Params, load_params
 from unpoison.errors import UserError
-from unpoison.reporting.suite import Run, Suite
 
 REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2}/[0-9a-f]{38})/([^/]+)")
 
@@ -44,11 +44,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """An experiment that exists in a repository."""
+    """An experiment that exists in a repository; `made` is what `make` said of it, empty for one made by hand."""
 
     reference: str
     commit: str
     baseline: str
+    made: Mapping[str, Any]
 
 
 def git(folder: Path, *command: str) -> str:
@@ -61,12 +62,14 @@ def git(folder: Path, *command: str) -> str:
 
 def experiments(folder: Path) -> dict[str, list[Found]]:
     """Name to the experiments of that name, on whatever commit they are based, the newest first."""
-    listed = git(folder, "for-each-ref", "--sort=-committerdate", "--format=%(refname) %(objectname)", "refs/exps")
+    form = "--format=%(refname)%00%(objectname)%00%(contents:body)%00"
+    listed = git(folder, "for-each-ref", "--sort=-committerdate", form, "refs/exps").split("\0")
     found: dict[str, list[Found]] = {}
-    for line in listed.splitlines():
-        reference, commit = line.split()
-        if match := REFERENCE.fullmatch(reference):
-            found.setdefault(match[2], []).append(Found(reference, commit, match[1].replace("/", "")))
+    for reference, commit, body in zip(listed[0::3], listed[1::3], listed[2::3], strict=False):
+        if match := REFERENCE.fullmatch(reference.strip()):
+            made = json.loads(body) if body.startswith("{") else {}
+            known = Found(reference.strip(), commit, match[1].replace("/", ""), made)
+            found.setdefault(match[2], []).append(known)
     return found
 
 
@@ -78,34 +81,30 @@ def params_at(folder: Path, commit: str) -> Params:
         return load_params(path)
 
 
-def holds(params: Params, overrides: Mapping[str, Any]) -> bool:
-    """Whether all overrides are in force; data may have moved to another folder."""
-    for key, wanted in overrides.items():
-        value = value_at(params, key)
-        if key == "data.path":
-            value, wanted = Path(str(value)).name, Path(str(wanted)).name
-        if value != wanted:
-            return False
-    return True
+def is_run(found: Found, folder: Path, settings: str, source: Mapping[str, Any]) -> bool:
+    """Whether an experiment was made with these settings, on these data; they may have moved to another folder."""
+    if found.made.get("settings") != settings:
+        return False
+    params = params_at(folder, found.commit)
+    place = Path(str(value_at(params, "data.path"))).name
+    return (value_at(params, "data.name"), place) == (source["data.name"], Path(source["data.path"]).name)
 
 
-def read_run(folder: Path, suite: Suite, row: Row, found: Found, params: Params) -> Run:
-    """The record of an experiment; what only its maker knew is in its commit's message, if the maker was this program."""
-    metrics = json.loads(git(folder, "show", f"{found.commit}:{METRICS}"))
-    about = git(folder, "show", "--no-patch", "--format=%B", found.commit).splitlines()[-1]
-    made = json.loads(about) if about.startswith("{") else {}
+def read_run(folder: Path, row: Row, found: Found) -> Run:
+    """The record of an experiment that `make` made."""
+    params, made = params_at(folder, found.commit), found.made
     data, path = str(value_at(params, "data.name")), Path(str(value_at(params, "data.path")))
     return Run(
         scale=row.scale,
         experiment=row.experiment,
         seed=row.seed,
-        settings=suite.settings(row.scale, row.experiment),
+        settings=made["settings"],
         commit=found.baseline[:8],
         data=f"{data} {path.name}" if data == "folder" else data,
-        device=made.get("device", ""),
-        torch=made.get("torch", ""),
-        seconds=made.get("seconds"),
-        metrics=flattened(metrics),
+        device=made["device"],
+        torch=made["torch"],
+        seconds=made["seconds"],
+        metrics=flattened(json.loads(git(folder, "show", f"{found.commit}:{METRICS}"))),
     )
 
 
@@ -149,7 +148,7 @@ def make(
     clone: Path,
     name: str,
     overrides: Mapping[str, Any],
-    hardware: Mapping[str, str],
+    about: Mapping[str, str],
     *,
     force: bool,
     lock: TextIO,
@@ -158,7 +157,7 @@ def make(
 
     Args:
         overrides: dotted key to value.
-        hardware: kept with the experiment, besides the wall time.
+        about: kept with the experiment, besides the wall time: its settings' digest, the hardware.
         force: run every stage, also where the cache has its result.
         lock: stays locked as long as DVC lives, even when this process is killed alone.
 
@@ -179,7 +178,7 @@ def make(
     seconds = round(time.monotonic() - start, 1)
     made = experiments(clone)[name][0]
     git(clone, "cat-file", "-e", f"{made.commit}:{METRICS}")
-    message = f"{name}\n\n{json.dumps({**hardware, 'seconds': seconds})}"
+    message = f"{name}\n\n{json.dumps({**about, 'seconds': seconds})}"
     # One push of one reference makes the run exist, together with what is known of it; a kill before it leaves nothing.
     commit = git(clone, "commit-tree", f"{made.commit}^{{tree}}", "-p", f"{made.commit}^", "-m", message)
     earlier = experiments(root).get(name, [])

@@ -14,7 +14,8 @@ from unpoison.data.imageset import ImageSet
 from unpoison.errors import UserError
 from unpoison.seeding import torch_rng
 from unpoison.training import loop
-from unpoison.training.device import pick_device, worth_compiling
+from unpoison.training.device import compiled, pick_device
+from unpoison.training.distributed import World
 from unpoison.training.inference import batch_size, features_of, logits_of
 from unpoison.training.recipe import Recipe
 
@@ -87,12 +88,25 @@ def test_inference_matches_a_plain_pass(splits: dict[str, ImageSet]) -> None:
         assert torch.allclose(features_of(model, data), model.features(images), atol=1e-4)
 
 
+def test_a_batch_has_two_images_for_every_process(splits: dict[str, ImageSet]) -> None:
+    def plan(batch_size: int, processes: int) -> loop._Plan:
+        rng = torch.Generator()
+        return loop._Plan(
+            splits["reserve"], Recipe(batch_size=batch_size), World(0, processes), torch.device("cpu"), rng
+        )
+
+    assert plan(4, 2).steps_per_epoch == 75
+    for size, processes in ((3, 2), (1, 2), (1000, 151)):
+        with pytest.raises(UserError, match=f"{processes} processes given, allowed for batches of "):
+            plan(size, processes)
+
+
 def test_device_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNPOISON_DEVICE", "cpu")
     assert pick_device().type == "cpu"
     monkeypatch.setenv("UNPOISON_COMPILE", "yes")
     with pytest.raises(UserError, match="UNPOISON_COMPILE: 'yes' given, allowed: 0, 1, auto"):
-        worth_compiling(torch.device("cpu"), 1)
+        compiled(len, torch.device("cpu"), 1)
     for wrong in ("toaster", "meta"):
         monkeypatch.setenv("UNPOISON_DEVICE", wrong)
         with pytest.raises(UserError, match=f"UNPOISON_DEVICE: '{wrong}' given, allowed: cpu, cuda"):

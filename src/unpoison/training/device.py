@@ -9,12 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def pick_device() -> torch.device:
@@ -34,9 +38,16 @@ def pick_device() -> torch.device:
             raise UserError(f"UNPOISON_DEVICE: {given!r} given, but torch finds no GPU; allowed here: cpu")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device.index is None:
             # Of several processes each has a GPU of its own.
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        elif together > 1:
+            raise UserError(f"UNPOISON_DEVICE: {given!r} given, allowed with {together} processes: cpu, cuda")
+        if max(device.index, together - 1) >= torch.cuda.device_count():
+            raise UserError(
+                f"{device} for {together} processes given, allowed: GPUs 0 to {torch.cuda.device_count() - 1}, one each"
+            )
         torch.cuda.set_device(device)
     else:
         _keep_freed_memory()
@@ -47,26 +58,35 @@ def pick_device() -> torch.device:
 def _keep_freed_memory() -> None:
     """Let glibc keep what is freed: it returns large blocks at once, and every activation is then mapped in anew.
 
-    Masks of Cognitive Distillation take 11 % less time, STRIP 24 % (bench/results/allocator.csv). Elsewhere: nothing.
+    What it gains: bench/results/allocator.csv. Elsewhere than on glibc: nothing.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-        libc.mallopt(threshold, 1 << 30)
-        libc.mallopt(trim, 2**31 - 1)
+        # glibc before 2.35 takes no more than 32 MiB. Setting either one ends its own adaptation of both.
+        if libc.mallopt(threshold, 1 << 30) or libc.mallopt(threshold, 32 << 20):
+            libc.mallopt(trim, 2**31 - 1)
 
 
-def worth_compiling(device: torch.device, images: int) -> bool:
-    """Whether compiling pays back when this many images are trained on: on a GPU after a million."""
+def compiled(function: Function, device: torch.device, images: int) -> Function:
+    """`function`, compiled where that pays back when this many images are trained on: on a GPU after a million.
+
+    Where nobody asked for it, a machine that cannot compile (no C compiler, say) goes on without, with a warning.
+    """
     given = os.environ.get("UNPOISON_COMPILE", "auto")
     if given not in ("0", "1", "auto"):
         raise UserError(f"UNPOISON_COMPILE: {given!r} given, allowed: 0, 1, auto")
-    return given == "1" or (given == "auto" and device.type == "cuda" and images >= 1_000_000)
+    if given == "0" or (given == "auto" and (device.type != "cuda" or images < 1_000_000)):
+        return function
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = given == "auto"
+    return cast(Function, torch.compile(function, dynamic=False))
 
 
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 where the hardware has it (GPUs, CPUs with AVX512-BF16 or AMX), fp32 elsewhere."""
     if device.type == "cuda":
-        gains = torch.cuda.is_bf16_supported()
+        gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         gains = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

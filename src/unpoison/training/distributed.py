@@ -1,7 +1,8 @@
 """One training run in several processes, one per GPU, started by `torchrun` or by `UNPOISON_PROCESSES`.
 
 Every process draws the same order and augmentation for the whole batch and takes its share; gradients are summed, so the
-step is that of one process. Batch norm sees the share only, as is usual in data-parallel training.
+step is that of one process. Batch norm sees the share only, as is usual in data-parallel training, and so that it has two
+samples to average over, an epoch's last batch of fewer than two per process joins the one before.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from ..progress import progress
 from ..seeding import torch_rng
-from .device import autocast, pick_device, to_float, worth_compiling
+from .device import autocast, compiled, pick_device, to_float
 from .distributed import World, world
 from .optimizer import Optimizer
 from .recipe import Recipe, rates
@@ -91,7 +91,7 @@ def fit(
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     optimizer = Optimizer(recipe, model.parameters() if parameters is None else parameters)
     schedule = iter(rates(recipe, plan.steps_per_epoch))
-    fast = torch.compile(plain, dynamic=False) if worth_compiling(device, recipe.epochs * len(data)) else plain
+    fast = compiled(plain, device, recipe.epochs * len(data))
     labels = torch.from_numpy(data.labels).to(device)
     losses = torch.zeros(recipe.epochs, len(data), device=device)
     rows: list[dict[str, float]] = []
@@ -140,12 +140,15 @@ class _Plan:
         self, data: ImageSet, recipe: Recipe, here: World, device: torch.device, generator: torch.Generator
     ) -> None:
         self.data, self.recipe, self.here, self.device, self.generator = data, recipe, here, device, generator
-        self.resident = data.tensor().to(device) if data.base.nbytes < _memory(device) // 4 else None
+        self.resident = _resident(data, device) if data.base.nbytes < _memory(device) // 4 else None
         self.steps_per_epoch = len(self._batches(torch.arange(len(data))))
         if not self.steps_per_epoch:
             raise UserError(f"batch_size: {recipe.batch_size} given, allowed with drop_last: 1 to {len(data)} images")
-        if len(data) < 2 * here.size and here.size > 1:
-            raise UserError(f"{here.size} processes given, allowed for {len(data)} images: 1 to {len(data) // 2}")
+        least = min(recipe.batch_size, len(data))
+        if here.size > max(1, least // 2):
+            raise UserError(
+                f"{here.size} processes given, allowed for batches of {least} images: 1 to {least // 2 or 1}"
+            )
 
     def epoch(self, epoch: int) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, int]]]:
         """The samples in order, and per batch: this process's samples, their images, the size of the whole batch."""
@@ -186,6 +189,15 @@ class _Plan:
                 if following is not None:
                     ahead = reader.submit(self.data.tensor, following.numpy())
                 yield images
+
+
+def _resident(data: ImageSet, device: torch.device) -> Tensor:
+    """All images on the device, uint8 [n, c, h, w], through a small part of the host's memory."""
+    height, width, channels = data.base.shape[1:]
+    images = torch.empty(len(data), height, width, channels, dtype=torch.uint8, device=device)
+    for index in data.chunks():
+        images[index[0] : index[-1] + 1] = torch.from_numpy(data.gather(index))
+    return images.permute(0, 3, 1, 2)
 
 
 def _memory(device: torch.device) -> int:

@@ -22,7 +22,7 @@ class Recipe:
         epochs: passes over the data.
         batch_size: images per step.
         drop_last: leave out an epoch's last batch when it is smaller; otherwise it is kept.
-        optimizer: `sgd` (with `momentum`) or `adam` (betas 0.9 and 0.999).
+        optimizer: `sgd` (with `momentum`) or `adam` (betas 0.9, which `onecycle` moves as it does momentum, and 0.999).
         lr: peak learning rate.
         momentum: of SGD. `onecycle` moves it from 0.95 to 0.85 at the peak and back, whatever is given here.
         nesterov: Nesterov momentum (SGD); needs a momentum above 0.

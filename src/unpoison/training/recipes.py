@@ -93,13 +93,13 @@ RECIPES: dict[str, Recipe] = {
         gamma=0.1,
         augment=("flip",),
     ),
-    # After cifar10-airbench (Jordan 2024): its smoothing, its augmentation, few epochs of large batches at a high peak,
+    # After cifar10-airbench (Jordan 2024): its smoothing, its augmentation, few epochs at a high peak,
     # without its network, its Muon optimiser and its test-time augmentation. docs/training.md says what that may cost.
     "fast": Recipe(
         epochs=10,
-        batch_size=512,
+        batch_size=128,
         optimizer="sgd",
-        lr=0.4,
+        lr=0.2,
         momentum=0.9,
         nesterov=True,
         weight_decay=5e-4,

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.files import sha256_json
-from ..hyperparameters import Fraction, Whole
-from .page import Table
+from unpoison.data.files import sha256_json
+from unpoison.hyperparameters import Fraction, Whole
+from unpoison.reporting.page import Table
 
 METRICS = ("acc", "asr", "ra")
 NO_REASON = "reason not found yet"
