@@ -2,6 +2,7 @@
 
     python bench/pipeline.py                    # the last commit; appends to bench/results/pipeline.csv
     python bench/pipeline.py --commit d3add27   # an earlier one, to compare with on the same machine and day
+    python bench/pipeline.py --keep run         # leaves the clone, with all artefacts, in the new folder `run`
 
 For each stage: the wall time from DVC's "Running stage" to the next one (start of the process, work, DVC's hashing and
 caching), and the part of it that the stage measured itself, after its imports. The rest is start and DVC.
@@ -53,10 +54,11 @@ def run(clone: Path) -> tuple[list[tuple[str, float]], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commit", default="HEAD")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     commit = subprocess.check_output(["git", "rev-parse", "--short", arguments.commit], cwd=ROOT, text=True).strip()
     with tempfile.TemporaryDirectory() as folder:
-        clone = Path(folder) / "clone"
+        clone = (arguments.keep or Path(folder) / "clone").resolve()
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
         subprocess.run(["git", "checkout", "-q", commit], cwd=clone, check=True)
         starts, end = run(clone)

@@ -40,9 +40,11 @@ def main() -> None:
     params = load_params()
     network, _ = settings(params)
     data, test, truth = open_poisoned(BASE, POISONED), open_split(BASE, "test"), read_truth(TRUTH)
+    source, attack = section(params, "data"), section(params, "attack")
+    name = Path(source["path"]).name if source["name"] == "folder" else source["name"]
     about = {
-        "data": f"{section(params, 'data')['name']}, {len(data)} images",
-        "attack": section(params, "attack")["name"],
+        "data": f"{name}, {len(data)} images",
+        "attack": f"{attack['name']}, {attack['poison_rate']:.0%}",
         "network": " ".join(str(value) for value in network.values()),
     }
     rows = []
@@ -52,7 +54,7 @@ def main() -> None:
                 **network, num_classes=len(data.classes), image_size=data.image_size, channels=data.channels, seed=seed
             )
             start = time.perf_counter()
-            history = fit(model, data, RECIPES[recipe], seed=seed, what="backdoored")
+            history = fit(model, data, RECIPES[recipe], seed=seed, what=recipe)
             seconds = time.perf_counter() - start
             figures = model_metrics(model, test, truth)
             last = history.epochs[-1]
