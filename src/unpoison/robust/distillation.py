@@ -12,7 +12,6 @@ from ..data.imageset import ImageSet
 from ..hyperparameters import Fraction, Positive
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from ..training.device import pick_device
-from ..training.inference import frozen
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
 
@@ -64,11 +63,11 @@ def distill(
         ce_temperature: of the label term. 1 is the textbook loss; the published code applies `temperature` to both
             terms, which weakens the labels about tenfold: set it to `temperature` to reproduce that.
     """
-    guide = frozen(teacher, pick_device())
+    teacher.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            target = guide(images).float()
+            target = teacher(images).float()
         logits, auxiliary = model.logits_and_auxiliary(images)
 
         def of(student: Tensor) -> Tensor:

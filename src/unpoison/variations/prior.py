@@ -114,7 +114,7 @@ def train_prior(
     average.load_state_dict(unet.state_dict())
     for network in (unet, average):
         network.to(device=device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(unet.parameters(), recipe.lr, fused=True)
+    optimizer = torch.optim.AdamW(unet.parameters(), recipe.lr, fused=device.type == "cuda")
     state = _State(unet, average, optimizer, scratch)
     rows = state.load()
     first = int(rows[-1]["step"]) if rows else 0
