@@ -123,7 +123,7 @@ def main() -> None:
     rows = []
     for width in arguments.widths:
         network = {"name": "resnet18", "width": width, "stem": "conv3_pool" if width < 64 else "conv3"}
-        images, epochs = (20480, 2) if gpu else (2560, 2) if width < 64 else (512, 1)
+        images, epochs = (20480, 2) if gpu else (2560, 2) if width < 64 else (256, 1)
         data = ImageSet(*digits.build({"train": images})["train"], digits.CLASSES)
         recipe = Recipe(epochs=epochs, batch_size=128, augment=AUGMENT)
         rounds = [
