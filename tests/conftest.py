@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +31,17 @@ class Planted:
     test: ImageSet
     reserve: ImageSet
     model: models.Classifier
+
+
+def with_value(block: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of nested blocks with the value at `path` replaced."""
+    changed: Any = deepcopy(dict(block))
+    *sections, last = path
+    inner = changed
+    for section in sections:
+        inner = inner[section]
+    inner[last] = value
+    return dict(changed)
 
 
 @pytest.fixture(scope="session")

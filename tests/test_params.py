@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 import check_params
 from common import load_params
+from conftest import with_value
 from unpoison.attacks import ATTACKS
 from unpoison.detection import DETECTORS
 from unpoison.errors import UserError
@@ -23,13 +23,7 @@ DEFAULT = load_params(ROOT / "params.yaml")
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    params: Any = deepcopy(DEFAULT)
-    *path, last = key.split(".")
-    block = params
-    for part in path:
-        block = block[part]
-    block[last] = value
-    return dict(params)
+    return with_value(DEFAULT, key.split("."), value)
 
 
 def test_default_is_valid() -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from suite_table import Run, Suite, lines, markdown
 
 from check_params import check_all
 from common import load_params
+from conftest import with_value
 from test_pipeline import COPIED, ENVIRONMENT, TINY, merge, run
 from unpoison.errors import UserError
 
@@ -58,13 +58,7 @@ FILE: dict[str, Any] = {
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    file: Any = deepcopy(FILE)
-    *path, last = key.split("/")
-    block = file
-    for part in path:
-        block = block[part]
-    block[last] = value
-    return dict(file)
+    return with_value(FILE, key.split("/"), value)
 
 
 def read(folder: Path, file: Any) -> Suite:
