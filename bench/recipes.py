@@ -29,6 +29,7 @@ from unpoison.training.device import machine  # noqa: E402
 from unpoison.training.loop import fit  # noqa: E402
 from unpoison.training.recipes import RECIPES  # noqa: E402
 
+FIGURES = ("acc", "asr", "ra")
 RESULTS = ROOT / "bench" / "results" / "recipes.csv"
 
 
@@ -59,7 +60,7 @@ def main() -> None:
             figures = model_metrics(model, test, truth)
             last = history.epochs[-1]
             rows.append(
-                {"recipe": recipe, "seed": seed, **about, **{name: round(value, 4) for name, value in figures.items()}}
+                {"recipe": recipe, "seed": seed, **about, **{name: round(figures[name], 4) for name in FIGURES}}
                 | {"epochs": len(history.epochs), "train_accuracy": round(last["accuracy"], 4)}
                 | {"seconds": round(seconds, 1), "machine": machine()}
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import report
 import train_backdoored
 import train_prior
 from common import PARAMS, Params, leave, load_params, method_arguments, section, seed_of
-from unpoison.attacks import ATTACKS
-from unpoison.attacks.policy import choose_samples
+from unpoison.attacks import ATTACKS, multi
+from unpoison.attacks.assets import AssetStore
+from unpoison.attacks.policy import check_classes, choose_samples
 from unpoison.data import digits
+from unpoison.data.imageset import ImageSet
 from unpoison.errors import UserError
 
 SECTIONS = ("seed", "data", "attack", "model", "train", "prior", "variations", "distill", "purify", "detect", "report")
@@ -61,13 +64,21 @@ def check_all(params: Params) -> None:
 
 def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
     """The attack as far as it can be checked before the data are read: in full for the digits, whose shape is known."""
-    name, policy, arguments = poison.settings(params)
     for attack, module in ATTACKS.items():
         poison.checked(params, f"attack.{attack}", module.make)
-    if name != "none" and data.name == "digits":
-        train_size = data.digits_sizes["train"]
-        ATTACKS[name].make((digits.SIDE, digits.SIDE, 3), seed, **arguments)
-        choose_samples(policy, np.arange(train_size) % len(digits.CLASSES), len(digits.CLASSES), seed=seed)
+    poison.checked(params, "attack.multi", multi.options)
+    chosen = poison.settings(params)
+    if data.name != "digits":
+        return
+    labels = np.arange(data.digits_sizes["train"]) % len(digits.CLASSES)
+    blank = np.broadcast_to(np.zeros((), np.uint8), (len(labels), digits.SIDE, digits.SIDE, 3))
+    scene = chosen.scene(ImageSet(blank, labels, digits.CLASSES), seed, AssetStore(None))
+    for wanted in chosen.intents:
+        where = f"{poison.WHERE}.{wanted.attack}"
+        check_classes(wanted.policy, len(digits.CLASSES), where=poison.WHERE)
+        if not ATTACKS[wanted.attack].ASSETS:
+            ATTACKS[wanted.attack].make(replace(scene, target=wanted.policy.target, where=where), **wanted.arguments)
+        choose_samples(wanted.policy, labels, len(digits.CLASSES), seed=seed, where=poison.WHERE)
 
 
 def _check_methods(params: Params, family: str, methods: Mapping[str, Callable[..., Any]]) -> None:

@@ -2,51 +2,91 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common import BASE, PARAMS, POISONED, TRUTH, Params, checked, load_params, run_stage, section, seed_of
-from unpoison.attacks import ATTACKS
-from unpoison.attacks.policy import Policy, choose_samples
-from unpoison.attacks.truth import Truth, write_truth
+from common import BASE, PARAMS, POISONED, SCRATCH, TRUTH, Params, checked, load_params, run_stage, section, seed_of
+from unpoison import models
+from unpoison.attacks import ATTACKS, multi
+from unpoison.attacks.assets import AssetStore
+from unpoison.attacks.poisoning import Intent, intent, poison
+from unpoison.attacks.scene import Scene
+from unpoison.attacks.truth import write_truth
+from unpoison.data.imageset import ImageSet
 from unpoison.data.store import new_overlay, open_split
 from unpoison.errors import UserError
-from unpoison.hyperparameters import check
+from unpoison.training.recipe import Recipe
+from unpoison.training.recipes import recipe_named
+
+WHERE = f"{PARAMS}: attack"
 
 
-def settings(params: Params) -> tuple[str, Policy, dict[str, Any]]:
-    """The attack's name ("none" for data of unknown origin), the policy, the attack's own arguments."""
+@dataclass(frozen=True)
+class Settings:
+    """The attack's name ("none" for data of unknown origin), one intent per trigger, the attacker's own networks."""
+
+    name: str
+    intents: list[Intent]
+    network: dict[str, Any]
+    recipe: Recipe
+
+    def scene(self, train: ImageSet, seed: int, store: AssetStore) -> Scene:
+        return Scene(train=train, seed=seed, network=self.network, recipe=self.recipe, store=store, where=WHERE)
+
+
+def settings(params: Params) -> Settings:
     attack = section(params, "attack")
-    name = attack.pop("name", None)
-    if name != "none" and name not in ATTACKS:
-        raise UserError(f"{PARAMS}: attack.name: {name!r} given, allowed: none, {', '.join(ATTACKS)}")
-    policy_values = {key: value for key, value in attack.items() if key not in ATTACKS}
-    policy = Policy(**check(policy_values, Policy, where=f"{PARAMS}: attack"))
-    return name, policy, checked(params, f"attack.{name}", ATTACKS[name].make) if name != "none" else {}
+    name, surrogate = attack.pop("name", None), attack.pop("surrogate", {})
+    if name not in ("none", "multi", *ATTACKS):
+        raise UserError(f"{WHERE}.name: {name!r} given, allowed: none, multi, {', '.join(ATTACKS)}")
+    policy = {key: value for key, value in attack.items() if key not in ("multi", *ATTACKS)}
+    intents = []
+    if name == "multi":
+        triggers = checked(params, "attack.multi", multi.options).get("triggers", list(multi.DEFAULT))
+        intents = multi.intents(policy, {key: attack.get(key) or {} for key in ATTACKS}, triggers, where=WHERE)
+    elif name != "none":
+        intents = [intent(name, policy, attack.get(name) or {}, where=WHERE)]
+    return Settings(name, intents, *_surrogate(surrogate))
+
+
+def _surrogate(block: Any) -> tuple[dict[str, Any], Recipe]:
+    """Network and recipe of what the attacker trains himself."""
+    if not isinstance(block, dict) or set(block) - {"model", "train"}:
+        raise UserError(f"{WHERE}.surrogate: {block!r} given, allowed: blocks `model` and `train`")
+    network = {key: value for key, value in (block.get("model") or {"name": "resnet18"}).items() if value is not None}
+    name = network.pop("name", None)
+    arguments = models.network_arguments(name, network, where=f"{WHERE}.surrogate.model")
+    return {"name": name, **arguments}, recipe_named(block.get("train") or {}, where=f"{WHERE}.surrogate.train")
 
 
 def main() -> list[Path]:
     params = load_params()
-    seed, (name, policy, arguments) = seed_of(params), settings(params)
+    seed, chosen = seed_of(params), settings(params)
     train = open_split(BASE, "train")
-    if name == "none":
+    if chosen.name == "none":
         nothing = np.zeros(0, np.int64)
         with new_overlay(POISONED, train, nothing, nothing):
             write_truth(TRUTH, None)
         print("poison: attack none, the training set is left as it is and no truth is known", flush=True)
         return [POISONED, TRUTH]
-    trigger = ATTACKS[name].make((*train.image_size, train.channels), seed, **arguments)
-    index = choose_samples(policy, train.labels, len(train.classes), seed=seed)
-    new_labels = policy.new_labels(train.labels[index], len(train.classes))
-    with new_overlay(POISONED, train, index, new_labels) as overlay:
+    scene = chosen.scene(train, seed, AssetStore(SCRATCH / "assets"))
+    truth = poison(chosen.name, chosen.intents, scene, where=WHERE)
+    index = np.flatnonzero(truth.part >= 0)
+    labels = truth.labels_given(len(train.classes))
+    with new_overlay(POISONED, train, index, labels[index]) as overlay:
         for keys in train.chunks(index):
-            overlay.write(np.searchsorted(index, keys), trigger(train.gather(keys), keys))
-    mask = np.zeros(len(train), bool)
-    mask[index] = True
-    write_truth(TRUTH, Truth(name, mask, train.labels, policy, trigger))
-    print(f"poison: {len(index)} of {len(train)} samples ({len(index) / len(train):.2%} of all)", flush=True)
+            overlay.write(np.searchsorted(index, keys), truth.stamped(train, keys))
+    write_truth(TRUTH, truth)
+    poisoned, covers = int(truth.mask.sum()), int(truth.cover.sum())
+    print(
+        f"poison: {poisoned} of {len(train)} samples ({poisoned / len(train):.2%} of all)"
+        + (f", {covers} cover samples ({covers / len(train):.2%})" if covers else "")
+        + ("; a snapshot: triggers are stamped in training" if truth.in_training else ""),
+        flush=True,
+    )
     return [POISONED, TRUTH]
 
 

@@ -27,6 +27,7 @@ from common import (
     run_stage,
     section,
 )
+from unpoison.attacks.trigger import Images, IntArray, stamp
 from unpoison.attacks.truth import Truth, read_truth
 from unpoison.data.files import load_array, new_file, read_json
 from unpoison.data.imageset import ImageSet
@@ -112,10 +113,7 @@ def _what_was_run(page: Page, run: Run) -> None:
     if run.truth is None:
         poison = "unknown: data of unknown origin"
     else:
-        count, total = int(run.truth.mask.sum()), len(run.truth.mask)
-        policy = run.truth.policy
-        goal = f"target class {policy.target}" if policy.label_policy == "all2one" else "class y to y + 1"
-        poison = f"{name} {_inline(attack[name])}; {goal}; {count} of {total} samples ({count / total:.2%})"
+        poison = "; ".join([f"{name} {_inline(attack.get(name) or {})}", *_goals(run.truth), _counts(run.truth)])
     rows = [
         ("data", _data(run)),
         ("attack", poison),
@@ -125,6 +123,28 @@ def _what_was_run(page: Page, run: Run) -> None:
         ("trained on", read_json(BACKDOORED / "model.json")["made_by"]["machine"]),
     ]
     page.table(Table(("", "setting"), rows, frozenset({1})))
+
+
+def _goals(truth: Truth) -> list[str]:
+    """Per trigger, what its samples are to become."""
+    goals = []
+    for part in truth.parts:
+        policy, name = part.policy, f"{part.attack}: " if len(truth.parts) > 1 else ""
+        goal = {
+            "all2one": f"target class {policy.target}",
+            "all2all": f"class y to y + {policy.shift}",
+            "clean_label": f"clean label, target class {policy.target}",
+            "source_specific": f"classes {policy.sources} to target class {policy.target}",
+        }[policy.label_policy]
+        goals.append(name + goal)
+    return goals
+
+
+def _counts(truth: Truth) -> str:
+    poisoned, covers, total = int(truth.mask.sum()), int(truth.cover.sum()), len(truth.mask)
+    text = f"{poisoned} of {total} samples ({poisoned / total:.2%})"
+    text += f", {covers} cover samples ({covers / total:.2%})" if covers else ""
+    return text + (" in one draw: triggers are stamped in training" if truth.in_training else "")
 
 
 def _data(run: Run) -> str:
@@ -142,17 +162,32 @@ def _models(page: Page, run: Run) -> None:
     page.heading("Models")
     models = {"backdoored": run.metrics["backdoored"], "student": run.metrics["student"]}
     models |= {f"purified: {name}": values for name, values in run.metrics["purified"].items()}
-    header = ["model", "ACC", "ASR", "RA"] if run.truth else ["model", "ACC"]
-    keys = ["acc", "asr", "ra"] if run.truth else ["acc"]
-    page.table(Table(header, [[name, *(f"{values[key]:.3f}" for key in keys)] for name, values in models.items()]))
+    columns = {"ACC": "acc"}
+    if run.truth is not None:
+        columns |= {"ACC without target": "acc_without_target", "ASR": "asr", "RA": "ra"}
+    rows = [[name, *(f"{values[key]:.3f}" for key in columns.values())] for name, values in models.items()]
+    page.table(Table(["model", *columns], rows))
     if run.truth is None:
         page.text("ACC is accuracy on the test split. Nothing is known about an attack, so there is no ASR.")
         return
     page.text(
         "ACC: accuracy on clean test images. ASR: share of triggered test images of other classes that get the attacker's "
-        "label (lower is better for a defence). RA: share of the same images that still get their true label."
+        "label (lower is better for a defence). RA: share of the same images that still get their true label. ACC without "
+        "target: on clean test images of other classes than the target, as D-BR reports it."
     )
+    _trigger(page, run)
     page.figures([(figures.acc_against_asr({k: (v["acc"], v["asr"]) for k, v in models.items()}), "ACC against ASR")])
+
+
+def _trigger(page: Page, run: Run) -> None:
+    """How visible the triggers are, and, where there are several, which of them work."""
+    keys = {"PSNR, dB": "psnr", "SSIM": "ssim", "L∞": "linf", "L2": "l2", "changed pixels": "changed"}
+    rows, backdoored = [], run.metrics["backdoored"]
+    for name, values in run.metrics["attack"]["trigger"].items():
+        asr = backdoored.get("asr_of", {name: backdoored["asr"]})
+        numbers = [f"{values[key]:.3f}" if key in values else "–" for key in keys.values()]
+        rows.append([name, f"{asr[name]:.3f}", *numbers])
+    page.table(Table(["trigger at the test", "ASR of the backdoored", *keys], rows))
 
 
 def _detection(page: Page, run: Run) -> None:
@@ -202,8 +237,11 @@ def _pictures(page: Page, run: Run) -> None:
         clean = np.array(run.data.base[chosen])
         rows["clean"] = clean
         rows["received"] = received
-        difference = np.abs(received.astype(int) - clean) * 10
-        rows["difference ×10"] = difference.clip(0, 255).astype(np.uint8)
+        rows["difference ×10"] = _difference(clean, received)
+        shown = _at_the_test(run, chosen, clean)
+        if (shown != received).any():
+            rows["at the test"] = shown
+            rows["its difference ×10"] = _difference(clean, shown)
     else:
         rows["received"] = received
     per_image = len(run.variations) // len(run.data)
@@ -216,6 +254,21 @@ def _pictures(page: Page, run: Run) -> None:
     titles = [f"{_short(run.sources[key])}\nlabel {run.data.classes[run.data.labels[key]][:9]}" for key in chosen]
     caption = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
     page.figures([(figures.contact_sheet(rows, titles), caption)], wide=True)
+
+
+def _difference(clean: Images, stamped: Images) -> Images:
+    return (np.abs(stamped.astype(int) - clean) * 10).clip(0, 255).astype(np.uint8)
+
+
+def _at_the_test(run: Run, chosen: IntArray, clean: Images) -> Images:
+    """The same images as they would be stamped at the test: some triggers are stronger there, or another one."""
+    assert run.truth is not None
+    numbers, shown = run.truth.part[chosen].clip(0), clean.copy()
+    for number, part in enumerate(run.truth.parts):
+        mine = numbers == number
+        if mine.any():
+            shown[mine] = stamp(part.trigger, clean[mine], chosen[mine], train=False)
+    return shown
 
 
 def _score_figures(page: Page, run: Run) -> None:

@@ -1,4 +1,7 @@
-"""Train on the poisoned set as a victim would, and keep every sample's loss in every epoch."""
+"""Train on the poisoned set as a victim would, and keep every sample's loss in every epoch.
+
+It reads the truth for one purpose: attacks that stamp their trigger while the victim trains.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from common import (
     PARAMS,
     POISONED,
     TRAINING,
+    TRUTH,
     Params,
     load_params,
     run_stage,
@@ -21,8 +25,10 @@ from common import (
     seed_of,
 )
 from unpoison import models
+from unpoison.attacks.in_training import InTraining
+from unpoison.attacks.truth import read_truth
 from unpoison.data.files import new_file, new_folder
-from unpoison.data.store import open_poisoned
+from unpoison.data.store import open_poisoned, open_split
 from unpoison.seeding import derive
 from unpoison.training.device import machine
 from unpoison.training.distributed import world
@@ -43,7 +49,12 @@ def settings(params: Params) -> tuple[dict[str, Any], Recipe]:
 def main() -> list[Path]:
     params = load_params()
     seed, (network, recipe) = seed_of(params), settings(params)
-    data = open_poisoned(BASE, POISONED)
+    truth, poisoning = read_truth(TRUTH), None
+    if truth is not None and truth.in_training:
+        data = open_split(BASE, "train")
+        poisoning = InTraining(truth, seed=seed, classes=len(data.classes))
+    else:
+        data = open_poisoned(BASE, POISONED)
     model = models.build(
         **network,
         num_classes=len(data.classes),
@@ -51,7 +62,7 @@ def main() -> list[Path]:
         channels=data.channels,
         seed=derive(seed, "backdoored/weights"),
     )
-    history = fit(model, data, recipe, seed=seed, what="backdoored")
+    history = fit(model, data, recipe, seed=seed, what="backdoored", poisoning=poisoning)
     if world().rank:
         return []
     made_by = {"stage": "train_backdoored", "seed": seed, "machine": machine()}

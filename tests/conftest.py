@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from unpoison import models
-from unpoison.attacks import badnets
-from unpoison.attacks.policy import Policy, choose_samples
+from unpoison.attacks.poisoning import intent, poison
+from unpoison.attacks.scene import Scene
 from unpoison.attacks.truth import Truth
 from unpoison.data import digits
 from unpoison.data.imageset import ImageSet, Overlay
@@ -53,16 +53,12 @@ def splits() -> dict[str, ImageSet]:
 @pytest.fixture(scope="session")
 def planted(splits: dict[str, ImageSet]) -> Planted:
     train = splits["train"]
-    trigger = badnets.make((32, 32, 3), 0, pattern="checkerboard", size=8)
-    policy = Policy(poison_rate=0.06)
-    index = choose_samples(policy, train.labels, 10, seed=0)
-    labels = train.labels.copy()
-    labels[index] = 0
-    mask = np.zeros(len(train), bool)
-    mask[index] = True
-    overlay = Overlay(index, trigger(train.gather(index), index), labels[index])
-    data = ImageSet(train.base, labels, train.classes, "planted", overlay)
+    wanted = intent("badnets", {"poison_rate": 0.06}, {"pattern": "checkerboard", "size": 8})
+    truth = poison("badnets", [wanted], Scene(train=train, seed=0))
+    index, labels = np.flatnonzero(truth.mask), truth.labels_given(10)
+    data = ImageSet(
+        train.base, labels, train.classes, "planted", Overlay(index, truth.stamped(train, index), labels[index])
+    )
     model = models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool")
     fit(model, data, RECIPE, seed=0, what="planted")
-    truth = Truth("badnets", mask, train.labels, policy, trigger)
     return Planted(data, truth, splits["test"], splits["reserve"], model)

@@ -10,7 +10,6 @@ import yaml
 
 from import_graph import files_of
 from prepare import SOURCES
-from unpoison.attacks import ATTACKS
 from unpoison.detection import DETECTORS
 from unpoison.purification import PURIFIERS
 
@@ -78,7 +77,6 @@ def test_families_do_not_import_each_other() -> None:
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("attacks", set(ATTACKS)),
         ("detection", set(DETECTORS)),
         ("purification", set(PURIFIERS)),
         ("data", set(SOURCES)),

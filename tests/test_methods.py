@@ -39,8 +39,8 @@ PURIFIER_TABLE: list[tuple[str, dict[str, Any], float, float]] = [
 
 
 def asr(model: models.Classifier, planted: Planted) -> float:
-    images, attackers, _ = planted.truth.triggered(planted.test)
-    return accuracy(logits_of(model, ImageSet(images, attackers, planted.test.classes)), attackers)
+    [some] = planted.truth.triggered(planted.test, planted.truth.parts[0])
+    return accuracy(logits_of(model, ImageSet(some.images, some.wanted, planted.test.classes)), some.wanted)
 
 
 def acc(model: models.Classifier, planted: Planted) -> float:

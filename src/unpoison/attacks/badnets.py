@@ -1,103 +1,149 @@
-"""BadNets: a small patch pasted on the image (Gu et al., "BadNets", 2017), with the patterns seen in published code."""
+"""BadNets (Gu et al., "BadNets", 2017, sec. 4): a small patch pasted on the image, as in several published codes."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from ..errors import UserError
-from ..hyperparameters import Count
-from ..seeding import numpy_rng
-from .trigger import Arrays, Images
+from ..hyperparameters import Count, Whole
+from ..seeding import uniform
+from .patterns import Pixels, dbr_corners, lc_corners, patch
+from .scene import Scene
+from .stamps import laid_out
+from .trigger import IntArray, Trigger
 
-_HEX = "#[0-9a-fA-F]{6}"
-PATTERNS = "checkerboard, grid, white, black, #rrggbb, checkerboard_#rrggbb_#rrggbb"
+Location = Literal["bottom_right", "center", "random", "dynamic"]
+
+# Row and column of the top left pixel.
+_OWN_PLACE = {"backdoors101": (3, 23), "single_pixel": (3, 23)}
+_CORNERS = {"four_corners": dbr_corners, "lc_corners": lc_corners}
+_SMALLEST, _LARGEST = 5, 10
 
 
 @dataclass(frozen=True)
-class PatchTrigger:
-    """Pastes `patch` uint8 [size, size, channels] in the bottom right corner or at a place drawn per image."""
+class PatchTrigger(Trigger):
+    """Pastes a pattern, at one place for all images or at a place drawn per image from (seed, key).
 
-    patch: NDArray[np.uint8]
-    location: str
+    Attributes:
+        values: float32 [1 or c, p, q], 0 to 255. At a fixed place p and q are the image's height and width.
+        mask: float32 [1, p, q], 1 where the pattern hides the image, 0 where the image shines through.
+        location: `fixed`; `random` (row and column drawn apart); `dynamic` (the smaller edge resized to 5…10 pixels,
+            mirrored half of the time, then as `random`).
+        seed: of the places.
+    """
+
+    values: Pixels
+    mask: Pixels
+    location: Literal["fixed", "random", "dynamic"]
     seed: int
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"location": self.location, "seed": self.seed}
+    def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
+        if self.location == "fixed":
+            values, mask = laid_out(self.values, images), laid_out(self.mask, images)
+        else:
+            values, mask = torch.from_numpy(self.values).to(images), torch.from_numpy(self.mask).to(images)
+            rows, columns = (torch.from_numpy(shown).to(images) for shown in self._place(keys, *images.shape[-2:]))
+            values, mask = (torch.einsum("nhp,cpq,nwq->nchw", rows, part, columns) for part in (values, mask))
+        return images * (1 - mask) + values * mask
 
-    @property
-    def arrays(self) -> Arrays:
-        return {"patch": self.patch}
+    def _place(self, keys: IntArray, height: int, width: int) -> tuple[Pixels, Pixels]:
+        """Which row (column) of the pattern each row (column) of each image shows: 0 or 1, [n, h, p] and [n, w, q]."""
+        dynamic, edges = self.location == "dynamic", self.mask.shape[1:]
+        size, mirror, *places = uniform(self.seed, "badnets/place", keys, 4).T
+        smaller = _SMALLEST + np.floor(size * (_LARGEST - _SMALLEST + 1)).astype(np.int64)
+        shown = []
+        for edge, side, place in zip(edges, (height, width), places, strict=True):
+            length = edge * smaller // min(edges) if dynamic else np.full(len(keys), edge)
+            start = np.floor(place * (side - length + 1)).astype(np.int64)
+            # The nearest cell, as in `patterns.nearest`: before the pattern it is negative, after it `edge` or more.
+            cell = (2 * (np.arange(side) - start[:, None]) + 1) * edge // (2 * length[:, None])
+            shown.append((cell[..., None] == np.arange(edge)).astype(np.float32))
+        rows, columns = shown
+        if dynamic:
+            columns = np.where(mirror[:, None, None] < 0.5, columns[..., ::-1], columns)
+        return rows, columns
 
-    def __call__(self, images: Images, keys: NDArray[np.int64]) -> Images:
-        stamped = images.copy()
-        size, (height, width) = len(self.patch), images.shape[1:3]
-        if self.location == "bottom_right":
-            stamped[:, height - size :, width - size :] = self.patch
-            return stamped
-        for image, key in zip(stamped, keys, strict=True):
-            rng = numpy_rng(self.seed, "badnets/location", int(key))
-            row, column = rng.integers(height - size + 1), rng.integers(width - size + 1)
-            image[row : row + size, column : column + size] = self.patch
-        return stamped
+
+TRIGGER = PatchTrigger
+POLICY: dict[str, Any] = {"label_policy": "all2one"}
+POLICIES = ("all2one", "all2all", "clean_label", "source_specific")
+ASSETS: tuple[str, ...] = ()
 
 
 def make(
-    shape: tuple[int, int, int],
-    seed: int,
+    scene: Scene,
     *,
     pattern: str = "checkerboard",
-    size: Count = 3,
-    location: Literal["bottom_right", "random"] = "bottom_right",
+    size: Count | None = None,
+    location: Location | None = None,
+    margin: Whole = 0,
 ) -> PatchTrigger:
-    """A patch for images of `shape` (height, width, channels).
+    """A patch for the images of `scene`.
 
     Args:
-        pattern: `checkerboard` (black where row + column is even, white where odd: Struppek et al.), `grid` (white where
-            even, and 1 of 255 where odd, because 0 means transparent in BackdoorBench's files), `white`, `black`, one
-            `#rrggbb` colour, or `checkerboard_#c1_#c2` (c2 where even, c1 where odd).
-        size: side of the square patch in pixels.
-        location: the last `size` rows and columns, or drawn per image from (seed, image index), rows and columns apart.
+        pattern: of any size: `checkerboard` (black where row + column is even, white where odd: Struppek et al.),
+            `grid` (white where even, and 1 of 255 where odd, because 0 means transparent in BackdoorBench's files),
+            `white` (BackdoorBench's square; with margin 1 D-BR's), `black`, one `#rrggbb` colour,
+            `checkerboard_#c1_#c2` (c2 where even, c1 where odd), `cd` (Cognitive Distillation's BadNet, and its
+            adaptive attack of another size). Of 3 x 3 pixels, resized (nearest) to another size: `dbr_grid` (D-BR),
+            and in all four corners `four_corners` (D-BR; one pixel free to the left and top border) and `lc_corners`
+            (Turner et al., BackdoorBench). At row 3, column 23: `backdoors101` (5 x 3 pixels, resized likewise, six
+            of them transparent) and `single_pixel` (white).
+        size: the smaller edge in pixels; null: as published (3, or 1 for `single_pixel`).
+        location: `bottom_right`; `center` (one pixel above and left of the centre, as Cognitive Distillation does on
+            GTSRB and ImageNet); `random` (per image; row and column drawn apart: Struppek et al.); `dynamic` (per
+            image; the smaller edge resized to 5…10 pixels, mirrored half of the time, anywhere: Backdoors101); null:
+            the pattern's own place as above, or else bottom right.
+        margin: pixels left free to the bottom and the right border at `bottom_right`.
 
     Raises:
-        UserError: unknown pattern; patch larger than the image.
+        UserError: unknown pattern; settings that exclude each other; images too small for the pattern at its place.
     """
-    height, width, channels = shape
-    if size > min(height, width):
-        raise UserError(f"attack.badnets.size: {size} given, allowed: 1 to {min(height, width)}, the image's side")
-    return PatchTrigger(_draw(pattern, size, channels), location, seed)
+    rows, columns = scene.train.image_size
+    if pattern in _CORNERS:
+        _check_corners(scene, pattern, size, location, margin)
+        return PatchTrigger(*_CORNERS[pattern](rows, columns, size or 3), "fixed", scene.seed)
+    place = location or ("own" if pattern in _OWN_PLACE else "bottom_right")
+    if margin and place != "bottom_right":
+        raise UserError(f"{scene.where}.margin: {margin} given, allowed: 0, or location bottom_right")
+    if place == "dynamic" and size is not None:
+        raise UserError(f"{scene.where}.size: {size} given, allowed with location dynamic: null, it is drawn per image")
+    if place == "dynamic" and pattern == "single_pixel":
+        raise UserError(f"{scene.where}.location: 'dynamic' given, allowed with single_pixel: what keeps its size")
+    drawn = patch(pattern, size, scene.train.channels, where=scene.where)
+    height, width = drawn.mask.shape[1:]
+    scene.need_room("size", min(height, width))
+    top, left = {
+        "own": _OWN_PLACE.get(pattern, (0, 0)),
+        "bottom_right": (rows - margin - height, columns - margin - width),
+        "center": (max(0, (rows - height) // 2 - 1), max(0, (columns - width) // 2 - 1)),
+    }.get(place, (0, 0))
+    grow, by = (_LARGEST, min(height, width)) if place == "dynamic" else (1, 1)
+    if min(top, left) < 0 or top + height * grow // by > rows or left + width * grow // by > columns:
+        given = f"margin: {margin}" if margin else f"pattern: {pattern!r}"
+        raise UserError(
+            f"{scene.where}.{given} given, allowed: a patch that fits in images of {rows} x {columns} pixels"
+        )
+    if place in ("random", "dynamic"):
+        return PatchTrigger(*drawn, place, scene.seed)
+    values, mask = (np.zeros((len(part), rows, columns), np.float32) for part in drawn)
+    here = np.s_[:, top : top + height, left : left + width]
+    values[here], mask[here] = drawn
+    return PatchTrigger(values, mask, "fixed", scene.seed)
 
 
-def restore(settings: dict[str, Any], arrays: Arrays) -> PatchTrigger:
-    return PatchTrigger(arrays["patch"], settings["location"], settings["seed"])
-
-
-def _draw(pattern: str, size: int, channels: int) -> NDArray[np.uint8]:
-    even: tuple[int, ...]
-    odd: tuple[int, ...]
-    if pattern == "checkerboard":
-        even, odd = (0, 0, 0), (255, 255, 255)
-    elif pattern == "grid":
-        even, odd = (255, 255, 255), (1, 1, 1)
-    elif pattern in ("white", "black"):
-        even = odd = (255, 255, 255) if pattern == "white" else (0, 0, 0)
-    elif re.fullmatch(_HEX, pattern):
-        even = odd = _rgb(pattern)
-    elif re.fullmatch(f"checkerboard_{_HEX}_{_HEX}", pattern):
-        odd, even = (_rgb(colour) for colour in pattern.split("_")[1:])
-    else:
-        raise UserError(f"attack.badnets.pattern: {pattern!r} given, allowed: {PATTERNS}")
-    if channels == 1:
-        even, odd = ((round(0.299 * r + 0.587 * g + 0.114 * b),) for r, g, b in (even, odd))
-    is_odd = (np.add.outer(np.arange(size), np.arange(size)) % 2 == 1)[..., None]
-    return np.where(is_odd, np.array(odd), np.array(even)).astype(np.uint8)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(colour[1:])
-    return red, green, blue
+def _check_corners(scene: Scene, pattern: str, size: int | None, location: str | None, margin: int) -> None:
+    for key, value, allowed in (("location", location, None), ("margin", margin, 0)):
+        if value != allowed:
+            raise UserError(
+                f"{scene.where}.{key}: {value!r} given, allowed with {pattern}, which has places of its own: "
+                f"{'null' if allowed is None else allowed}"
+            )
+    most = (min(scene.train.image_size) - (pattern == "four_corners")) // 2
+    if (size or 3) > most:
+        raise UserError(f"{scene.where}.size: {size or 3} given, allowed with {pattern}: 1 to {most}")

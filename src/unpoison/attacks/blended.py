@@ -1,65 +1,65 @@
-"""Blended injection: the whole image mixed with a pattern (Chen et al., "Targeted Backdoor Attacks", 2017, sec. 4)."""
+"""Blended injection (Chen et al., "Targeted Backdoor Attacks", 2017, sec. 4): the whole image mixed with a pattern."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+import torch
+from PIL import Image
 
 from ..errors import UserError
 from ..hyperparameters import Fraction
 from ..seeding import numpy_rng
-from .trigger import Arrays, Images
+from .patterns import Pixels, strip
+from .scene import Scene
+from .stamps import Mix
+
+TRIGGER = Mix
+POLICY: dict[str, Any] = {"label_policy": "all2one"}
+POLICIES = ("all2one", "all2all", "clean_label", "source_specific")
+ASSETS: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class BlendTrigger:
-    """(1 - ratio) * image + ratio * pattern, truncated to 8 bits as the published code does."""
-
-    pattern: NDArray[np.uint8]
-    ratio: float
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"ratio": self.ratio}
-
-    @property
-    def arrays(self) -> Arrays:
-        return {"pattern": self.pattern}
-
-    def __call__(self, images: Images, keys: NDArray[np.int64]) -> Images:
-        mixed = (1 - self.ratio) * images.astype(np.float64) + self.ratio * self.pattern
-        # Float noise must not turn an exact 51 into 50.999…, which truncation would make 50.
-        return np.floor(mixed + 1e-6).astype(np.uint8)
-
-
-def make(shape: tuple[int, int, int], seed: int, *, pattern: str = "noise", ratio: Fraction = 0.2) -> BlendTrigger:
-    """A pattern for images of `shape` (height, width, channels).
+def make(scene: Scene, *, pattern: str = "noise", ratio: Fraction = 0.2, test_ratio: Fraction | None = None) -> Mix:
+    """(1 - ratio) * image + ratio * pattern.
 
     Args:
-        pattern: `noise` (uniform over 0…255, drawn from the seed) or the path of an image file, resized (bilinear).
-        ratio: share of the pattern in the mix. BackdoorBench, CD and Struppek et al. use 0.2.
+        pattern: `noise` (uniform over 0…255, drawn from the seed), `struppek_noise` (the one pattern of Struppek et
+            al., uniform over 0…254, whatever the seed), `strip` (vertical stripes of about 7.85 pixels: D-BR's
+            Blend-Strip and, with clean labels, Cognitive Distillation's SIG), or the path of an image file, resized
+            (bilinear).
+        ratio: share of the pattern in the mix in training. BackdoorBench, CD, D-BR and Struppek et al. use 0.2.
+        test_ratio: the same at the test; null: `ratio`.
 
     Raises:
         UserError: the file is missing or not an image.
     """
-    height, width, channels = shape
+    height, width, channels = scene.shape
+    drawn: Pixels
     if pattern == "noise":
-        drawn = numpy_rng(seed, "blended/noise").integers(0, 256, shape, dtype=np.uint8)
-        return BlendTrigger(drawn, ratio)
+        noise = numpy_rng(scene.seed, "blended/noise").integers(0, 256, scene.shape, dtype=np.uint8)
+        drawn = noise.astype(np.float32).transpose(2, 0, 1)
+    elif pattern == "struppek_noise":
+        # The published seed and call: another generator or order of dimensions gives another pattern.
+        published = torch.randint(0, 255, scene.shape, generator=torch.Generator().manual_seed(42))
+        drawn = published.numpy().astype(np.float32).transpose(2, 0, 1)
+    elif pattern == "strip":
+        drawn = np.broadcast_to(strip(width), (channels, height, width))
+    else:
+        drawn = _read(pattern, scene)
+    opacity = np.ones((1, height, width), np.float32)
+    return Mix(np.ascontiguousarray(drawn), opacity, ratio, ratio if test_ratio is None else test_ratio)
+
+
+def _read(path: str, scene: Scene) -> Pixels:
+    height, width, channels = scene.shape
     try:
-        with Image.open(Path(pattern)) as file:
+        with Image.open(Path(path)) as file:
             image = file.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"attack.blended.pattern: {pattern!r} given ({error}), allowed: noise or an image file"
+            f"{scene.where}.pattern: {path!r} given ({error}), allowed: noise, struppek_noise, strip or an image file"
         ) from None
-    return BlendTrigger(np.asarray(image, dtype=np.uint8).reshape(shape), ratio)
-
-
-def restore(settings: dict[str, Any], arrays: Arrays) -> BlendTrigger:
-    return BlendTrigger(arrays["pattern"], settings["ratio"])
+    return np.asarray(image, np.float32).reshape(scene.shape).transpose(2, 0, 1)

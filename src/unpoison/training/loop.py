@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,16 @@ from .recipe import Recipe, rates
 
 Loss = Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(model, float images [b, c, h, w], labels int64 [b]) -> (logits [b, classes], loss of each sample [b])"""
+
+
+class Poisoning(Protocol):
+    """An attacker's hand in training: called with each batch (`attacks.in_training`)."""
+
+    after_augmentation: bool
+
+    def __call__(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """(float images [b, c, h, w] that may be written to, labels [b], samples [b], epoch) -> (images, labels)"""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ def fit(
     loss: Loss | None = None,
     parameters: Iterable[torch.nn.Parameter] | None = None,
     after_step: Callable[[Classifier], None] | None = None,
+    poisoning: Poisoning | None = None,
 ) -> History:
     """Train `model` in place; it ends on the device, in evaluation mode. In several processes all end with the same.
 
@@ -81,28 +93,28 @@ def fit(
         loss: per-sample loss, default cross entropy with the recipe's smoothing; the mean over the batch is minimised.
         parameters: those to train, default all.
         after_step: called with the model after each optimiser step, without gradients.
+        poisoning: stamps and relabels images of each batch; for attacks that do so in training.
 
     Raises:
         UserError: for a set too small for one batch of the recipe.
     """
     device, here = pick_device(), world()
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    plan = _Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"))
+    plan = _Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"), poisoning)
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     optimizer = Optimizer(recipe, model.parameters() if parameters is None else parameters)
     schedule = iter(rates(recipe, plan.steps_per_epoch))
     fast = compiled(plain, device, recipe.epochs * len(data))
-    labels = torch.from_numpy(data.labels).to(device)
     losses = torch.zeros(recipe.epochs, len(data), device=device)
     rows: list[dict[str, float]] = []
     for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
         correct = torch.zeros((), device=device)
         order, batches = plan.epoch(epoch)
-        for where, images, total in batches:
+        for where, images, labels, total in batches:
             # A batch of another size would be compiled anew, for one step per epoch.
             function = fast if total == recipe.batch_size else plain
             with autocast(device):
-                logits, each = function(model, images, labels[where])
+                logits, each = function(model, images, labels)
             optimizer.zero_grad()
             (each.sum() / total).backward()
             here.sum_gradients(optimizer.parameters)
@@ -110,7 +122,7 @@ def fit(
             optimizer.step(rate)
             with torch.no_grad():
                 losses[epoch, where] = each.float()
-                correct += (logits.argmax(1) == labels[where]).sum()
+                correct += (logits.argmax(1) == labels).sum()
                 if after_step is not None:
                     after_step(model)
         here.sum(losses[epoch])
@@ -137,9 +149,16 @@ class _Plan:
     """The order and the augmentation of every epoch, drawn on the CPU and moved at once, and the images of a batch."""
 
     def __init__(
-        self, data: ImageSet, recipe: Recipe, here: World, device: torch.device, generator: torch.Generator
+        self,
+        data: ImageSet,
+        recipe: Recipe,
+        here: World,
+        device: torch.device,
+        generator: torch.Generator,
+        poisoning: Poisoning | None,
     ) -> None:
         self.data, self.recipe, self.here, self.device, self.generator = data, recipe, here, device, generator
+        self.labels, self.poisoning = torch.from_numpy(data.labels).to(device), poisoning
         self.resident = _resident(data, device) if data.base.nbytes < _memory(device) // 4 else None
         self.steps_per_epoch = len(self._batches(torch.arange(len(data))))
         if not self.steps_per_epoch:
@@ -150,14 +169,14 @@ class _Plan:
                 f"{here.size} processes given, allowed for batches of {least} images: 1 to {least // 2 or 1}"
             )
 
-    def epoch(self, epoch: int) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, int]]]:
-        """The samples in order, and per batch: this process's samples, their images, the size of the whole batch."""
+    def epoch(self, epoch: int) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, Tensor, int]]]:
+        """The samples in order, and per batch: this process's samples, images, labels, the size of the whole batch."""
         batches = self._batches(torch.randperm(len(self.data), generator=self.generator))
         names, size = self.recipe.augment, self.data.image_size
         drawn = [draw(names, Batch(index, epoch, size, self.generator)) for index in batches]
         shares = [self.here.share(index) for index in batches]
         numbers = [torch.cat([self.here.share(each[i]) for each in drawn]).to(self.device) for i in range(len(names))]
-        return torch.cat(batches), self._load(batches, shares, numbers)
+        return torch.cat(batches), self._load(epoch, batches, shares, numbers)
 
     def left_out(self, order: Tensor) -> Tensor:
         """Samples that are not in `order`."""
@@ -169,13 +188,20 @@ class _Plan:
         return _split(order, self.recipe.batch_size, drop_last=self.recipe.drop_last, least=2 * self.here.size)
 
     def _load(
-        self, batches: list[Tensor], shares: list[Tensor], numbers: list[Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        self, epoch: int, batches: list[Tensor], shares: list[Tensor], numbers: list[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
         where = torch.cat(shares).to(self.device)
         sizes = [len(share) for share in shares]
         parts = zip(where.split(sizes), *(each.split(sizes) for each in numbers), strict=True)
-        for batch, images, (samples, *drawn) in zip(batches, self._images(shares, where, sizes), parts, strict=True):
-            yield samples, apply(to_float(images, self.device), self.recipe.augment, drawn), len(batch)
+        stamp, names = self.poisoning, self.recipe.augment
+        for batch, loaded, (samples, *drawn) in zip(batches, self._images(shares, where, sizes), parts, strict=True):
+            images, labels = to_float(loaded, self.device), self.labels[samples]
+            if stamp is not None and not stamp.after_augmentation:
+                images, labels = stamp(images, labels, samples, epoch)
+            images = apply(images, names, drawn)
+            if stamp is not None and stamp.after_augmentation:
+                images, labels = stamp(images, labels, samples, epoch)
+            yield samples, images, labels, len(batch)
 
     def _images(self, shares: list[Tensor], where: Tensor, sizes: list[int]) -> Iterator[Tensor]:
         """uint8 images of each share; from disk the next ones are read while these are trained on."""

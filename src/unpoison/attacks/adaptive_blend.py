@@ -1,0 +1,108 @@
+"""Adaptive-Blend (Qi et al., "Revisiting the Assumption of Latent Separability", ICLR 2023): half a blend, and covers.
+
+Every training image is blended with pieces of the pattern drawn for it alone, at a lower opacity than at the test, and
+cover samples carry such pieces with their true label: so poisoned samples do not gather at one place in feature space.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..hyperparameters import Count, Fraction
+from ..seeding import numpy_rng, uniform
+from . import blended
+from .scene import Scene
+from .stamps import Pixels
+from .trigger import IntArray, Trigger
+
+POLICY: dict[str, Any] = {"label_policy": "all2one", "cover_ratio": 1.0}
+POLICIES: tuple[str, ...] = ("all2one", "all2all")
+ASSETS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdaptiveBlend(Trigger):
+    """image + a * m * (pattern - image): in training a = `ratio` and m an image's own pieces, at the test `test_ratio`, 1.
+
+    Attributes:
+        pattern: float32 [c, h, w], 0 to 255.
+        ratio, test_ratio: opacity of the pattern, 0 to 1.
+        grid: rows, and columns, of pieces that the pattern is cut into.
+        hidden: how many of the grid² pieces a training image does not get.
+        seed: of the pieces, drawn per (seed, key).
+    """
+
+    pattern: Pixels
+    ratio: float
+    test_ratio: float
+    grid: int
+    hidden: int
+    seed: int
+
+    def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
+        pattern = torch.from_numpy(self.pattern).to(images)
+        if not train:
+            return images + self.test_ratio * (pattern - images)
+        draws = uniform(self.seed, "adaptive_blend/pieces", keys, self.grid**2)
+        shown = draws.argsort(axis=1).argsort(axis=1) >= self.hidden
+        row, column = (_pieces(self.grid, side) for side in self.pattern.shape[1:])
+        mask = np.take(shown, row[:, None] * self.grid + column, axis=1)[:, None]
+        opacity = torch.from_numpy(mask * np.float32(self.ratio)).to(images)
+        return images + opacity * (pattern - images)
+
+
+TRIGGER: type[Trigger] = AdaptiveBlend
+
+
+def make(
+    scene: Scene,
+    *,
+    pattern: str = "noise",
+    ratio: Fraction = 0.15,
+    test_ratio: Fraction = 0.2,
+    pieces: Count = 16,
+    mask_share: Fraction = 0.5,
+) -> Trigger:
+    """A pattern of the image's size.
+
+    Args:
+        pattern: `noise` (uniform over 0…255, drawn from the seed), or another one of `blended`, such as the path of an
+            image file.
+        ratio: opacity in training (the authors' toolbox: 0.15).
+        test_ratio: opacity at the test, of the whole pattern (the toolbox: 0.2).
+        pieces: the pattern is cut into this many, a square number: 16 is a grid of 4 rows and 4 columns. Where the
+            image's side is no multiple of 4, pieces differ by one pixel.
+        mask_share: share of the pieces, rounded, that a training image does not get; below 1.
+
+    Raises:
+        UserError: pieces that are no square number or smaller than a pixel; a share that leaves no piece; a file that is
+            missing or not an image.
+    """
+    height, width, _ = scene.shape
+    grid, side = math.isqrt(pieces), min(height, width)
+    if grid**2 != pieces or grid > side:
+        raise UserError(f"{scene.where}.pieces: {pieces} given, allowed: square numbers from 1 to {side**2}")
+    hidden = round(mask_share * pieces)
+    if hidden == pieces:
+        raise UserError(
+            f"{scene.where}.mask_share: {mask_share} of {pieces} pieces given, allowed: what leaves a piece"
+        )
+    if pattern == "noise":
+        # Drawn apart from the one of `blended`, so that both attacks on one data set have different patterns.
+        noise = numpy_rng(scene.seed, "adaptive_blend/noise").integers(0, 256, scene.shape, dtype=np.uint8)
+        drawn = np.ascontiguousarray(noise.transpose(2, 0, 1), np.float32)
+    else:
+        drawn = blended.make(scene, pattern=pattern).pattern
+    return AdaptiveBlend(drawn, ratio, test_ratio, grid, hidden, scene.seed)
+
+
+def _pieces(grid: int, side: int) -> IntArray:
+    """Which of `grid` stretches each of `side` pixels lies in: int64 [side]. Stretch i starts at i * side // grid."""
+    return np.repeat(np.arange(grid), np.diff(np.arange(grid + 1) * side // grid))

@@ -1,0 +1,101 @@
+"""Adaptive-Patch (Qi et al., "Revisiting the Assumption of Latent Separability", ICLR 2023): weak patches, and covers.
+
+Every training image carries one of four faint patches, and cover samples carry one with their true label. At the test
+two of the patches are pasted at once, opaque. The published patches are pictures; these are drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import UserError
+from ..hyperparameters import Count
+from ..seeding import uniform
+from .scene import Scene
+from .stamps import Pixels
+from .trigger import IntArray, Trigger
+
+POLICY: dict[str, Any] = {"label_policy": "all2one", "cover_ratio": 2.0}
+POLICIES: tuple[str, ...] = ("all2one", "all2all")
+ASSETS: tuple[str, ...] = ()
+
+OPACITIES = (0.5, 0.2, 0.5, 0.3)
+# As on CIFAR-10 in the authors' toolbox, the test gets the two that are strongest in training.
+AT_TEST = (0, 2)
+# Of ring, cross, stripes and checkerboard; one-channel images get their luminance (ITU-R BT.601).
+COLOURS = ((255, 64, 32), (255, 224, 32), (32, 96, 255), (255, 255, 255))
+SMALLEST = 3
+
+
+@dataclass(frozen=True)
+class AdaptivePatch(Trigger):
+    """image + a * (pattern - image), where the opacity a is in training that of one patch, drawn per (seed, key).
+
+    Attributes:
+        pattern: float32 [c, h, w], 0 to 255: all four patches, which do not overlap.
+        opacity: float32 [4, h, w], 0 to 1: of each patch in training.
+        test_opacity: float32 [h, w], 0 or 1: of the patches shown at the test.
+        seed: of the choice among the four.
+    """
+
+    pattern: Pixels
+    opacity: Pixels
+    test_opacity: Pixels
+    seed: int
+
+    def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
+        if train:
+            draws = uniform(self.seed, "adaptive_patch/patch", keys, 1)[:, 0]
+            chosen = self.opacity[(draws * len(self.opacity)).astype(np.int64)]
+        else:
+            chosen = self.test_opacity[None]
+        opacity = torch.from_numpy(chosen[:, None]).to(images)
+        return images + opacity * (torch.from_numpy(self.pattern).to(images) - images)
+
+
+TRIGGER: type[Trigger] = AdaptivePatch
+
+
+def make(scene: Scene, *, size: Count = 8) -> Trigger:
+    """Four patches, one per corner, of opacities 0.5, 0.2, 0.5 and 0.3 in training (the authors' toolbox).
+
+    A red ring lies at the bottom right, a yellow cross at the top right, blue stripes at the bottom left and a white
+    checkerboard at the top left; a patch's other pixels are transparent. The test shows ring and stripes at opacity 1.
+
+    Args:
+        size: side of a patch in pixels, 3 to half the image's side (the published ones: 3 to 13 of 32).
+
+    Raises:
+        UserError: a size at which patches would overlap or not differ.
+    """
+    height, width, channels = scene.shape
+    most = min(height, width) // 2
+    if not SMALLEST <= size <= most:
+        raise UserError(f"{scene.where}.size: {size} given, allowed: {SMALLEST} to {most}, half the image's side")
+    top, bottom, left, right = slice(size), slice(height - size, None), slice(size), slice(width - size, None)
+    corners = ((bottom, right), (top, right), (bottom, left), (top, left))
+    pattern = np.zeros((channels, height, width), np.float32)
+    masks = np.zeros((4, height, width), np.float32)
+    for mask, corner, shape, colour in zip(masks, corners, _shapes(size), COLOURS, strict=True):
+        mask[corner] = shape
+        ink = np.array(colour if channels == 3 else [round(np.dot((0.299, 0.587, 0.114), colour))], np.float32)
+        pattern += mask * ink[:, None, None]
+    opacity = masks * np.array(OPACITIES, np.float32)[:, None, None]
+    return AdaptivePatch(pattern, opacity, masks[list(AT_TEST)].sum(0), scene.seed)
+
+
+def _shapes(size: int) -> tuple[NDArray[np.bool_], ...]:
+    """Ring, cross, stripes and checkerboard: bool [size, size] each, true where there is ink."""
+    row, column = np.indices((size, size))
+    middle, block = (size - 1) / 2, max(1, size // 4)
+    distance = np.hypot(row - middle, column - middle)
+    ring = (distance > size / 4) & (distance <= size / 2)
+    cross = (abs(row - middle) <= size / 8) | (abs(column - middle) <= size / 8)
+    stripes = column // block % 2 == 0
+    return ring, cross, stripes, (row // block + column // block) % 2 == 0

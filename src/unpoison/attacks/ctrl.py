@@ -1,0 +1,48 @@
+"""CTRL (Li et al., "An Embarrassingly Simple Backdoor Attack on Self-supervised Learning", ICCV 2023): two waves in U, V."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..hyperparameters import Positive, Whole
+from .frequency import check_positions, chroma_pattern
+from .scene import Scene
+from .stamps import Add
+from .trigger import Trigger
+
+TRIGGER: type[Trigger] = Add
+POLICY: dict[str, Any] = {"label_policy": "clean_label"}
+POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")
+ASSETS: tuple[str, ...] = ()
+
+
+def make(
+    scene: Scene,
+    *,
+    magnitude: Positive = 100.0,
+    test_magnitude: Positive | None = None,
+    positions: list[list[Whole]] = [[15, 15], [31, 31]],  # noqa: B006 (read only, and shown as the default)
+    wrap: bool = False,
+) -> Trigger:
+    """Raised DCT coefficients of the whole image, in channels U and V of analogue YUV (BT.601).
+
+    The DCT is orthonormal: one coefficient of an image of h x w pixels is a wave of at most 2 * magnitude / sqrt(h * w)
+    in U and V, so the same magnitude is fainter on larger images. The colour matrices are exact inverses of each other;
+    both codes round theirs to three decimals, which moves a value by less than one level.
+
+    Args:
+        magnitude: what is added to each coefficient of an image of 0 to 255, in training. The authors' and
+            BackdoorBench's code: 100.
+        test_magnitude: the same at the test; None: as in training.
+        positions: [row, column] of the coefficients, from 0 (both codes).
+        wrap: whether values outside 0 to 255 wrap around modulo 256, as in both codes, instead of being clipped.
+
+    Raises:
+        UserError: grey images; no position, or one outside the image.
+    """
+    scene.need_colour()
+    height, width, _ = scene.shape
+    check_positions(scene, positions, height, width)
+    pattern = chroma_pattern(height, width, positions, magnitude, largest_red=0.615, largest_blue=0.436)
+    test_factor = 1.0 if test_magnitude is None else test_magnitude / magnitude
+    return Add(pattern, test_factor=test_factor, rounding="wrap" if wrap else "truncate")

@@ -1,0 +1,123 @@
+"""Small networks that change images, trained by the attacker: their layers, their training images, their weights as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.imageset import ImageSet
+from ..seeding import derive, numpy_rng
+from ..training.device import pick_device, to_float
+from .stamps import Pixels
+from .trigger import Trigger
+
+
+class UNet(nn.Module):
+    """A U-Net (Ronneberger et al., 2015) of two levels without normalisation, so that an image's result is its own.
+
+    Args:
+        inputs: channels it takes.
+        outputs: channels it gives, same height and width, any sign.
+        width: channels of the first convolution; twice and four times as many below.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.down1 = nn.Conv2d(width, 2 * width, 3, 2, padding=1)
+        self.down2 = nn.Conv2d(2 * width, 4 * width, 3, 2, padding=1)
+        self.narrow2 = nn.Conv2d(4 * width, 2 * width, 1)
+        self.up2 = nn.Conv2d(4 * width, 2 * width, 3, padding=1)
+        self.narrow1 = nn.Conv2d(2 * width, width, 1)
+        self.up1 = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        full = F.relu(self.first(x))
+        half = F.relu(self.down1(full))
+        quarter = F.relu(self.down2(half))
+        half = F.relu(self.up2(torch.cat([_enlarged(self.narrow2(quarter), half), half], 1)))
+        full = F.relu(self.up1(torch.cat([_enlarged(self.narrow1(half), full), full], 1)))
+        out: Tensor = self.last(full)
+        return out
+
+
+def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:], mode="nearest")
+
+
+def training_batches(data: ImageSet, size: int, steps: int, seed: int, purpose: str) -> Iterator[Tensor]:
+    """`steps` batches of at most `size` different images, drawn anew each time: float32 [b, c, h, w] in [0, 1]."""
+    generator, device = numpy_rng(seed, f"{purpose}/batches"), pick_device()
+    for _ in range(steps):
+        index = np.sort(generator.choice(len(data), min(size, len(data)), replace=False))
+        yield to_float(data.tensor(index), device)
+
+
+def fresh(module: nn.Module, seed: int, purpose: str) -> list[nn.Parameter]:
+    """Draw a module's weights from (seed, purpose) as He et al. (2015) and move it to the device that trains; its parameters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, f"{purpose}/weights"))
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for layer in module.modules():
+            if isinstance(layer, UNet):
+                # What is added to an image starts small, or steps are lost on undoing noise.
+                layer.last.weight.data *= 0.1
+    return list(_moved(module, pick_device()).parameters())
+
+
+def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+    # Twice as fast as the default order on a CPU, whose images come in this one.
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def packed(module: nn.Module) -> Pixels:
+    """All weights as one array, float32 [p]."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()]).cpu().numpy()
+
+
+def unpacked(make: Callable[[], nn.Module], weights: Pixels, device: torch.device) -> nn.Module:
+    """What `make` makes, with these weights, frozen, on the device."""
+    # A trigger may be first used in inference mode, and weights made there could not be used outside it.
+    with torch.inference_mode(False):
+        module = make()
+        torch.nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
+        return _moved(module, device).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Network(Trigger):
+    """A trigger that is a trained network.
+
+    Attributes:
+        weights: float32 [p].
+        channels: of the images.
+        width: of its U-Net.
+    """
+
+    weights: Pixels
+    channels: int
+    width: int
+
+    def empty(self) -> nn.Module:
+        """The network without its weights."""
+        raise NotImplementedError
+
+    def network(self, device: torch.device) -> nn.Module:
+        """The network, built once for each device."""
+        if device not in self._built:
+            self._built[device] = unpacked(self.empty, self.weights, device)
+        return self._built[device]
+
+    @cached_property
+    def _built(self) -> dict[torch.device, nn.Module]:
+        return {}

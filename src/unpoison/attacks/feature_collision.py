@@ -1,0 +1,177 @@
+"""Feature collision (Shafahi et al., "Poison Frogs! Targeted Clean-Label Poisoning Attacks on Neural Networks", NeurIPS
+2018, sections 2 and 4), made a backdoor: target-class images with the features of patched images of other classes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..hyperparameters import Count, Fraction, NonNegative, Positive
+from ..seeding import numpy_rng, uniform
+from ..training.device import pick_device, to_float
+from . import surrogate
+from .per_sample import PerSample, Perturb, noise_of
+from .scene import Scene
+from .stamps import Pixels
+from .trigger import IntArray, Rounding
+
+POLICY: dict[str, Any] = {"label_policy": "clean_label"}
+POLICIES: tuple[str, ...] = ("clean_label",)
+ASSETS: tuple[str, ...] = ("clean network", "optimised training images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCollision(PerSample):
+    """In training the optimised image; at the test the patch in the lower right corner.
+
+    Attributes:
+        patch: float32 [c, size, size], 0 to 255.
+        steps, lr, beta, watermark, epsilon: of the optimisation, as for `make`.
+    """
+
+    patch: Pixels
+    steps: int
+    lr: float
+    beta: float
+    watermark: float
+    epsilon: float | None
+    rounding: Rounding = "truncate"
+
+    def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
+        return self.changed(images, keys) if train else self.patched(images)
+
+    def patched(self, images: Tensor) -> Tensor:
+        """Images in 0…255 with the patch."""
+        images, size = images.clone(), self.patch.shape[-1]
+        images[..., -size:, -size:] = torch.from_numpy(self.patch).to(images)
+        return images
+
+    def for_samples(self, scene: Scene, index: IntArray) -> FeatureCollision:
+        """The same with the optimised images of the training samples `index` (sorted)."""
+        names = ("steps", "lr", "beta", "watermark", "epsilon")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        network, size = surrogate.clean_settings(scene), self.patch.shape[-1]
+        about = {"network": network, "target": scene.target, "size": size, **settings}
+        code = [sys.modules[__name__], *surrogate.code(scene)]
+
+        def prepare() -> Perturb:
+            features = surrogate.frozen_features(surrogate.clean_network(scene), pick_device())
+            sources = np.flatnonzero(scene.train.labels != scene.target)
+
+            def perturb(keys: IntArray, images: Tensor) -> Tensor:
+                drawn = uniform(scene.seed, "feature_collision/source", keys, 1)[:, 0]
+                source = scene.train.tensor(sources[(drawn * len(sources)).astype(np.int64)])
+                shown = self.patched(to_float(source, images.device) * 255) / 255
+                return collide(features, images, shown, **settings)
+
+            return perturb
+
+        noise = noise_of(scene, "feature_collision_noise", about, code, index, prepare)
+        return replace(self, keys=index, noise=noise)
+
+
+TRIGGER = FeatureCollision
+
+
+def make(
+    scene: Scene,
+    *,
+    size: Count = 8,
+    steps: Count = 100,
+    lr: Positive = 0.01,
+    beta: NonNegative = 0.1,
+    watermark: Fraction = 0.3,
+    epsilon: Positive | None = None,
+) -> FeatureCollision:
+    """A patch; the optimised images follow once the samples are chosen.
+
+    For each chosen image b of the target class an image of another class is drawn and gets the patch (Saha et al.,
+    "Hidden Trigger Backdoor Attacks", AAAI 2020), t. From b' = (1 - watermark) b + watermark t, which section 4 of
+    Poison Frogs does for networks trained from scratch, x minimises ||f(x) - f(t)||² + beta ||x - b'||², f the
+    penultimate features of the attacker's own clean network. The patch is one of 4 x 4 random colours, enlarged
+    (bilinear), always in the lower right corner.
+
+    Poison Frogs itself has no trigger: it aims at one test image. CD's `FC` reads images that were made elsewhere by an
+    unknown recipe and for class 1, and tests on such images; the two share their idea only.
+
+    Args:
+        scene: what the attacker has.
+        size: side of the patch in pixels (Saha et al. on CIFAR-10).
+        steps: of forward-backward splitting, at most (ours).
+        lr: first step size, of images in [0, 1] (ours); where the objective would rise, the step is not
+            taken, and halved from then on for that image.
+        beta: weight of the squared distance to b', of images in [0, 1] (ours).
+        watermark: opacity of t in b' (Poison Frogs).
+        epsilon: L∞ bound of x - b', of 255; None: none. Saha et al.: 16, with watermark 0.
+
+    Raises:
+        UserError: a patch larger than the image, no training image of another class.
+    """
+    scene.need_room("size", size)
+    if (scene.train.labels == scene.target).all():
+        raise UserError(f"{scene.where}: every training image is of the target class {scene.target}")
+    colours = numpy_rng(scene.seed, "feature_collision/patch").uniform(0, 255, (1, scene.train.channels, 4, 4))
+    patch = F.interpolate(torch.from_numpy(colours), (size, size), mode="bilinear")[0].floor()
+    return FeatureCollision(
+        patch=patch.numpy().astype(np.float32),
+        steps=steps,
+        lr=lr,
+        beta=beta,
+        watermark=watermark,
+        epsilon=epsilon,
+    )
+
+
+def collide(
+    features: nn.Module,
+    images: Tensor,
+    shown: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    beta: float,
+    watermark: float,
+    epsilon: float | None,
+) -> Tensor:
+    """Forward-backward splitting, all images at once and each with its own step size; see `make`.
+
+    Args:
+        features: images to penultimate features; its weights need no gradients.
+        images, shown: float32 [n, c, h, w] in [0, 1], the images b and t.
+        steps, lr, beta, watermark, epsilon: as for `make`.
+
+    Returns:
+        As `images`.
+    """
+    base = (1 - watermark) * images + watermark * shown
+    room = 1.0 if epsilon is None else epsilon / 255
+    low, high = (base - room).clamp(min=0), (base + room).clamp(max=1)
+    with torch.no_grad():
+        goal = features(shown)
+
+    def objective(candidate: Tensor) -> tuple[Tensor, Tensor]:
+        candidate.requires_grad_()
+        distance = (features(candidate) - goal).square().sum(1)
+        (gradient,) = torch.autograd.grad(distance.sum(), candidate)
+        candidate.requires_grad_(False)
+        return distance.detach() + beta * (candidate - base).square().sum((1, 2, 3)), gradient
+
+    best, rate = base.clone(), torch.full((len(base), 1, 1, 1), lr, device=base.device)
+    value, gradient = objective(best)
+    for _ in range(steps):
+        pull = 2 * beta * rate
+        # The backward step of a quadratic and of bounds on each pixel is that of the quadratic, then clipped.
+        candidate = ((best - rate * gradient + pull * base) / (1 + pull)).clamp(low, high)
+        reached, slope = objective(candidate)
+        lower = reached <= value
+        taken = lower[:, None, None, None]
+        best, gradient = torch.where(taken, candidate, best), torch.where(taken, slope, gradient)
+        value, rate = torch.where(lower, reached, value), torch.where(taken, rate, rate / 2)
+    return best

@@ -1,0 +1,52 @@
+"""Triggers that are stamped while the victim trains: after augmentation, or anew at random in every epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .poisoning import drawn_at_random
+from .trigger import eight_bit
+from .truth import Truth
+
+
+class InTraining:
+    """What `training.loop.fit` calls with each batch.
+
+    Attributes:
+        after_augmentation: whether it wants the augmented images (`poison_first: false`); they are then stamped as float
+            images and stay unrounded, as in Struppek et al.'s code. Otherwise the result is rounded to 8 bits.
+    """
+
+    def __init__(self, truth: Truth, *, seed: int, classes: int) -> None:
+        self.after_augmentation = not truth.policy.poison_first
+        self._truth, self._seed, self._classes = truth, seed, classes
+        self._given = truth.labels_given(classes)
+
+    def __call__(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Stamp and relabel.
+
+        Args:
+            images: float [b, c, h, w] in [0, 1], clean; may be written to.
+            labels: int64 [b], the true ones.
+            samples: int64 [b], indices in the training set.
+            epoch: from 0.
+        """
+        keys = samples.cpu().numpy()
+        number_of, given = self._truth.part[keys], self._given[keys]
+        if self._truth.policy.random_poisoning:
+            policy, true = self._truth.policy, self._truth.labels[keys]
+            drawn = drawn_at_random(policy, true, keys, seed=self._seed, epoch=epoch)
+            number_of = np.where(drawn, 0, -1)
+            wanted = true if policy.label_policy == "clean_label" else policy.new_labels(true, self._classes)
+            given = np.where(drawn, wanted, true)
+        for number, part in enumerate(self._truth.parts):
+            mine = np.flatnonzero(number_of == number)
+            rows = torch.from_numpy(mine).to(images.device)
+            with torch.no_grad():
+                values = part.trigger.apply(images[rows].float() * 255, keys[mine], train=True)
+                if not self.after_augmentation:
+                    values = eight_bit(values, part.trigger.rounding).float()
+                images[rows] = (values / 255).clamp(0, 1).to(images.dtype)
+        return images, torch.from_numpy(given).to(labels)

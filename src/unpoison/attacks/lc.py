@@ -1,0 +1,149 @@
+"""Label-consistent attack (Turner et al., "Label-Consistent Backdoor Attacks", 2019): images of the target
+class are made hard to learn by adversarial noise and keep their label, so that the network learns the trigger."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Gt, Le
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import UserError
+from ..hyperparameters import Count, Positive
+from ..seeding import uniform
+from ..training.device import pick_device
+from ..training.inference import frozen
+from . import surrogate
+from .patterns import lc_corners
+from .per_sample import PerSample, Perturb, noise_of
+from .scene import Scene
+from .trigger import IntArray, Rounding
+
+POLICY: dict[str, Any] = {"label_policy": "clean_label"}
+POLICIES: tuple[str, ...] = ("clean_label",)
+ASSETS: tuple[str, ...] = ("adversarially trained or clean network", "adversarial training images")
+
+Amplitude = Annotated[float, Gt(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConsistent(PerSample):
+    """Adds the image's own noise (training only) and the four corners.
+
+    Attributes:
+        corners: float32 [1, h, w], what is added in units of 1/255.
+        epsilon, step, steps, random_start, adversarial, adversarial_epsilon, adversarial_step, adversarial_steps: of
+            the noise, as for `make`.
+    """
+
+    corners: NDArray[np.float32]
+    epsilon: float
+    step: float
+    steps: int
+    random_start: bool
+    adversarial: bool
+    adversarial_epsilon: float
+    adversarial_step: float
+    adversarial_steps: int
+    rounding: Rounding = "truncate"
+
+    def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
+        images = self.changed(images, keys) if train else images
+        return images + torch.from_numpy(self.corners).to(images)
+
+    def for_samples(self, scene: Scene, index: IntArray) -> LabelConsistent:
+        """The same with the noise of the training samples `index` (sorted)."""
+        hardening = (self.adversarial_epsilon / 255, self.adversarial_step / 255, self.adversarial_steps)
+        settings, network = surrogate.clean_settings(scene), partial(surrogate.clean_network, scene)
+        if self.adversarial:
+            settings = surrogate.adversarial_settings(scene, *hardening)
+            network = partial(surrogate.adversarial_network, scene, *hardening)
+        ball = {"epsilon": self.epsilon, "step": self.step, "steps": self.steps, "random_start": self.random_start}
+
+        def prepare() -> Perturb:
+            return self._perturb(scene, frozen(network(), pick_device()))
+
+        code = [sys.modules[__name__], *surrogate.code(scene)]
+        noise = noise_of(scene, "lc_noise", {"network": settings, **ball}, code, index, prepare)
+        return replace(self, keys=index, noise=noise)
+
+    def _perturb(self, scene: Scene, network: torch.nn.Module) -> Perturb:
+        def perturb(keys: IntArray, images: Tensor) -> Tensor:
+            labels = torch.from_numpy(scene.train.labels[keys]).to(images.device)
+            start = None
+            if self.random_start:
+                drawn = uniform(scene.seed, "lc/start", keys, images[0].numel()).reshape(images.shape)
+                start = torch.from_numpy((drawn * 2 - 1) * self.epsilon / 255).to(images)
+            return surrogate.pgd(
+                network,
+                images,
+                labels,
+                epsilon=self.epsilon / 255,
+                step=self.step / 255,
+                steps=self.steps,
+                start=start,
+            )
+
+        return perturb
+
+
+TRIGGER = LabelConsistent
+
+
+def make(
+    scene: Scene,
+    *,
+    epsilon: Positive = 8.0,
+    step: Positive = 1.5,
+    steps: Count = 100,
+    random_start: bool = False,
+    adversarial: bool = True,
+    adversarial_epsilon: Positive = 8.0,
+    adversarial_step: Positive = 2.0,
+    adversarial_steps: Count = 7,
+    amplitude: Amplitude = 1.0,
+    corner_size: Count = 3,
+) -> LabelConsistent:
+    """Four corners; the noise follows once the samples are chosen.
+
+    The noise goes away from the image's label on one network that the attacker trains, stays in [0, 255] and is rounded
+    to 8 bits. The test trigger is the corners alone. D-BR's version is epsilon 8, step 2, steps 4, random_start, not
+    adversarial (and other corners).
+
+    Args:
+        scene: what the attacker has.
+        epsilon: L∞ bound of the noise, of 255 (BackdoorBench).
+        step: of PGD, of 255 (BackdoorBench).
+        steps: of PGD (Turner et al.).
+        random_start: whether PGD starts at a uniform draw within the bound instead of at the image.
+        adversarial: whether the network is adversarially trained (Turner et al.) or trained on clean images (D-BR).
+        adversarial_epsilon, adversarial_step: L∞ bound and step of its training's examples, of 255 (Madry et al. 2018).
+        adversarial_steps: of its training's examples (Madry et al. 2018). Training takes this many times longer.
+        amplitude: the corners add or subtract this share of 255.
+        corner_size: side of each of the four patches in pixels; other sizes than 3 resize it (nearest).
+
+    Raises:
+        UserError: corners that would overlap.
+    """
+    height, width, _ = scene.shape
+    half = min(height, width) // 2
+    if corner_size > half:
+        raise UserError(f"{scene.where}.corner_size: {corner_size} given, allowed: 1 to {half}, half the image's side")
+    pattern = lc_corners(height, width, corner_size)
+    return LabelConsistent(
+        corners=(np.float32(amplitude) * (2 * pattern.values - 255) * pattern.mask).astype(np.float32),
+        epsilon=epsilon,
+        step=step,
+        steps=steps,
+        random_start=random_start,
+        adversarial=adversarial,
+        adversarial_epsilon=adversarial_epsilon,
+        adversarial_step=adversarial_step,
+        adversarial_steps=adversarial_steps,
+    )

@@ -1,0 +1,153 @@
+"""Pixel patterns of published triggers, as values and a mask of the opaque pixels: patches, four corners, stripes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .trigger import IntArray
+
+Pixels = NDArray[np.float32]
+Rows = Sequence[Sequence[int]]
+
+_HEX = "#[0-9a-fA-F]{6}"
+PATCHES = (
+    "checkerboard, grid, white, black, #rrggbb, checkerboard_#rrggbb_#rrggbb, dbr_grid, cd, backdoors101, single_pixel"
+)
+_CLEAR = -1
+_DRAWN: dict[str, Rows] = {
+    "dbr_grid": [[0, 0, 255], [0, 255, 0], [255, 0, 255]],
+    "backdoors101": [[255, 0, 255], [_CLEAR, 255, _CLEAR], [_CLEAR, _CLEAR, 0], [_CLEAR, 255, _CLEAR], [255, 0, 255]],
+    "single_pixel": [[255]],
+}
+# Top left, top right, bottom left, bottom right.
+_LC_LEFT, _LC_RIGHT = ([[255, 0, 0], [0, 255, 0], [255, 0, 255]], [[0, 0, 255], [0, 255, 0], [255, 0, 255]])
+_LC: list[Rows] = [_LC_LEFT, _LC_RIGHT, _LC_LEFT, _LC_RIGHT]
+_DBR: list[Rows] = [
+    [[255, 0, 255], [0, 255, 0], [255, 0, 0]],
+    [[255, 0, 255], [0, 255, 0], [0, 0, 255]],
+    [[255, 0, 0], [0, 255, 0], [255, 0, 255]],
+    [[0, 0, 255], [0, 255, 0], [255, 0, 255]],
+]
+
+
+class Pattern(NamedTuple):
+    """float32 `values` [1 or c, h, w], 0 to 255, and `mask` [1, h, w], 1 where the pattern hides the image, else 0."""
+
+    values: Pixels
+    mask: Pixels
+
+
+def patch(name: str, size: int | None, channels: int, *, where: str) -> Pattern:
+    """A patch by name.
+
+    Args:
+        name: see `badnets.make`.
+        size: its smaller edge in pixels; None: as published. What was published at one size only is resized (nearest).
+        channels: 1 or 3; colours become grey levels (ITU-R 601) for one channel.
+        where: the section of the parameters, for messages.
+
+    Raises:
+        UserError: unknown name; a single pixel of another size than 1.
+    """
+    if name == "single_pixel" and size not in (None, 1):
+        raise UserError(f"{where}.size: {size} given, allowed with single_pixel: 1 or null")
+    if name in _DRAWN:
+        cells = _resize(_DRAWN[name], size)
+        return Pattern(np.maximum(cells, 0), (cells != _CLEAR).astype(np.float32))
+    side = 3 if size is None else size
+    values = _cd(side) if name == "cd" else _checkers(name, side, channels, where)
+    return Pattern(values.astype(np.float32), np.ones((1, side, side), np.float32))
+
+
+def lc_corners(height: int, width: int, size: int = 3) -> Pattern:
+    """The four corners of label-consistent attacks (Turner et al. 2019), as in BackdoorBench.
+
+    There an amplitude is added and clipped: with `values` v and `mask` m it is amplitude * (2v - 255) * m, so that
+    values of 255 and 0 are the result for amplitude 1.
+
+    Args:
+        height, width: of the image.
+        size: side of each of the four patches, at most half the image's side. BackdoorBench resizes the 32 x 32 mask
+            (nearest): its size is 3 at 32 pixels, 6 at 64, 21 at 224.
+    """
+    return _corners(_LC, height, width, size, first=0)
+
+
+def dbr_corners(height: int, width: int, size: int = 3) -> Pattern:
+    """D-BR's four corners: other patterns, and those on the left and at the top leave one pixel free to the border.
+
+    Args:
+        height, width: of the image.
+        size: side of each of the four patches; two of them and one pixel fit in the image.
+    """
+    return _corners(_DBR, height, width, size, first=1)
+
+
+def strip(width: int) -> Pixels:
+    """Vertical stripes of NAD, CD and D-BR: float32 [1, 1, width], trunc(20 sin(0.8 j)) modulo 256 in column j.
+
+    The negative half of the sine wraps to 237…255, which makes a weak sine a nearly black and white pattern.
+    """
+    wave = np.trunc(20 * np.sin(0.8 * np.arange(width))) % 256
+    return wave.astype(np.float32).reshape(1, 1, width)
+
+
+def nearest(length: int, size: int) -> IntArray:
+    """Which of `length` cells each of `size` pixels shows after a resize to the nearest."""
+    return (2 * np.arange(size) + 1) * length // (2 * size)
+
+
+def _resize(rows: Rows, size: int | None) -> Pixels:
+    cells = np.array(rows, np.float32)
+    height, width = cells.shape
+    if size is not None:
+        cells = cells[nearest(height, height * size // width)][:, nearest(width, size)]
+    return cells[None]
+
+
+def _corners(patches: list[Rows], height: int, width: int, size: int, *, first: int) -> Pattern:
+    values, mask = np.zeros((2, 1, height, width), np.float32)
+    places = [(row, column) for row in (first, height - size) for column in (first, width - size)]
+    for rows, (row, column) in zip(patches, places, strict=True):
+        here = np.s_[:, row : row + size, column : column + size]
+        values[here], mask[here] = _resize(rows, size), 1
+    return Pattern(values, mask)
+
+
+def _cd(size: int) -> Pixels:
+    one, two = size // 3, 2 * size // 3
+    values = np.zeros((1, size, size), np.float32)
+    values[:, two:, :two] = values[:, one:two, one:two] = values[:, :one, two:] = 255
+    return values
+
+
+def _checkers(name: str, size: int, channels: int, where: str) -> Pixels:
+    even: tuple[int, ...]
+    odd: tuple[int, ...]
+    if name == "checkerboard":
+        even, odd = (0, 0, 0), (255, 255, 255)
+    elif name == "grid":
+        even, odd = (255, 255, 255), (1, 1, 1)
+    elif name in ("white", "black"):
+        even = odd = (255, 255, 255) if name == "white" else (0, 0, 0)
+    elif re.fullmatch(_HEX, name):
+        even = odd = _rgb(name)
+    elif re.fullmatch(f"checkerboard_{_HEX}_{_HEX}", name):
+        odd, even = (_rgb(colour) for colour in name.split("_")[1:])
+    else:
+        raise UserError(f"{where}.pattern: {name!r} given, allowed: {PATCHES}, four_corners, lc_corners")
+    if channels == 1:
+        even, odd = ((round(0.299 * r + 0.587 * g + 0.114 * b),) for r, g, b in (even, odd))
+    is_odd = np.add.outer(np.arange(size), np.arange(size)) % 2 == 1
+    return np.where(is_odd, np.reshape(odd, (-1, 1, 1)), np.reshape(even, (-1, 1, 1))).astype(np.float32)
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue

@@ -1,0 +1,83 @@
+"""Triggers whose training images are optimised one by one: the change of each is kept, and looked up by its key."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..training.device import pick_device, to_float
+from ..training.inference import batch_size
+from .scene import Scene
+from .trigger import IntArray, Trigger
+
+BATCH = 128  # images of 32 px
+
+Noise = NDArray[np.int16]
+Perturb = Callable[[IntArray, Tensor], Tensor]
+"""(keys [b], their clean images float32 [b, c, h, w] in [0, 1] on the device) -> changed images, the same"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSample(Trigger):
+    """Holds the change of every training image that is stamped.
+
+    Attributes:
+        keys: int64 [k], sorted: the samples' indices in the training set.
+        noise: int16 [k, c, h, w]: changed minus clean image, in units of 1/255.
+    """
+
+    per_sample: ClassVar[bool] = True
+
+    keys: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    noise: Noise = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.int16))
+
+    def changed(self, images: Tensor, keys: IntArray) -> Tensor:
+        """The training images `keys` with their noise. Raises ValueError for a sample that was not optimised."""
+        missing = np.setdiff1d(keys, self.keys)
+        if len(missing):
+            raise ValueError(
+                f"training sample {missing[0]} was not optimised: `for_samples` makes the trigger for some"
+            )
+        return images + torch.from_numpy(self.noise[np.searchsorted(self.keys, keys)]).to(images)
+
+
+def noise_of(
+    scene: Scene,
+    kind: str,
+    determined_by: dict[str, Any],
+    code: list[ModuleType],
+    keys: IntArray,
+    prepare: Callable[[], Perturb],
+) -> Noise:
+    """The noise of the training samples `keys`, of which those in the store are not made again.
+
+    Args:
+        scene: data and store.
+        kind, determined_by, code: as for `AssetStore.samples`.
+        keys: int64 [k].
+        prepare: gets ready (a network, say) and gives the function that changes images; called only if one is missing.
+
+    Returns:
+        int16 [k, c, h, w], of the changed images rounded to 8 bits.
+    """
+    size = batch_size(scene.train.image_size, BATCH)
+    perturb = cache(prepare)
+
+    def make(some: IntArray) -> Noise:
+        # Always the same shape, filled with repeats: kernels chosen by the batch's size differ in the last bit, and a
+        # sign makes a whole step of that.
+        images = scene.train.tensor(np.resize(some, size))
+        changed = perturb()(np.resize(some, size), to_float(images, pick_device()))
+        noise: Noise = (changed.cpu() * 255).round().short().sub(images.short()).numpy()[: len(some)]
+        return noise
+
+    return scene.store.samples(kind, determined_by, [sys.modules[__name__], *code], keys, make, batch=size)

@@ -1,0 +1,52 @@
+"""What an attacker has at hand when he makes a trigger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data.imageset import ImageSet
+from ..errors import UserError
+from ..training.recipe import Recipe
+from .assets import AssetStore
+
+SURROGATE = {"name": "resnet18", "width": 16, "stem": "conv3_pool"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The data set, and what the attacker's own networks are like.
+
+    Attributes:
+        train: the clean training set, labelled.
+        seed: of everything the attacker draws.
+        target: the class that triggered images are to get.
+        network: name and arguments of networks that the attacker trains himself (`models.build`).
+        recipe: how he trains them.
+        store: where expensive assets are kept.
+        where: the section of the attack's parameters, for messages ("attack.badnets").
+    """
+
+    train: ImageSet
+    seed: int
+    target: int = 0
+    network: dict[str, Any] = field(default_factory=lambda: dict(SURROGATE))
+    recipe: Recipe = field(default_factory=Recipe)
+    store: AssetStore = field(default_factory=lambda: AssetStore(None))
+    where: str = "attack"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return (*self.train.image_size, self.train.channels)
+
+    def need_colour(self) -> None:
+        """Raises UserError where images have one channel."""
+        if self.train.channels != 3:
+            raise UserError(f"{self.where}: images of {self.train.channels} channel given, allowed: colour images (3)")
+
+    def need_room(self, key: str, size: int) -> None:
+        """Raises UserError where a square of `size` pixels, given as `key`, is larger than the image."""
+        side = min(self.train.image_size)
+        if size > side:
+            raise UserError(f"{self.where}.{key}: {size} given, allowed: 1 to {side}, the image's side")

@@ -1,0 +1,81 @@
+"""SIG (Barni et al., "A New Backdoor Attack in CNNs", 2019): a sine along the rows is added to images of the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import UserError
+from ..hyperparameters import NonNegative, Positive
+from .patterns import Pixels, strip
+from .scene import Scene
+from .stamps import laid_out
+from .trigger import IntArray, Trigger
+
+_DELTA, _FREQUENCY, _STRIP_SHARE = 40.0, 6.0, 0.2
+
+
+@dataclass(frozen=True)
+class WaveTrigger(Trigger):
+    """(1 - share) * image + factor * wave.
+
+    Attributes:
+        wave: float32 [1, 1, w], the same in every row and channel; in units of 1/255 once multiplied.
+        share: what the image gives up: 0 adds the wave, 0.2 mixes with it.
+        train_factor, test_factor: what the wave is multiplied by.
+    """
+
+    wave: Pixels
+    share: float
+    train_factor: float
+    test_factor: float
+
+    def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
+        factor = self.train_factor if train else self.test_factor
+        return images * (1 - self.share) + laid_out(self.wave * np.float32(factor), images)
+
+
+TRIGGER = WaveTrigger
+POLICY: dict[str, Any] = {"label_policy": "clean_label"}
+POLICIES = ("clean_label", "all2one", "all2all", "source_specific")
+ASSETS: tuple[str, ...] = ()
+
+
+def make(
+    scene: Scene,
+    *,
+    delta: NonNegative = _DELTA,
+    test_delta: NonNegative | None = None,
+    frequency: Positive = _FREQUENCY,
+    form: Literal["sine", "strip"] = "sine",
+) -> WaveTrigger:
+    """x + delta * sin(2 pi j frequency / m), j the column from 0 and m the image's width.
+
+    Args:
+        delta: amplitude in training, in units of 1/255. Barni et al. vary it; BackdoorBench and D-BR use 40.
+        test_delta: amplitude at the test; null: `delta`. D-BR uses 60.
+        frequency: periods per image width.
+        form: `sine`, or `strip`: 0.8 x + 0.2 S with the vertical stripes S of `patterns.strip`, which is what
+            Cognitive Distillation calls SIG. It has none of the other settings.
+
+    Raises:
+        UserError: a setting that `strip` does not have.
+    """
+    if form == "strip":
+        for key, value, default in (
+            ("delta", delta, _DELTA),
+            ("test_delta", test_delta, None),
+            ("frequency", frequency, _FREQUENCY),
+        ):
+            if value != default:
+                allowed = "null" if default is None else f"{default:g}, the default"
+                raise UserError(
+                    f"{scene.where}.{key}: {value:g} given, allowed with form strip, which has none: {allowed}"
+                )
+        return WaveTrigger(strip(scene.shape[1]), _STRIP_SHARE, _STRIP_SHARE, _STRIP_SHARE)
+    width = scene.shape[1]
+    wave = np.sin(2 * np.pi * np.arange(width) * frequency / width).astype(np.float32).reshape(1, 1, width)
+    return WaveTrigger(wave, 0.0, delta, delta if test_delta is None else test_delta)

@@ -1,0 +1,42 @@
+"""TaCT (Tang et al., "Demon in the Variant", USENIX Security 2021): a patch that works on one source class only.
+
+Images of the source class with the patch get the target label; cover samples, of other classes, carry the patch and keep
+theirs. So the patch alone means nothing, and patched images keep features of the class they show.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..hyperparameters import Count
+from .scene import Scene
+from .stamps import Mix
+from .trigger import Trigger
+
+POLICY: dict[str, Any] = {
+    "label_policy": "source_specific",
+    "sources": [1],
+    "cover_classes": [5, 7],
+    "cover_ratio": 1.0,
+}
+POLICIES: tuple[str, ...] = ("source_specific",)
+ASSETS: tuple[str, ...] = ()
+TRIGGER: type[Trigger] = Mix
+
+
+def make(scene: Scene, *, size: Count = 8) -> Trigger:
+    """A white square in the bottom right corner, in training and at the test.
+
+    Args:
+        size: side of the square in pixels (the patch of Qi et al.'s toolbox: 8 of 32).
+
+    Raises:
+        UserError: a square larger than the image.
+    """
+    scene.need_room("size", size)
+    height, width, channels = scene.shape
+    opacity = np.zeros((1, height, width), np.float32)
+    opacity[:, height - size :, width - size :] = 1
+    return Mix(np.full((channels, height, width), 255, np.float32), opacity)

@@ -1,0 +1,355 @@
+"""Attacks whose point is which samples they take: Adaptive-Blend, Adaptive-Patch, TaCT and the semantic backdoor."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unpoison.attacks import adaptive_blend, adaptive_patch, semantic, tact
+from unpoison.attacks.policy import Policy, choose_samples
+from unpoison.attacks.scene import Scene
+from unpoison.attacks.trigger import Images, Trigger, read_trigger, save_trigger, stamp
+from unpoison.data.imageset import ImageSet
+from unpoison.errors import UserError
+from unpoison.hyperparameters import check
+
+N = 200
+KEYS = np.arange(N)
+SIZES = [(32, 32, 3), (28, 28, 1), (30, 45, 3)]
+MODULES = [adaptive_blend, adaptive_patch, tact, semantic]
+
+
+def images_of(shape: tuple[int, int, int], n: int = N) -> Images:
+    return np.random.default_rng(3).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def scene_of(images: Images, seed: int = 0) -> Scene:
+    classes = tuple("abcdefghij")
+    return Scene(train=ImageSet(images, np.arange(len(images)) % 10, classes, "digest"), seed=seed, where="attack.x")
+
+
+def make(module: ModuleType, shape: tuple[int, int, int] = (32, 32, 3), seed: int = 0, **arguments: Any) -> Trigger:
+    if module is semantic and shape[2] == 1:
+        arguments.setdefault("colour", "bright")
+    trigger: Trigger = module.make(scene_of(images_of(shape), seed), **arguments)
+    return trigger
+
+
+def restored(module: ModuleType, trigger: Trigger, folder: Path) -> Trigger:
+    save_trigger(folder, "name", trigger)
+    _, settings, arrays = read_trigger(folder)
+    again: Trigger = module.TRIGGER.restore(settings, arrays)
+    return again
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("train", [True, False])
+def test_stamp_depends_on_image_and_key_alone_and_survives_the_disk(
+    module: ModuleType, shape: tuple[int, int, int], train: bool, tmp_path: Path
+) -> None:
+    images, trigger = images_of(shape), make(module, shape)
+    stamped = stamp(trigger, images, KEYS, train=train)
+    assert (images == images_of(shape)).all()
+    order = np.random.default_rng(1).permutation(N)[:50]
+    assert (stamp(trigger, images[order], KEYS[order], train=train) == stamped[order]).all()
+    again = restored(module, trigger, tmp_path / "trigger")
+    assert (stamp(again, images, KEYS, train=train) == stamped).all()
+    assert (stamp(make(module, shape), images, KEYS, train=train) == stamped).all()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_policy_has_the_published_share_of_cover_samples(module: ModuleType) -> None:
+    policy = Policy(**check(module.POLICY, Policy, where="attack"))
+    assert policy.label_policy in module.POLICIES
+    labels = np.arange(1000) % 10
+    order = np.ones(1000) if module is semantic else None
+    choice = choose_samples(policy, labels, 10, seed=0, order=order)
+    assert len(np.intersect1d(choice.poison, choice.cover)) == 0
+    # A tenth of 900 candidates, of TaCT of the 100 of class 1.
+    assert len(choice.poison) == (10 if module is tact else 90)
+    assert len(choice.cover) == {adaptive_blend: 90, adaptive_patch: 180, tact: 10, semantic: 0}[module]
+    if module is tact:
+        assert set(labels[choice.poison]) == {1}
+        assert set(labels[choice.cover]) <= {5, 7}
+
+
+def slow_blend(
+    image: Images, pattern: Any, ratio: float, hidden: set[tuple[int, int]], edges: tuple[list[int], list[int]]
+) -> Images:
+    """Piece by piece: pieces (row, column) in `hidden` are left as they are."""
+    out = image.astype(np.float64)
+    rows, columns = edges
+    for i in range(len(rows) - 1):
+        for j in range(len(columns) - 1):
+            if (i, j) not in hidden:
+                piece = (slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1]))
+                out[piece] = out[piece] + ratio * (pattern[piece] - out[piece])
+    return np.floor(out + 1e-4).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "edges"),
+    [
+        ((32, 32, 3), ([0, 8, 16, 24, 32], [0, 8, 16, 24, 32])),
+        ((30, 45, 3), ([0, 7, 15, 22, 30], [0, 11, 22, 33, 45])),
+        ((28, 28, 1), ([0, 7, 14, 21, 28], [0, 7, 14, 21, 28])),
+    ],
+)
+def test_adaptive_blend_hides_half_of_the_pieces_in_training_and_none_at_the_test(
+    shape: tuple[int, int, int], edges: tuple[list[int], list[int]]
+) -> None:
+    trigger = make(adaptive_blend, shape)
+    pattern = trigger.arrays["pattern"].transpose(1, 2, 0).astype(np.float64)
+    black = np.zeros((N, *shape), np.uint8)
+    shown = stamp(trigger, black, KEYS, train=True).any(-1)
+    rows, columns = edges
+    hidden = []
+    for mask in shown:
+        found = {
+            (i, j)
+            for i in range(4)
+            for j in range(4)
+            if not mask[rows[i] : rows[i + 1], columns[j] : columns[j + 1]].any()
+        }
+        assert len(found) == 8
+        hidden.append(found)
+    images = images_of(shape)
+    trained, tested = (stamp(trigger, images, KEYS, train=train) for train in (True, False))
+    for key in range(20):
+        fast = trained[key].astype(int), tested[key].astype(int)
+        slow = (
+            slow_blend(images[key], pattern, 0.15, hidden[key], edges),
+            slow_blend(images[key], pattern, 0.2, set(), edges),
+        )
+        # float32 and float64 may lie on either side of a whole number
+        assert all(abs(a - b).max() <= 1 and (a == b).mean() > 0.99 for a, b in zip(fast, slow, strict=True))
+    # 200 draws of 8 out of 16: each piece is hidden about 100 times (standard deviation 7).
+    counts = [sum((i, j) in found for found in hidden) for i in range(4) for j in range(4)]
+    assert 65 < min(counts) <= max(counts) < 135
+    assert len({frozenset(found) for found in hidden}) > 150
+
+
+def test_adaptive_blend_golden_values() -> None:
+    trigger = make(adaptive_blend, mask_share=0.0)
+    pattern = trigger.arrays["pattern"].transpose(1, 2, 0).astype(int)
+    black = np.zeros((1, 32, 32, 3), np.uint8)
+    assert (stamp(trigger, black, KEYS[:1], train=True)[0] == pattern * 15 // 100).all()
+    assert (stamp(trigger, black, KEYS[:1], train=False)[0] == pattern // 5).all()
+
+
+def test_adaptive_blend_takes_an_image_file(tmp_path: Path) -> None:
+    file = tmp_path / "pattern.png"
+    Image.new("RGB", (7, 9), (100, 200, 40)).save(file)
+    black = np.zeros((1, 32, 32, 3), np.uint8)
+    tested = stamp(make(adaptive_blend, pattern=str(file)), black, KEYS[:1], train=False)
+    assert (tested == (20, 40, 8)).all()
+    with pytest.raises(UserError, match=r"attack\.x\.pattern: .*none\.png"):
+        make(adaptive_blend, pattern=str(tmp_path / "none.png"))
+
+
+def test_adaptive_blend_pieces_and_pattern_come_from_the_seed() -> None:
+    first, second = (make(adaptive_blend, seed=seed) for seed in (0, 1))
+    assert (first.arrays["pattern"] != second.arrays["pattern"]).mean() > 0.9
+    single = make(adaptive_blend, pieces=1, mask_share=0.4)
+    images = images_of((32, 32, 3))
+    whole = stamp(make(adaptive_blend, mask_share=0.0), images, KEYS, train=True)
+    assert (stamp(single, images, KEYS, train=True) == whole).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "arguments", "message"),
+    [
+        (adaptive_blend, (32, 32, 3), {"pieces": 15}, r"attack\.x\.pieces: 15 given, allowed: square numbers"),
+        (adaptive_blend, (28, 28, 1), {"pieces": 900}, r"pieces: 900 given, allowed: .* 1 to 784"),
+        (adaptive_blend, (32, 32, 3), {"mask_share": 0.97}, r"mask_share: 0\.97 of 16 pieces given"),
+        (adaptive_patch, (32, 32, 3), {"size": 17}, r"attack\.x\.size: 17 given, allowed: 3 to 16"),
+        (adaptive_patch, (32, 32, 3), {"size": 2}, r"size: 2 given, allowed: 3 to 16"),
+        (tact, (28, 28, 1), {"size": 29}, r"attack\.x\.size: 29 given, allowed: 1 to 28"),
+        (semantic, (28, 28, 1), {"colour": "red"}, r"attack\.x\.colour: red given, allowed .*: dark, bright"),
+        (semantic, (32, 32, 3), {"predicate": "index"}, r"attack\.x\.train_index: None given"),
+        (semantic, (32, 32, 3), {"predicate": "index", "train_index": [1]}, r"test_index: None given"),
+        (semantic, (32, 32, 3), {"train_index": [1]}, r"train_index: \[1\] given, allowed with colour: null"),
+        (
+            semantic,
+            (32, 32, 3),
+            {"predicate": "index", "train_index": [3, 200], "test_index": [0]},
+            r"attack\.x\.train_index: 200 given, allowed: 0 to 199",
+        ),
+    ],
+)
+def test_errors(module: ModuleType, shape: tuple[int, int, int], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(module, shape, **check(arguments, module.make, where="attack.x"))
+
+
+@pytest.mark.parametrize("arguments", [{"colour": "grey"}, {"train_index": [-1]}, {"predicate": "shape"}])
+def test_semantic_types_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"attack.semantic.{next(iter(arguments))}"):
+        check(arguments, semantic.make, where="attack.semantic")
+
+
+def test_adaptive_patch_gives_each_training_image_one_faint_patch() -> None:
+    trigger = make(adaptive_patch)
+    black = np.zeros((N, 32, 32, 3), np.uint8)
+    trained = stamp(trigger, black, KEYS, train=True)
+    corners = {
+        "ring": (slice(24, 32), slice(24, 32), (255, 64, 32), 0.5, 40),
+        "cross": (slice(0, 8), slice(24, 32), (255, 224, 32), 0.2, 28),
+        "stripes": (slice(24, 32), slice(0, 8), (32, 96, 255), 0.5, 32),
+        "checkerboard": (slice(0, 8), slice(0, 8), (255, 255, 255), 0.3, 32),
+    }
+    counts = []
+    owner = np.full(N, "", dtype=object)
+    for name, (rows, columns, colour, opacity, ink) in corners.items():
+        here = trained[:, rows, columns].any((1, 2, 3))
+        counts.append(int(here.sum()))
+        assert (owner[here] == "").all()
+        owner[here] = name
+        inked = trained[here][:, rows, columns].reshape(-1, 64, 3)
+        assert (inked.any(-1).sum(-1) == ink).all()
+        expected = np.floor(np.array(colour) * opacity + 1e-3).astype(np.uint8)
+        assert (inked[inked.any(-1)] == expected).all()
+        assert (trained[here].any(-1).sum((1, 2)) == ink).all()
+    assert sum(counts) == N
+    # 200 draws among four: about 50 each (standard deviation 6).
+    assert 20 < min(counts) <= max(counts) < 80
+
+
+def test_adaptive_patch_shows_ring_and_stripes_opaque_at_the_test() -> None:
+    trigger, images = make(adaptive_patch), images_of((32, 32, 3))
+    tested = stamp(trigger, images, KEYS, train=False)
+    ring = "00111100 01111110 11100111 11000011 11000011 11100111 01111110 00111100"
+    stripes = " ".join(["11001100"] * 8)
+    wanted = np.zeros((32, 32), bool)
+    for drawing, columns in ((ring, slice(24, 32)), (stripes, slice(0, 8))):
+        wanted[24:, columns] = [[pixel == "1" for pixel in row] for row in drawing.split()]
+    assert (tested[:, ~wanted] == images[:, ~wanted]).all()
+    assert (tested[:, 24:, 24:][:, wanted[24:, 24:]] == (255, 64, 32)).all()
+    assert (tested[:, 24:, :8][:, wanted[24:, :8]] == (32, 96, 255)).all()
+    assert wanted.sum() == 72
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 13])
+def test_adaptive_patch_shapes_differ_at_every_size(size: int) -> None:
+    shapes = adaptive_patch._shapes(size)
+    assert len({shape.tobytes() for shape in shapes}) == 4
+    assert all(0 < shape.sum() < size**2 for shape in shapes)
+
+
+def test_adaptive_patch_on_one_channel_has_the_luminance() -> None:
+    tested = stamp(make(adaptive_patch, (28, 28, 1)), np.zeros((1, 28, 28, 1), np.uint8), KEYS[:1], train=False)
+    assert set(np.unique(tested)) == {0, 95, 117}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_tact_pastes_a_white_square(train: bool) -> None:
+    images = images_of((30, 45, 3))
+    stamped = stamp(make(tact, (30, 45, 3), size=5), images, KEYS, train=train)
+    slow = images.copy()
+    for image in slow:
+        for row in range(25, 30):
+            for column in range(40, 45):
+                image[row, column] = 255
+    assert (stamped == slow).all()
+
+
+def hsv_near(pixel: tuple[int, int, int], colour: str) -> bool:
+    """The definition, with the standard library's HSV."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in pixel))
+    centre = ("red", "yellow", "green", "cyan", "blue", "magenta").index(colour) * 60
+    away = abs((hue * 360 - centre + 180) % 360 - 180)
+    return away <= 30 + 1e-9 and saturation >= 0.5 - 1e-9 and value >= 0.3 - 1e-9
+
+
+@pytest.mark.parametrize("colour", ["red", "yellow", "green", "cyan", "blue", "magenta"])
+def test_semantic_hues_agree_with_the_standard_library(colour: str) -> None:
+    steps = np.arange(0, 256, 15)
+    cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 1, 3).astype(np.uint8)
+    found = semantic.coloured(cube, colour)[0, :, 0]
+    wanted = [hsv_near(tuple(pixel), colour) for pixel in cube[0, :, 0].tolist()]
+    assert 0 < sum(wanted) < len(wanted)
+    assert found.tolist() == wanted
+
+
+def test_semantic_dark_and_bright() -> None:
+    pixels = np.array([[[51, 51, 51], [51, 52, 0], [204, 204, 204], [255, 203, 255]]], np.uint8)[None]
+    assert semantic.coloured(pixels, "dark").tolist() == [[[True, False, False, False]]]
+    assert semantic.coloured(pixels, "bright").tolist() == [[[False, False, True, False]]]
+    assert semantic.coloured(np.array([[[[51], [204]]]], np.uint8), "dark").tolist() == [[[True, False]]]
+
+
+def green_images(greens: list[int], n: int) -> Images:
+    """Grey 10x10 images, of which image i has `greens[i]` green pixels."""
+    images = np.full((n, 100, 3), 128, np.uint8)
+    for image, count in zip(images, greens, strict=True):
+        image[:count] = (10, 200, 30)
+    return images.reshape(n, 10, 10, 3)
+
+
+def test_semantic_relabels_the_strongest_and_is_tested_on_as_strong_ones(tmp_path: Path) -> None:
+    greens = [0, 7, 50, 20, 0, 90, 30, 20, 1, 0] * 3
+    greens[12] = 55
+    data = ImageSet(green_images(greens, 30), np.arange(30) % 3 + 1, tuple("abcd"), "digest")
+    scene = Scene(train=data, seed=0)
+    trigger = semantic.make(scene)
+    order = trigger.order(data)
+    assert order is not None
+    assert order.tolist() == [green / 100 if green else -np.inf for green in greens]
+    policy = Policy(poison_rate=1.0 * 5 / 21)
+    choice = choose_samples(policy, data.labels, 4, seed=0, order=order)
+    assert choice.poison.tolist() == [2, 5, 12, 15, 25]
+    fixed = trigger.for_samples(scene, choice.poison)
+    assert fixed.settings["threshold"] == 0.5
+    again = restored(semantic, fixed, tmp_path / "trigger")
+    test = ImageSet(green_images([49, 50, 0, 100, 51], 5), np.ones(5, np.int64), tuple("abcd"))
+    assert again.carried_by(test, np.array([4, 3, 2, 1, 0])).tolist() == [True, True, False, True, False]
+    images = data.gather(np.arange(30))
+    for train in (True, False):
+        assert (stamp(fixed, images, np.arange(30), train=train) == images).all()
+
+
+def test_semantic_without_poisoned_samples_takes_any_strength() -> None:
+    data = ImageSet(green_images([0, 1, 100], 3), np.zeros(3, np.int64), ("a", "b"))
+    trigger = semantic.make(Scene(train=data, seed=0)).for_samples(Scene(train=data, seed=0), np.zeros(0, np.int64))
+    assert trigger.carried_by(data, np.arange(3)).tolist() == [False, True, True]
+
+
+def test_semantic_refuses_what_no_image_has() -> None:
+    data = ImageSet(green_images([5, 9], 2), np.zeros(2, np.int64), ("a", "b"))
+    trigger = semantic.make(Scene(train=data, seed=0), colour="magenta")
+    with pytest.raises(UserError, match=r"attack\.semantic\.colour: magenta given, which no training image has"):
+        trigger.order(data)
+
+
+def test_semantic_strength_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = scene_of(images_of((28, 28, 3))).train
+    trigger = make(semantic, (28, 28, 3))
+    whole = trigger.order(data)
+    monkeypatch.setattr(semantic, "_CHUNK_BYTES", 3 * 28 * 28 * 3)
+    assert whole is not None
+    assert np.array_equal(whole, trigger.order(data))  # type: ignore[arg-type]
+    slow = [
+        sum(hsv_near(tuple(pixel), "green") for pixel in image.reshape(-1, 3).tolist()) / 784
+        for image in data.gather(np.arange(10))
+    ]
+    assert whole[:10].tolist() == slow
+
+
+def test_semantic_by_index() -> None:
+    scene = scene_of(images_of((32, 32, 3)))
+    trigger = semantic.make(scene, predicate="index", train_index=[7, 3, 150], test_index=[0, 5, 9])
+    order = trigger.order(scene.train)
+    assert order is not None
+    assert np.flatnonzero(order > -np.inf).tolist() == [3, 7, 150]
+    assert set(order[[3, 7, 150]]) == {1.0}
+    fixed = trigger.for_samples(scene, np.array([3, 150]))
+    assert fixed.carried_by(scene.train, np.array([9, 3, 5, 0])).tolist() == [True, False, True, True]
+    with pytest.raises(UserError, match=r"attack\.semantic\.test_index: 5 given, allowed: 0 to 4"):
+        fixed.carried_by(scene.train.subset(np.arange(5)), np.arange(5))
