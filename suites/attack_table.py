@@ -51,7 +51,20 @@ from unpoison.training.recipes import recipe_named  # noqa: E402
 SCRATCH = ROOT / ".unpoison" / "attack_table"
 REPORTS = ROOT / "reports" / "attacks"
 KEYS = ["data", "row", "rate", "seed"]
-FIGURES = ["poisoned", "cover", "tested", "acc", "acc_without_target", "asr", "ra", "psnr", "ssim", "linf", "l2", "changed"]
+FIGURES = [
+    "poisoned",
+    "cover",
+    "tested",
+    "acc",
+    "acc_without_target",
+    "asr",
+    "ra",
+    "psnr",
+    "ssim",
+    "linf",
+    "l2",
+    "changed",
+]
 
 
 @dataclass(frozen=True)
@@ -191,7 +204,18 @@ def page(lines: pd.DataFrame) -> str:
     for data in DATA:
         mine = lines[lines["data"] == data]
         parts += [f"## {data}", _about(data, mine)]
-        header = ["attack", "rate", "poisoned", "cover", "ACC", "ACC without target", "ASR", "of images", "published ASR", "RA"]
+        header = [
+            "attack",
+            "rate",
+            "poisoned",
+            "cover",
+            "ACC",
+            "ACC without target",
+            "ASR",
+            "of images",
+            "published ASR",
+            "RA",
+        ]
         header += ["PSNR, dB", "SSIM", "L∞", "changed pixels", "n"]
         rows = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
         for name, row in ROWS.items():
@@ -228,7 +252,15 @@ def _row(name: str, row: Row, rate: float, lines: pd.DataFrame) -> str:
         return f"{values.mean():{form}}{spread}"
 
     figures_ = [cell("poisoned", ".2%"), cell("cover", ".2%"), cell("acc"), cell("acc_without_target"), cell("asr")]
-    figures_ += [cell("tested", ".0f"), published, cell("ra"), cell("psnr", ".1f"), cell("ssim"), cell("linf"), cell("changed", ".1%")]
+    figures_ += [
+        cell("tested", ".0f"),
+        published,
+        cell("ra"),
+        cell("psnr", ".1f"),
+        cell("ssim"),
+        cell("linf"),
+        cell("changed", ".1%"),
+    ]
     return f"| {name} | {rate:.0%} | " + " | ".join([*figures_, str(len(lines))]) + " |"
 
 
