@@ -95,8 +95,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_reports_and_metrics_are_there(project: Path) -> None:
     metrics = json.loads((project / "reports/metrics.json").read_text())
-    assert set(metrics) == {"backdoored", "student", "purified", "detection"}
-    assert set(metrics["backdoored"]) == {"acc", "asr", "ra"}
+    assert set(metrics) == {"attack", "backdoored", "student", "purified", "detection"}
+    assert set(metrics["backdoored"]) == {"acc", "acc_without_target", "asr", "ra"}
+    assert set(metrics["attack"]["trigger"]["badnets"]) == {"psnr", "ssim", "linf", "l2", "changed"}
+    assert metrics["attack"]["poisoned"] == 0.09
     assert set(metrics["purified"]) == {"fst"}
     assert set(metrics["detection"]["cd"]) == {"auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr"}
     page = (project / "reports/index.html").read_text()
@@ -191,11 +193,67 @@ def test_kill_9_then_the_same_bytes(project: Path, tmp_path: Path, stage: str) -
     assert {k: v for k, v in digests(folder).items() if k.startswith(made)} == before
 
 
-def test_attack_none_needs_no_truth(project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "none"
+def attacked(project: Path, folder: Path, attack: dict) -> Path:
+    """A copy of the project, without git, with another attack."""
     shutil.copytree(project, folder, ignore=shutil.ignore_patterns(".git", "cache"))
+    set_attack(folder, attack)
+    return folder
+
+
+def set_attack(folder: Path, attack: dict) -> None:
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump(merge(params, {"attack": {"name": "none"}}), sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(merge(params, {"attack": attack}), sort_keys=False))
+
+
+def test_assets_are_reused_when_only_the_rate_changes(project: Path, tmp_path: Path) -> None:
+    surrogate = {"model": {"width": 8}, "train": {"recipe": "default", "epochs": 1}}
+    attack = {"name": "lc", "poison_rate": 0.3, "lc": {"steps": 2, "adversarial": False}, "surrogate": surrogate}
+    folder = attacked(project, tmp_path / "assets", attack)
+    said = run(folder, sys.executable, "stages/poison.py")
+    assert "clean_network: made in" in said
+    assert ": 6 made, 0 taken from the store" in said
+    for rate, made, taken in ((0.1, 0, 2), (0.5, 4, 6)):
+        set_attack(folder, {"poison_rate": rate})
+        assert f": {made} made, {taken} taken from the store" in run(folder, sys.executable, "stages/poison.py")
+
+
+def test_triggers_stamped_in_training_and_several_triggers(project: Path, tmp_path: Path) -> None:
+    folder = attacked(project, tmp_path / "attacks", {"random_poisoning": True, "poison_first": False})
+    assert "a snapshot: triggers are stamped in training" in run(folder, sys.executable, "stages/poison.py")
+    before = (folder / "models/backdoored/model.safetensors").read_bytes()
+    run(folder, sys.executable, "stages/train_backdoored.py")
+    assert (folder / "models/backdoored/model.safetensors").read_bytes() != before
+    set_attack(folder, {"name": "multi", "random_poisoning": False})
+    for stage in ("check_params", "poison", "evaluate", "report"):
+        run(folder, sys.executable, f"stages/{stage}.py")
+    metrics = json.loads((folder / "reports/metrics.json").read_text())
+    assert set(metrics["backdoored"]["asr_of"]) == {"0_badnets", "1_blended"}
+    assert "blended: target class 1" in (folder / "reports/summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ({"name": "blended", "blended": {"pattern": "params.yaml"}}, "attack.blended.pattern: 'params.yaml' given"),
+        ({"name": "tact", "sources": [11]}, "attack.sources: 11 given, allowed: 0 to 9"),
+    ],
+)
+def test_a_bad_attack_is_one_line_and_touches_nothing(
+    project: Path, tmp_path: Path, attack: dict, message: str
+) -> None:
+    folder = attacked(project, tmp_path / "bad", attack)
+    before = digests(folder)
+    for stage in ("check_params", "poison"):
+        command = [sys.executable, f"stages/{stage}.py"]
+        done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: params.yaml: {message}")
+        assert done.stderr.count("\n") == 1
+    assert digests(folder) == before
+
+
+def test_attack_none_needs_no_truth(project: Path, tmp_path: Path) -> None:
+    folder = attacked(project, tmp_path / "none", {"name": "none"})
     for stage in ("check_params", "poison", "evaluate", "report"):
         run(folder, sys.executable, f"stages/{stage}.py")
     metrics = json.loads((folder / "reports/metrics.json").read_text())
