@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import poison  # noqa: E402
 from common import load_params  # noqa: E402
 from evaluate import attack_metrics, model_metrics  # noqa: E402
 from unpoison import models  # noqa: E402
+from unpoison.attacks import ATTACKS  # noqa: E402
 from unpoison.attacks.assets import AssetStore  # noqa: E402
 from unpoison.attacks.poisoning import poison as poison_set  # noqa: E402
 from unpoison.attacks.trigger import stamp  # noqa: E402
@@ -41,7 +42,6 @@ from unpoison.data.files import new_file, sha256_json  # noqa: E402
 from unpoison.data.imageset import ImageSet, Overlay  # noqa: E402
 from unpoison.data.store import open_split  # noqa: E402
 from unpoison.errors import UserError  # noqa: E402
-from unpoison.evaluation.stealth import Stealth  # noqa: E402
 from unpoison.reporting import figures  # noqa: E402
 from unpoison.seeding import derive  # noqa: E402
 from unpoison.training.device import machine  # noqa: E402
@@ -265,40 +265,36 @@ def _row(name: str, row: Row, rate: float, lines: pd.DataFrame) -> str:
 
 
 def sheet(arguments: argparse.Namespace) -> None:
-    """Clean, stamped for training, stamped for the test, and the differences, for the same images and every attack."""
+    """A row per trigger: the same images stamped for training and for the test, each with its difference times ten."""
     base, assets = prepared(arguments.data_set, arguments.data), AssetStore(SCRATCH / "assets")
     train = open_split(base, "train")
     # Of the target class, so that clean-label attacks can be shown on them as well.
     keys = np.flatnonzero(train.labels == 0)[: arguments.images]
     clean = train.gather(keys)
-    rows = {"clean": clean}
+    rows = {"clean": _side_by_side(clean, clean, clean)}
     for name in arguments.rows or ROWS:
         job = Job(arguments.data_set, name, ROWS[name], ROWS[name].rates[0], 0)
-        for part in attack_of(job, train, assets).parts:
-            trigger = part.trigger
-            if trigger.per_sample:
-                chosen = poison.settings(job.params)
-                scene = chosen.scene(train, 0, assets)
-                module = sys.modules[type(trigger).__module__]
-                trigger = module.make(scene, **chosen.intents[0].arguments).for_samples(scene, keys)
-            label = name if name == part.attack or part.attack in name else f"{name}: {part.attack}"
-            trained, tested = (stamp(trigger, clean, keys, train=train_) for train_ in (True, False))
-            rows[label] = trained
-            rows[f"{label} ×10"] = _difference(clean, trained)
-            if (trained != tested).any():
-                rows[f"{label}, test"] = tested
-                rows[f"{label}, test ×10"] = _difference(clean, tested)
-            measured = Stealth()
-            measured.add(clean, tested)
-            print(label, {key: round(value, 3) for key, value in measured.result().items()})
+        chosen = poison.settings(job.params)
+        for number, wanted in enumerate(chosen.intents):
+            scene = replace(chosen.scene(train, 0, assets), target=wanted.policy.target)
+            trigger = ATTACKS[wanted.attack].make(scene, **wanted.arguments).for_samples(scene, keys)
+            label = name if len(chosen.intents) == 1 else f"{name}: {number}_{wanted.attack}"
+            stamped = (stamp(trigger, clean, keys, train=train_) for train_ in (True, False))
+            rows[label] = _side_by_side(clean, *stamped)
+    titles = [f"{kind}{end}" for kind in ("training", "test") for _ in keys for end in ("", " ×10")]
     path = REPORTS / f"{arguments.data_set}.png"
     with new_file(path) as staging:
-        staging.write_bytes(figures.contact_sheet(rows, [f"{key}" for key in keys]))
+        staging.write_bytes(figures.contact_sheet(rows, titles))
     print(f"wrote {path}")
 
 
-def _difference(clean: Any, stamped: Any) -> Any:
-    return (np.abs(stamped.astype(int) - clean) * 10).clip(0, 255).astype(np.uint8)
+def _side_by_side(clean: Any, trained: Any, tested: Any) -> Any:
+    """Each image with its difference: uint8 [4 n, h, w, c]."""
+    columns = []
+    for stamped in (trained, tested):
+        difference = (np.abs(stamped.astype(int) - clean) * 10).clip(0, 255).astype(np.uint8)
+        columns.append(np.stack([stamped, difference], 1).reshape(-1, *clean.shape[1:]))
+    return np.concatenate(columns)
 
 
 def main() -> None:
@@ -312,7 +308,7 @@ def main() -> None:
         command.add_argument("--rows", nargs="+", default=[], help="only these")
         command.add_argument("--seeds", nargs="+", type=int, default=[0])
         command.add_argument("--part", default="1/1", help="of the attacks: 1/2 and 2/2 side by side")
-        command.add_argument("--images", type=int, default=8)
+        command.add_argument("--images", type=int, default=3)
     commands.add_parser("table").set_defaults(function=table)
     arguments = parser.parse_args()
     try:
