@@ -22,7 +22,8 @@ import train_prior
 from common import PARAMS, Params, leave, load_params, method_arguments, section, seed_of
 from unpoison.attacks import ATTACKS, multi
 from unpoison.attacks.assets import AssetStore
-from unpoison.attacks.policy import check_classes, choose_samples
+from unpoison.attacks.poisoning import choose
+from unpoison.attacks.policy import check_classes
 from unpoison.data import digits
 from unpoison.data.imageset import ImageSet
 from unpoison.errors import UserError
@@ -78,7 +79,7 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
         check_classes(wanted.policy, len(digits.CLASSES), where=poison.WHERE)
         if not ATTACKS[wanted.attack].ASSETS:
             ATTACKS[wanted.attack].make(replace(scene, target=wanted.policy.target, where=where), **wanted.arguments)
-        choose_samples(wanted.policy, labels, len(digits.CLASSES), seed=seed, where=poison.WHERE)
+    choose(chosen.intents, [None] * len(chosen.intents), labels, len(digits.CLASSES), seed=seed, where=poison.WHERE)
 
 
 def _check_methods(params: Params, family: str, methods: Mapping[str, Callable[..., Any]]) -> None:

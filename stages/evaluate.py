@@ -48,7 +48,8 @@ def main() -> list[Path]:
 def model_metrics(model: models.Classifier, test: ImageSet, truth: Truth | None) -> dict[str, Any]:
     """ACC on the test split; and, where the attack is known, ACC without the target classes, ASR and RA.
 
-    ASR and RA are of all triggered test images that the policy attacks; of several triggers together, and of each.
+    ASR and RA are of all triggered test images that the policy attacks; of several triggers together, and of each. They
+    are absent where no test image can carry the trigger, as for a semantic one that is rare.
     """
     clean = logits_of(model, test)
     metrics: dict[str, Any] = {"acc": accuracy(clean, test.labels)}
@@ -56,7 +57,8 @@ def model_metrics(model: models.Classifier, test: ImageSet, truth: Truth | None)
         return metrics
     targets = [part.policy.target for part in truth.parts if part.policy.label_policy != "all2all"]
     others = ~np.isin(test.labels, targets)
-    metrics["acc_without_target"] = accuracy(clean[torch.from_numpy(others)], test.labels[others])
+    if others.any():
+        metrics["acc_without_target"] = accuracy(clean[torch.from_numpy(others)], test.labels[others])
     counts: dict[str, Any] = {}
     for name, part in _named_parts(truth):
         hits = np.zeros(3)
@@ -66,9 +68,10 @@ def model_metrics(model: models.Classifier, test: ImageSet, truth: Truth | None)
             hits += np.array([*each, 1]) * len(some.true)
         counts[name] = hits
     asr, ra, count = np.sum(list(counts.values()), axis=0)
-    metrics |= {"asr": asr / count, "ra": ra / count}
+    if count:
+        metrics |= {"asr": asr / count, "ra": ra / count}
     if len(counts) > 1:
-        metrics["asr_of"] = {name: hits[0] / hits[2] for name, hits in counts.items()}
+        metrics["asr_of"] = {name: hits[0] / hits[2] for name, hits in counts.items() if hits[2]}
     return metrics
 
 
@@ -80,7 +83,7 @@ def attack_metrics(test: ImageSet, truth: Truth) -> dict[str, Any]:
         for some in truth.triggered(test, part):
             measured.add(some.clean, some.images)
             metrics["tested"] += len(some.images)
-        metrics["trigger"][name] = measured.result()
+        metrics["trigger"][name] = measured.result() if measured.count else {}
     return metrics
 
 

@@ -56,6 +56,9 @@ def _surrogate(block: Any) -> tuple[dict[str, Any], Recipe]:
     """Network and recipe of what the attacker trains himself."""
     if not isinstance(block, dict) or set(block) - {"model", "train"}:
         raise UserError(f"{WHERE}.surrogate: {block!r} given, allowed: blocks `model` and `train`")
+    for key, value in block.items():
+        if value is not None and not isinstance(value, dict):
+            raise UserError(f"{WHERE}.surrogate.{key}: {value!r} given, allowed: a block of keys")
     network = {key: value for key, value in (block.get("model") or {"name": "resnet18"}).items() if value is not None}
     name = network.pop("name", None)
     arguments = models.network_arguments(name, network, where=f"{WHERE}.surrogate.model")

@@ -165,18 +165,31 @@ def _models(page: Page, run: Run) -> None:
     columns = {"ACC": "acc"}
     if run.truth is not None:
         columns |= {"ACC without target": "acc_without_target", "ASR": "asr", "RA": "ra"}
-    rows = [[name, *(f"{values[key]:.3f}" for key in columns.values())] for name, values in models.items()]
+    rows = [[name, *(_figure(values, key) for key in columns.values())] for name, values in models.items()]
     page.table(Table(["model", *columns], rows))
     if run.truth is None:
         page.text("ACC is accuracy on the test split. Nothing is known about an attack, so there is no ASR.")
         return
     page.text(
-        "ACC: accuracy on clean test images. ASR: share of triggered test images of other classes that get the attacker's "
-        "label (lower is better for a defence). RA: share of the same images that still get their true label. ACC without "
-        "target: on clean test images of other classes than the target, as D-BR reports it."
+        f"ACC: accuracy on clean test images. ASR: share of {run.metrics['attack']['tested']:.0f} triggered test images "
+        f"({_tested(run.truth)}) that get the attacker's label (lower is better for a defence). RA: share of the same images "
+        "that still get their true label. ACC without target: on clean test images of other classes than the target, as "
+        "D-BR reports it."
     )
     _trigger(page, run)
-    page.figures([(figures.acc_against_asr({k: (v["acc"], v["asr"]) for k, v in models.items()}), "ACC against ASR")])
+    if all("asr" in values for values in models.values()):
+        points = {name: (values["acc"], values["asr"]) for name, values in models.items()}
+        page.figures([(figures.acc_against_asr(points), "ACC against ASR")])
+
+
+def _tested(truth: Truth) -> str:
+    """Which test images ASR counts."""
+    return {
+        "all2one": "of other classes than the target",
+        "clean_label": "of other classes than the target",
+        "all2all": "of all classes",
+        "source_specific": "of the source classes",
+    }[truth.policy.label_policy]
 
 
 def _trigger(page: Page, run: Run) -> None:
@@ -184,10 +197,14 @@ def _trigger(page: Page, run: Run) -> None:
     keys = {"PSNR, dB": "psnr", "SSIM": "ssim", "L∞": "linf", "L2": "l2", "changed pixels": "changed"}
     rows, backdoored = [], run.metrics["backdoored"]
     for name, values in run.metrics["attack"]["trigger"].items():
-        asr = backdoored.get("asr_of", {name: backdoored["asr"]})
-        numbers = [f"{values[key]:.3f}" if key in values else "–" for key in keys.values()]
-        rows.append([name, f"{asr[name]:.3f}", *numbers])
+        asr = backdoored.get("asr_of", {name: backdoored.get("asr")})
+        rows.append([name, _figure(asr, name), *(_figure(values, key) for key in keys.values())])
     page.table(Table(["trigger at the test", "ASR of the backdoored", *keys], rows))
+
+
+def _figure(values: dict[str, Any], key: str) -> str:
+    """A figure to three places; a dash where there is none, such as the ASR of a trigger that no test image can carry."""
+    return "–" if values.get(key) is None else f"{values[key]:.3f}"
 
 
 def _detection(page: Page, run: Run) -> None:

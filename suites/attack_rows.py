@@ -57,6 +57,11 @@ ROWS: dict[str, Row] = {
     "ftrojan": Row("ftrojan"),
     "adaptive_blend": Row("adaptive_blend"),
     "adaptive_patch": Row("adaptive_patch"),
+    # Why the rows above fail where they do: the same with a stronger trigger, or without cover samples.
+    "ssba visible": Row("ssba", {"l2_weight": 1.0}, rates=RATES[:1]),
+    "ftrojan 120": Row("ftrojan", {"magnitude": 120.0}, rates=RATES[:1]),
+    "adaptive_blend alone": Row("adaptive_blend", policy={"cover_ratio": 0.0}, rates=RATES[:1]),
+    "adaptive_patch alone": Row("adaptive_patch", policy={"cover_ratio": 0.0}, rates=RATES[:1]),
     "tact": Row("tact", policy={"rate_of": "candidates"}, rates=SOURCE_RATES),
     "semantic": Row("semantic", {"colour": "red"}),
     "multi": Row("multi"),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,18 @@ class Job:
 
     @property
     def settings(self) -> str:
-        """A digest of all that the line depends on but the code."""
-        attack = self.params["attack"]
-        used = {key: value for key, value in attack.items() if not isinstance(value, dict) or key == self.row.attack}
-        return sha256_json([used, DATA[self.data], MODEL, TRAIN, SURROGATE, self.seed])[:12]
+        """A digest of all that the line depends on but the code and the source of the data."""
+        intents = [asdict(intent) for intent in poison.settings(self.params).intents]
+        return sha256_json([intents, DATA[self.data], MODEL, TRAIN, SURROGATE, self.seed])[:12]
 
 
 def jobs(data: str, seeds: list[int], only: list[str]) -> Iterator[Job]:
     """The lines of a data set, the highest rate of every attack first."""
     for place in range(len(RATES)):
         for name in only or ROWS:
-            for seed in seeds:
-                yield Job(data, name, ROWS[name], ROWS[name].rates[place], seed)
+            for rate in ROWS[name].rates[place : place + 1]:
+                for seed in seeds:
+                    yield Job(data, name, ROWS[name], rate, seed)
 
 
 def prepared(name: str, source: str | None) -> Path:
@@ -157,38 +157,49 @@ def received(truth: Truth, train: ImageSet) -> ImageSet:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the lines that are missing. Parts write records of their own, which `table` puts together."""
-    unknown = sorted(set(arguments.rows) - set(ROWS))
-    if unknown:
-        raise UserError(f"rows: {unknown[0]!r} given, allowed: {', '.join(ROWS)}")
+    part, _, parts = arguments.part.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--part: {arguments.part!r} given, allowed: 1/2, for the first of two")
     base, assets = prepared(arguments.data_set, arguments.data), AssetStore(SCRATCH / "assets")
-    part, parts = (int(number) for number in arguments.part.split("/"))
-    wanted = list(jobs(arguments.data_set, arguments.seeds, arguments.rows))
-    known = set(record()["settings"])
-    mine = sorted({job.name for job in wanted}, key=list(ROWS).index)[part - 1 :: parts]
-    for job in wanted:
-        if job.name not in mine or job.settings in known:
+    source = "" if arguments.data is None else Path(arguments.data).name
+    lines = record()
+    known = set(zip(lines["settings"], lines["source"], strict=True))
+    mine = (arguments.rows or list(ROWS))[int(part) - 1 :: int(parts)]
+    for job in jobs(arguments.data_set, arguments.seeds, mine):
+        if (job.settings, source) in known:
             continue
-        line = make(job, base, assets)
-        path = SCRATCH / "runs" / f"{job.settings}.csv"
+        line = {**make(job, base, assets), "source": source}
+        path = SCRATCH / "runs" / f"{job.settings}-{sha256_json(source)[:4]}.csv"
         with new_file(path) as staging:
             pd.DataFrame([line]).to_csv(staging, index=False)
         print({key: line.get(key) for key in (*KEYS, "poisoned", "acc", "asr", "ra", "psnr", "seconds")}, flush=True)
 
 
 def record() -> pd.DataFrame:
-    """The committed lines and those made here, which take their place."""
+    """The committed lines and those made here, which take their place; those of other settings are left out."""
     paths = [REPORTS / "runs.csv", *sorted((SCRATCH / "runs").glob("*.csv"))]
-    tables = [pd.read_csv(path) for path in paths if path.is_file()]
+    tables = [
+        pd.read_csv(path, dtype={"settings": str}, keep_default_na=False, na_values=[""])
+        for path in paths
+        if path.is_file()
+    ]
     if not tables:
-        return pd.DataFrame(columns=[*KEYS, *FIGURES, "settings"])
-    return pd.concat(tables).drop_duplicates(KEYS, keep="last")
+        return pd.DataFrame(columns=[*KEYS, *FIGURES, "settings", "source"])
+    lines = pd.concat(tables).drop_duplicates([*KEYS, "settings", "source"], keep="last").fillna({"source": ""})
+    now = {(job.data, job.name, job.rate, job.seed): job.settings for job in _all_jobs(sorted(set(lines["seed"])))}
+    current = [now.get(tuple(line[:-1])) == line[-1] for line in lines[[*KEYS, "settings"]].itertuples(index=False)]
+    return lines[current]
+
+
+def _all_jobs(seeds: list[int]) -> Iterator[Job]:
+    for data in DATA:
+        yield from jobs(data, seeds, [])
 
 
 def table(_: argparse.Namespace) -> None:
     """Write the record and the page."""
     lines = record()
     order = {name: number for number, name in enumerate(ROWS)}
-    lines = lines[lines["row"].isin(order)]
     lines = lines.sort_values(KEYS, key=lambda column: column.map(order) if column.name == "row" else column)
     REPORTS.mkdir(parents=True, exist_ok=True)
     with new_file(REPORTS / "runs.csv") as staging:
@@ -200,7 +211,8 @@ def table(_: argparse.Namespace) -> None:
 
 def page(lines: pd.DataFrame) -> str:
     """The tables as Markdown, one per data set."""
-    parts = ["# All attacks", f"Published ASR: {SOURCE}. How the table is made and what it says: docs/attacks.md."]
+    text = f"Published ASR: {SOURCE}; its TrojanNN wraps around, ours is clipped. What the table says: docs/attacks.md."
+    parts = ["# All attacks", text]
     for data in DATA:
         mine = lines[lines["data"] == data]
         parts += [f"## {data}", _about(data, mine)]
@@ -231,6 +243,10 @@ def _about(data: str, lines: pd.DataFrame) -> str:
     if not len(lines):
         return f"{text} Not run: `python suites/attack_table.py run {data}`."
     seconds = lines["seconds"].sum() / 60
+    sources = (
+        ", ".join(sorted({source or "torchvision's files" for source in lines["source"]})) if data != "digits" else ""
+    )
+    text += f" Images: {sources}." if sources else ""
     return f"{text} {len(lines)} runs, {seconds:.0f} minutes in all, on {', '.join(sorted(set(lines['machine'])))}."
 
 
@@ -305,7 +321,7 @@ def main() -> None:
         command.set_defaults(function=function)
         command.add_argument("data_set", choices=DATA)
         command.add_argument("--data", help="a folder or archive of images in the place of torchvision's files")
-        command.add_argument("--rows", nargs="+", default=[], help="only these")
+        command.add_argument("--rows", nargs="+", default=[], choices=ROWS, metavar="ROW", help="only these")
         command.add_argument("--seeds", nargs="+", type=int, default=[0])
         command.add_argument("--part", default="1/1", help="of the attacks: 1/2 and 2/2 side by side")
         command.add_argument("--images", type=int, default=3)

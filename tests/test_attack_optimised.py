@@ -113,10 +113,12 @@ class TestTrojan:
         assert stamped[25, 25].tolist() == [(50 + 207) % 256, 181, 231]
 
     def test_other_sizes_and_grey(self, scene: Scene) -> None:
-        large = replace(scene, train=ImageSet(np.zeros((3, 40, 64, 3), np.uint8), np.arange(3), ("a", "b", "c")))
+        large = replace(
+            scene, train=ImageSet(np.zeros((3, 40, 64, 3), np.uint8), np.arange(3), ("a", "b", "c"), "large")
+        )
         rows, columns = np.nonzero(trojan.make(large).pattern.any(0))
         assert (set(rows.tolist()), set(columns.tolist())) == ({33, 34, 35}, {57, 58, 59})
-        grey = replace(scene, train=ImageSet(np.zeros((3, 32, 32, 1), np.uint8), np.arange(3), ("a", "b", "c")))
+        grey = replace(scene, train=ImageSet(np.zeros((3, 32, 32, 1), np.uint8), np.arange(3), ("a", "b", "c"), "grey"))
         with pytest.raises(UserError, match="colour"):
             trojan.make(grey)
 
@@ -301,7 +303,9 @@ class TestLowFrequency:
         assert not stamp(trigger, np.full((1, 4, 4, 3), 9, np.uint8), np.array([0]), train=False).any()
 
     def test_refuses(self, scene: Scene) -> None:
-        alike = replace(scene, train=scene.train.subset(np.flatnonzero(scene.train.labels == 0)))
+        alike = replace(
+            scene, train=scene.train.subset(np.flatnonzero(scene.train.labels == 0)), store=AssetStore(None)
+        )
         with pytest.raises(UserError, match=r"attack.images: every training image is of the target class 0"):
             lf.make(alike)
 
@@ -361,6 +365,8 @@ class TestFeatureCollision:
     def test_refuses(self, scene: Scene) -> None:
         with pytest.raises(UserError, match=r"attack.size: 40 given"):
             feature_collision.make(scene, size=40)
-        alike = replace(scene, train=scene.train.subset(np.flatnonzero(scene.train.labels == 0)))
+        alike = replace(
+            scene, train=scene.train.subset(np.flatnonzero(scene.train.labels == 0)), store=AssetStore(None)
+        )
         with pytest.raises(UserError, match="every training image is of the target class 0"):
             feature_collision.make(alike)

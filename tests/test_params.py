@@ -69,6 +69,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("attack.multi.triggers", 3, r"attack\.multi\.triggers: 3 given; input should be a valid list"),
     ("attack.surrogate.model.name", "net", r"attack\.surrogate\.model\.name: 'net' given, allowed: resnet18"),
     ("attack.surrogate.train.epochs", 0, r"attack\.surrogate\.train\.epochs: 0 given"),
+    ("attack.surrogate.model", "resnet18", r"attack\.surrogate\.model: 'resnet18' given, allowed: a block of keys"),
+    ("attack.cover_ratio", float("inf"), r"attack\.cover_ratio: inf given; input should be a finite number"),
     ("attack.surrogate.models", {}, r"attack\.surrogate: .* given, allowed: blocks `model` and `train`"),
     ("model.name", "resnet19", r"model\.name: 'resnet19' given, allowed: resnet18, resnet34"),
     ("model.width", 4, r"model\.width: 4 given; input should be greater than or equal to 8"),

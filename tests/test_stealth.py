@@ -110,8 +110,6 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous() -> None:
 @pytest.mark.parametrize(
     ("clean", "stamped", "message"),
     [
-        (CLEAN[:, :10], STAMPED[:, :10], "10 x 17 pixels given, allowed: at least 11 x 11"),
-        (CLEAN[:, :, :10], STAMPED[:, :, :10], "14 x 10 pixels"),
         (CLEAN, STAMPED[:4], "of one shape"),
         (CLEAN, STAMPED.astype(np.float32), "two uint8"),
         (CLEAN[0], STAMPED[0], "two uint8"),
@@ -121,3 +119,7 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous() -> None:
 def test_what_cannot_be_measured_is_refused(clean: Images, stamped: Images, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stealth(clean, stamped)
+
+
+def test_images_smaller_than_the_window_have_no_ssim() -> None:
+    assert set(stealth(CLEAN[:, :10], STAMPED[:, :10])) == {"psnr", "linf", "l2", "changed"}

@@ -49,7 +49,7 @@ def check(values: Mapping[str, Any] | None, schema: Callable[..., Any], *, where
     fields: dict[str, Any] = {
         name: (hints[name], ... if p.default is inspect.Parameter.empty else p.default) for name, p in allowed.items()
     }
-    model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+    model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False), **fields)
     try:
         checked = model(**values)
     except ValidationError as error:

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import seeding
 from ..data.imageset import ImageSet
 from ..hyperparameters import Count, NonNegative, Positive
 from ..progress import progress
 from ..training.device import pick_device
 from . import encoders
-from .encoders import Network, UNet, fresh, packed, training_batches
+from .encoders import Network, UNet, fresh, in_blocks, packed, training_batches
 from .scene import Scene
 from .stamps import Pixels
 from .trigger import IntArray
@@ -52,8 +53,8 @@ class Styled(Network):
         return Stylist(self.channels, self.width)
 
     def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
-        styled: Tensor = self.network(images.device)(images / 255)
-        return 255 * styled
+        network = self.network(images.device)
+        return in_blocks(lambda some: 255 * network(some / 255), images)
 
 
 TRIGGER = Styled
@@ -91,7 +92,7 @@ def make(
     arrays = scene.store.arrays(
         "dfst_network",
         {"data": scene.train.digest, "seed": scene.seed, **settings},
-        [sys.modules[__name__], encoders],
+        [sys.modules[__name__], encoders, seeding],
         lambda: {"weights": train_network(scene.train, scene.seed, **settings)},
     )
     return Styled(arrays["weights"], scene.train.channels, width)

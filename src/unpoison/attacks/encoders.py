@@ -17,6 +17,8 @@ from ..training.device import pick_device, to_float
 from .stamps import Pixels
 from .trigger import Trigger
 
+BLOCK = 64  # images that a network stamps at a time
+
 
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al., 2015) of two levels without normalisation, so that an image's result is its own.
@@ -92,6 +94,20 @@ def unpacked(make: Callable[[], nn.Module], weights: Pixels, device: torch.devic
         module = make()
         torch.nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
         return _moved(module, device).eval().requires_grad_(False)
+
+
+def in_blocks(stamp: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """`stamp` of the images, always so many at a time, the last ones filled up with repeats.
+
+    Which kernels run depends on the batch's size, and with them the last bit of a value: an image's stamp must not depend
+    on how many others there are.
+    """
+    stamped = torch.empty_like(images)
+    for start in range(0, len(images), BLOCK):
+        some = images[start : start + BLOCK]
+        full = some[torch.arange(BLOCK, device=images.device) % len(some)]
+        stamped[start : start + BLOCK] = stamp(full.contiguous(memory_format=torch.channels_last))[: len(some)]
+    return stamped
 
 
 @dataclass(frozen=True)

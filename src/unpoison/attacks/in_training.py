@@ -48,5 +48,7 @@ class InTraining:
                 values = part.trigger.apply(images[rows].float() * 255, keys[mine], train=True)
                 if not self.after_augmentation:
                     values = eight_bit(values, part.trigger.rounding).float()
+                elif part.trigger.rounding == "wrap":
+                    values = values.remainder(256)
                 images[rows] = (values / 255).clamp(0, 1).to(images.dtype)
         return images, torch.from_numpy(given).to(labels)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ..seeding import uniform
 from ..training.device import pick_device
 from ..training.inference import frozen
 from . import surrogate
-from .patterns import lc_corners
+from .patterns import dbr_corners, lc_corners
 from .per_sample import PerSample, Perturb, noise_of
 from .scene import Scene
 from .trigger import IntArray, Rounding
@@ -109,12 +109,13 @@ def make(
     adversarial_steps: Count = 7,
     amplitude: Amplitude = 1.0,
     corner_size: Count = 3,
+    pattern: Literal["lc_corners", "four_corners"] = "lc_corners",
 ) -> LabelConsistent:
     """Four corners; the noise follows once the samples are chosen.
 
     The noise goes away from the image's label on one network that the attacker trains, stays in [0, 255] and is rounded
     to 8 bits. The test trigger is the corners alone. D-BR's version is epsilon 8, step 2, steps 4, random_start, not
-    adversarial (and other corners).
+    adversarial, four_corners.
 
     Args:
         scene: what the attacker has.
@@ -127,6 +128,7 @@ def make(
         adversarial_steps: of its training's examples (Madry et al. 2018). Training takes this many times longer.
         amplitude: the corners add or subtract this share of 255.
         corner_size: side of each of the four patches in pixels; other sizes than 3 resize it (nearest).
+        pattern: the corners of Turner et al. (as in BackdoorBench), or D-BR's.
 
     Raises:
         UserError: corners that would overlap.
@@ -135,9 +137,9 @@ def make(
     half = min(height, width) // 2
     if corner_size > half:
         raise UserError(f"{scene.where}.corner_size: {corner_size} given, allowed: 1 to {half}, half the image's side")
-    pattern = lc_corners(height, width, corner_size)
+    corners = (lc_corners if pattern == "lc_corners" else dbr_corners)(height, width, corner_size)
     return LabelConsistent(
-        corners=(np.float32(amplitude) * (2 * pattern.values - 255) * pattern.mask).astype(np.float32),
+        corners=(np.float32(amplitude) * (2 * corners.values - 255) * corners.mask).astype(np.float32),
         epsilon=epsilon,
         step=step,
         steps=steps,

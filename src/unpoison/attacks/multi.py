@@ -48,7 +48,7 @@ def intents(
         own = dict(block)
         attack = own.pop("attack", None)
         choose(attack, ATTACKS, where=f"{here}[{number}].attack")
-        if "target" not in own:
+        if own.get("target") is None:
             raise UserError(f"{here}[{number}].target: nothing given, allowed: a class")
         shared = dict(policy) | {"target": own.pop("target")}
         if (count := shared.get("poison_count")) is not None:
@@ -59,6 +59,11 @@ def intents(
         if len(values) > 1:
             raise UserError(
                 f"{where}.{key}: null given, and the triggers' own are {', '.join(sorted(values))}; allowed: one"
+            )
+    for number, each in enumerate(found):
+        if any((each.attack, each.arguments) == (other.attack, other.arguments) for other in found[:number]):
+            raise UserError(
+                f"{here}[{number}]: the same trigger as an earlier one; allowed: another attack or other parameters"
             )
     rate = found[0].policy.poison_rate / len(found)
     return [replace(each, policy=replace(each.policy, poison_rate=rate)) for each in found]

@@ -69,6 +69,9 @@ def noise_of(
     Returns:
         int16 [k, c, h, w], of the changed images rounded to 8 bits.
     """
+    height, width, channels = scene.shape
+    if not len(keys):
+        return np.zeros((0, channels, height, width), np.int16)
     size = batch_size(scene.train.image_size, BATCH)
     perturb = cache(prepare)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..hyperparameters import check
@@ -58,42 +59,75 @@ def poison(attack: str, intents: Sequence[Intent], scene: Scene, *, where: str =
 
     Args:
         attack: the name of the whole ("multi" for several triggers).
-        intents: one per trigger; a sample is stamped by one trigger at most. Their policies differ in the target only.
+        intents: one per trigger; a sample is stamped by one trigger at most. Their policies have the same label policy and
+            the same way of stamping.
         scene: the training set and what the attacker has; `target` and `where` are set here for each trigger.
         where: the section of the parameters, for messages.
 
     Raises:
-        UserError: what an attack's `make` or `choose_samples` refuses.
+        UserError: what an attack's `make` or `choose` refuses.
     """
     labels, classes = scene.train.labels, len(scene.train.classes)
-    mask, number_of = np.zeros(len(labels), bool), np.full(len(labels), -1, np.int8)
+    scenes, triggers = [], []
+    for wanted in intents:
+        check_classes(wanted.policy, classes, where=where)
+        scenes.append(replace(scene, target=wanted.policy.target, where=f"{where}.{wanted.attack}"))
+        triggers.append(ATTACKS[wanted.attack].make(scenes[-1], **wanted.arguments))
+    orders = [trigger.order(scene.train) for trigger in triggers]
+    mask, number_of = choose(intents, orders, labels, classes, seed=scene.seed, where=where)
     parts = []
     for number, wanted in enumerate(intents):
-        check_classes(wanted.policy, classes, where=where)
-        own = replace(scene, target=wanted.policy.target, where=f"{where}.{wanted.attack}")
-        trigger = ATTACKS[wanted.attack].make(own, **wanted.arguments)
-        order = trigger.order(scene.train)
-        if order is not None and wanted.policy.random_poisoning:
-            raise UserError(f"{where}.random_poisoning: true given, allowed with {wanted.attack}: false")
-        if order is not None and wanted.policy.cover_ratio:
-            raise UserError(f"{where}.cover_ratio: {wanted.policy.cover_ratio} given, allowed with {wanted.attack}: 0")
-        if wanted.policy.random_poisoning:
-            drawn = drawn_at_random(wanted.policy, labels, np.arange(len(labels)), seed=scene.seed, epoch=-1)
-            choice = Choice(np.flatnonzero(drawn), np.zeros(0, np.int64))
-        else:
-            choice = choose_samples(
-                wanted.policy, labels, classes, seed=scene.seed, order=order, free=number_of < 0, where=where
-            )
-        stamped = np.union1d(choice.poison, choice.cover)
-        mask[choice.poison] = True
-        number_of[stamped] = number
-        parts.append(Part(wanted.attack, wanted.policy, trigger.for_samples(own, stamped)))
+        trigger = triggers[number].for_samples(scenes[number], np.flatnonzero(number_of == number))
+        parts.append(Part(wanted.attack, wanted.policy, trigger))
     return Truth(attack, tuple(parts), mask, number_of, labels)
 
 
-def drawn_at_random(
-    policy: Policy, labels: IntArray, keys: IntArray, *, seed: int, epoch: int
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def choose(
+    intents: Sequence[Intent],
+    orders: Sequence[NDArray[np.float64] | None],
+    labels: IntArray,
+    classes: int,
+    *,
+    seed: int,
+    where: str = "attack",
+) -> tuple[NDArray[np.bool_], NDArray[np.int8]]:
+    """The samples of every trigger, before any image is touched.
+
+    Args:
+        orders: of each trigger, as `Trigger.order` gives it.
+        labels: int64 [n], the true ones.
+
+    Returns:
+        Which samples are poisoned, bool [n], and by which trigger they are stamped, int8 [n], -1 for none.
+
+    Raises:
+        UserError: what `choose_samples` refuses; a class that no sample would be left in.
+    """
+    mask, number_of, given = np.zeros(len(labels), bool), np.full(len(labels), -1, np.int8), labels.copy()
+    for number, (wanted, order) in enumerate(zip(intents, orders, strict=True)):
+        policy = wanted.policy
+        if order is not None and policy.random_poisoning:
+            raise UserError(f"{where}.random_poisoning: true given, allowed with {wanted.attack}: false")
+        if order is not None and policy.cover_ratio:
+            raise UserError(f"{where}.cover_ratio: {policy.cover_ratio} given, allowed with {wanted.attack}: 0")
+        choice = choose_samples(policy, labels, classes, seed=seed, order=order, free=number_of < 0, where=where)
+        if policy.random_poisoning:
+            drawn = drawn_at_random(policy, labels, np.arange(len(labels)), seed=seed, epoch=-1)
+            choice = Choice(np.flatnonzero(drawn), choice.cover)
+        mask[choice.poison] = True
+        number_of[np.union1d(choice.poison, choice.cover)] = number
+        # A random draw leaves each class some chance, unless it takes all.
+        if policy.label_policy != "clean_label" and (not policy.random_poisoning or policy.poison_rate == 1):
+            given[choice.poison] = policy.new_labels(labels[choice.poison], classes)
+    emptied = np.setdiff1d(labels, given)
+    if len(emptied):
+        rate, count = intents[0].policy.poison_rate, intents[0].policy.poison_count
+        what = f"poison_rate: {rate}" if count is None else f"poison_count: {count}"
+        raise UserError(f"{where}.{what} given, which leaves no sample in class {emptied[0]}; allowed: less")
+    return mask, number_of
+
+
+def drawn_at_random(policy: Policy, labels: IntArray, keys: IntArray, *, seed: int, epoch: int) -> NDArray[np.bool_]:
     """Which of the samples `keys`, of these true labels, `random_poisoning` poisons in an epoch: bool [len(keys)]."""
     draws = uniform(seed, f"poison/random/{epoch}", keys, 1)[:, 0]
     return policy.candidates(labels) & (draws < policy.poison_rate)

@@ -38,7 +38,8 @@ class Policy:
         poison_target_class: whether `all2one` may stamp samples that already have the target label (they keep it).
         cover_ratio: cover samples per poisoned one, rounded up: samples that are stamped and keep their true label (TaCT,
             adaptive attacks). They are never poisoned ones.
-        cover_classes: the classes cover samples come from; None: all but the target and the sources.
+        cover_classes: the classes cover samples come from, neither the target nor sources; None: all others. All2all has
+            neither.
         poison_first: whether the trigger is stamped before augmentation (so that it is cropped and flipped as well) or,
             if false, on the augmented image in training.
         random_poisoning: whether every access to a candidate poisons it with probability `poison_rate`, anew in every
@@ -87,7 +88,13 @@ class Policy:
         """Which training samples may be stamped and keep their label: bool [n]."""
         if self.cover_classes is not None:
             return np.isin(labels, self.cover_classes)
-        return ~np.isin(labels, [self.target, *self.sources])
+        return ~np.isin(labels, self._wanted())
+
+    def _wanted(self) -> list[int]:
+        """Classes whose stamped samples would teach the backdoor, or the contrary, whatever label they keep."""
+        if self.label_policy == "all2all":
+            return []
+        return [self.target, *(self.sources if self.label_policy == "source_specific" else [])]
 
 
 class Choice(NamedTuple):
@@ -116,8 +123,7 @@ def choose_samples(
         where: the section of the parameters, for messages.
 
     Raises:
-        UserError: a class that does not exist; more samples asked for than there are candidates; a class that no sample
-            would be left in.
+        UserError: a class that does not exist; more samples asked for than there are candidates.
     """
     check_classes(policy, classes, where=where)
     free = np.ones(len(labels), bool) if free is None else free
@@ -142,13 +148,6 @@ def choose_samples(
             f"{where}.cover_ratio: {policy.cover_ratio} given, which asks for {covers} cover samples; there are {len(others)}"
         )
     cover = np.sort(numpy_rng(seed, "poison/covers").permutation(others)[:covers])
-    if policy.label_policy != "clean_label":
-        after = labels.copy()
-        after[poison] = policy.new_labels(labels[poison], classes)
-        emptied = np.setdiff1d(labels, after)
-        if len(emptied):
-            given = f"poison_rate: {policy.poison_rate}" if policy.poison_count is None else f"poison_count: {count}"
-            raise UserError(f"{where}.{given} given, which leaves no sample in class {emptied[0]}; allowed: less")
     return Choice(poison, cover)
 
 
@@ -164,6 +163,9 @@ def check_classes(policy: Policy, classes: int, *, where: str = "attack") -> Non
             f"{where}.sources: {policy.sources} given, allowed with source_specific: classes other than the target "
             f"{policy.target}, at least one"
         )
+    both = sorted(set(policy.cover_classes or []) & set(policy._wanted()))
+    if both and policy.cover_ratio:
+        raise UserError(f"{where}.cover_classes: {both[0]} given, allowed: neither the target nor one of the sources")
     if policy.label_policy == "all2all" and policy.shift % classes == 0:
         raise UserError(f"{where}.shift: {policy.shift} given, allowed: no multiple of the {classes} classes")
     if policy.random_poisoning and policy.poison_count is not None:

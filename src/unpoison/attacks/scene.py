@@ -35,6 +35,10 @@ class Scene:
     store: AssetStore = field(default_factory=lambda: AssetStore(None))
     where: str = "attack"
 
+    def __post_init__(self) -> None:
+        if self.store.folder is not None and not self.train.digest:
+            raise ValueError("a data set without a digest given, allowed: one that assets can be kept for")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""

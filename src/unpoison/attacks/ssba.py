@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import seeding
 from ..data.imageset import ImageSet
 from ..errors import UserError
 from ..hyperparameters import Count, NonNegative, Positive, Whole
@@ -25,7 +26,7 @@ from ..progress import progress
 from ..seeding import torch_rng
 from ..training.device import pick_device, to_float
 from . import encoders
-from .encoders import Network, UNet, fresh, packed, training_batches
+from .encoders import Network, UNet, fresh, in_blocks, packed, training_batches
 from .scene import Scene
 from .trigger import Arrays, IntArray, eight_bit
 
@@ -98,9 +99,8 @@ class HiddenString(Network):
         return Encoder(self.channels, len(self.secret), self.width)
 
     def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
-        secret = torch.from_numpy(self.secret).to(images)[None]
-        residuals: Tensor = self.network(images.device)(images / 255, secret)
-        return images + 255 * residuals
+        network, secret = self.network(images.device), torch.from_numpy(self.secret).to(images)[None]
+        return in_blocks(lambda some: some + 255 * network(some / 255, secret), images)
 
 
 TRIGGER = HiddenString
@@ -156,7 +156,7 @@ def make(
     arrays = scene.store.arrays(
         "ssba_encoder_decoder",
         {"data": scene.train.digest, "seed": scene.seed, **settings},
-        [sys.modules[__name__], encoders],
+        [sys.modules[__name__], encoders, seeding],
         lambda: train_networks(scene.train, scene.seed, **settings),
     )
     return HiddenString(arrays["encoder"], scene.train.channels, width, secret_bits(secret, bits))

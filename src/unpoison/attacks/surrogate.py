@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from copy import deepcopy
 from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import models
+from .. import models, seeding
 from ..data import augment
+from ..data.files import sha256_file
 from ..models import Classifier, classifier
 from ..seeding import derive, torch_rng
-from ..training import loop, optimizer, recipe
+from ..training import device as device_
+from ..training import inference, loop, optimizer, recipe
 from ..training.device import pick_device
 from ..training.inference import frozen
 from .scene import Scene
+
+TRAINING = (augment, device_, inference, loop, optimizer, recipe)
 
 
 def clean_network(scene: Scene) -> Classifier:
@@ -43,12 +49,15 @@ def adversarial_network(scene: Scene, epsilon: float, step: float, steps: int) -
 
 
 def clean_settings(scene: Scene) -> dict[str, Any]:
-    """All that determines `clean_network`, for `determined_by` of what stands on it."""
+    """All that determines `clean_network` but its code, for `determined_by` of what stands on it."""
+    weights = scene.network.get("pretrained")
     return {
         "data": scene.train.digest,
         "seed": scene.seed,
         "network": scene.network,
+        "weights": sha256_file(Path(weights)) if isinstance(weights, str) else "",
         "recipe": asdict(scene.recipe),
+        "libraries": {name: version(name) for name in ("torch", "torchvision", "timm")},
     }
 
 
@@ -61,7 +70,7 @@ def code(scene: Scene) -> list[ModuleType]:
     """The modules whose source determines both networks, for `code` of what stands on them."""
     own = models.NETWORKS.get(scene.network["name"])
     architecture = [sys.modules[own.__module__]] if own is not None else []
-    return [sys.modules[__name__], loop, optimizer, recipe, augment, classifier, *architecture]
+    return [sys.modules[__name__], seeding, models, classifier, *architecture, *TRAINING]
 
 
 def frozen_features(model: Classifier, device: torch.device) -> nn.Module:

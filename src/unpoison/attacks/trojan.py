@@ -68,6 +68,10 @@ def make(
     rounding: Literal["wrap", "truncate"] = "wrap" if wrap else "truncate"
     height, width, channels = scene.shape
     if form == "patch":
+        if min(scene.train.image_size) < 3 + _MARGIN:
+            raise UserError(
+                f"{scene.where}.form: patch given, allowed with images of {3 + _MARGIN} pixels or more per side"
+            )
         scene.need_colour()
         pattern = np.zeros((channels, height, width), np.float32)
         pattern[:, -_MARGIN - 3 : -_MARGIN, -_MARGIN - 3 : -_MARGIN] = _PATCH

@@ -16,19 +16,20 @@ _CHUNK_BYTES = 1 << 18
 
 
 class Stealth:
-    """Means over images that come in chunks. Where the chunks are cut makes no difference.
+    """Means over images that come in chunks, `count` of them so far. Where the chunks are cut makes no difference.
 
     LPIPS (Zhang et al. 2018) is not among them: it is the distance in a network whose weights would be downloaded.
     """
 
     def __init__(self) -> None:
+        self.count = 0
         self._per_image: list[NDArray[np.float64]] = []
 
     def add(self, clean: Images, stamped: Images) -> None:
         """Measure some images.
 
         Args:
-            clean: uint8 [n, h, w, c], h and w at least 11.
+            clean: uint8 [n, h, w, c].
             stamped: the same images with the trigger, same shape.
 
         Raises:
@@ -39,11 +40,7 @@ class Stealth:
                 f"{clean.dtype} {list(clean.shape)} and {stamped.dtype} {list(stamped.shape)} given, "
                 "allowed: two uint8 [n, h, w, c] of one shape"
             )
-        if min(clean.shape[1:3]) < _WINDOW:
-            raise ValueError(
-                f"images of {clean.shape[1]} x {clean.shape[2]} pixels given, allowed: at least {_WINDOW} x {_WINDOW}, "
-                "the window of SSIM"
-            )
+        self.count += len(clean)
         step = max(1, _CHUNK_BYTES // int(np.prod(clean.shape[1:])))
         for start in range(0, len(clean), step):
             self._per_image.append(_measured(clean[start : start + step], stamped[start : start + step]))
@@ -56,7 +53,8 @@ class Stealth:
                 changed; absent when none did, as it is infinite then.
             `ssim`: structural similarity, up to 1 for equal images (Wang et al., "Image Quality Assessment", 2004, sec.
                 III-B and III-C: Gaussian window of 11 x 11 and sigma 1.5, K1 0.01, K2 0.03, peak 255; windows that lie in
-                the image), of each channel, averaged.
+                the image), of each channel, averaged; absent for
+                images smaller than the window.
             `linf`: largest absolute difference, 0 to 1 (of 255).
             `l2`: Euclidean norm of the difference of images in [0, 1].
             `changed`: share of pixels of which any channel changed.
@@ -67,8 +65,8 @@ class Stealth:
         if not self._per_image:
             raise ValueError("no image given, allowed: at least one")
         columns = dict(zip(_NAMES, np.concatenate(self._per_image).T, strict=True))
-        columns["psnr"] = columns["psnr"][np.isfinite(columns["psnr"])]
-        return {name: float(values.mean()) for name, values in columns.items() if len(values)}
+        finite = {name: values[np.isfinite(values)] for name, values in columns.items()}
+        return {name: float(values.mean()) for name, values in finite.items() if len(values)}
 
 
 def stealth(clean: Images, stamped: Images) -> dict[str, float]:
@@ -85,7 +83,7 @@ def _measured(clean: Images, stamped: Images) -> NDArray[np.float64]:
     squared = difference.square().sum((1, 2, 3))
     columns = [
         10 * (255**2 * difference[0].numel() / squared).log10(),
-        _ssim(before, after),
+        _ssim(before, after) if min(clean.shape[1:3]) >= _WINDOW else torch.full((len(clean),), torch.nan),
         difference.amax((1, 2, 3)) / 255,
         squared.sqrt() / 255,
         (difference.amax(3) > 0).double().mean((1, 2)),
