@@ -27,6 +27,7 @@ class Row:
         policy: where the policy differs from the attack's.
         published: the attack's name in BackdoorBench's leaderboard; "" where it has none.
         rates: in the place of `RATES`.
+        train: where the victim's training differs from `TRAIN`.
     """
 
     attack: str
@@ -34,6 +35,7 @@ class Row:
     policy: dict[str, Any] = field(default_factory=dict)
     published: str = ""
     rates: tuple[float, ...] = RATES
+    train: dict[str, Any] = field(default_factory=dict)
 
 
 # Of the candidates: all samples of the source class cannot be poisoned, it would be empty.
@@ -57,11 +59,15 @@ ROWS: dict[str, Row] = {
     "ftrojan": Row("ftrojan"),
     "adaptive_blend": Row("adaptive_blend"),
     "adaptive_patch": Row("adaptive_patch"),
-    # Why the rows above fail where they do: the same with a stronger trigger, or without cover samples.
+    # Why rows above fail where they do: the same with a stronger trigger, a longer training, or without cover samples.
     "ssba visible": Row("ssba", {"l2_weight": 1.0}, rates=RATES[:1]),
     "ftrojan 120": Row("ftrojan", {"magnitude": 120.0}, rates=RATES[:1]),
-    "adaptive_blend alone": Row("adaptive_blend", policy={"cover_ratio": 0.0}, rates=RATES[:1]),
-    "adaptive_patch alone": Row("adaptive_patch", policy={"cover_ratio": 0.0}, rates=RATES[:1]),
+    "lf longer": Row("lf", rates=RATES[:1], train={"epochs": 60}),
+    "ssba longer": Row("ssba", rates=RATES[:1], train={"epochs": 60}),
+    "adaptive_blend longer": Row("adaptive_blend", rates=RATES[:1], train={"epochs": 60}),
+    "adaptive_patch longer": Row("adaptive_patch", rates=RATES[:1], train={"epochs": 60}),
+    "adaptive_blend alone": Row("adaptive_blend", policy={"cover_ratio": 0.0}, rates=(0.1, 0.4)),
+    "adaptive_patch alone": Row("adaptive_patch", policy={"cover_ratio": 0.0}, rates=(0.1, 0.4)),
     "tact": Row("tact", policy={"rate_of": "candidates"}, rates=SOURCE_RATES),
     "semantic": Row("semantic", {"colour": "red"}),
     "multi": Row("multi"),

@@ -90,7 +90,8 @@ class Job:
     def settings(self) -> str:
         """A digest of all that the line depends on but the code and the source of the data."""
         intents = [asdict(intent) for intent in poison.settings(self.params).intents]
-        return sha256_json([intents, DATA[self.data], MODEL, TRAIN, SURROGATE, self.seed])[:12]
+        trained = {**TRAIN, **self.row.train}
+        return sha256_json([intents, DATA[self.data], MODEL, trained, SURROGATE, self.seed])[:12]
 
 
 def jobs(data: str, seeds: list[int], only: list[str]) -> Iterator[Job]:
@@ -131,7 +132,7 @@ def make(job: Job, base: Path, assets: AssetStore) -> dict[str, Any]:
         channels=train.channels,
         seed=derive(job.seed, "backdoored/weights"),
     )
-    recipe = recipe_named(TRAIN, where="TRAIN")
+    recipe = recipe_named({**TRAIN, **job.row.train}, where="TRAIN")
     fit(model, received(truth, train), recipe, seed=job.seed, what="backdoored")
     figures_ = {**attack_metrics(test, truth), **model_metrics(model, test, truth)}
     triggers = list(figures_.pop("trigger").values())
