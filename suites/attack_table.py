@@ -289,7 +289,9 @@ def sheet(arguments: argparse.Namespace) -> None:
     keys = np.flatnonzero(train.labels == 0)[: arguments.images]
     clean = train.gather(keys)
     rows = {"clean": _side_by_side(clean, clean, clean)}
-    for name in arguments.rows or ROWS:
+    # Rows that differ in the policy or the training only have the same trigger.
+    different = {repr((row.attack, row.own)): name for name, row in reversed(ROWS.items())}
+    for name in arguments.rows or [name for name in ROWS if name in different.values()]:
         job = Job(arguments.data_set, name, ROWS[name], ROWS[name].rates[0], 0)
         chosen = poison.settings(job.params)
         for number, wanted in enumerate(chosen.intents):
