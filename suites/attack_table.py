@@ -180,13 +180,14 @@ def record() -> pd.DataFrame:
     """The committed lines and those made here, which take their place; those of other settings are left out."""
     paths = [REPORTS / "runs.csv", *sorted((SCRATCH / "runs").glob("*.csv"))]
     tables = [
-        pd.read_csv(path, dtype={"settings": str}, keep_default_na=False, na_values=[""])
+        pd.read_csv(path, dtype={"settings": str, "source": str}, keep_default_na=False, na_values=[""])
         for path in paths
         if path.is_file()
     ]
     if not tables:
         return pd.DataFrame(columns=[*KEYS, *FIGURES, "settings", "source"])
-    lines = pd.concat(tables).drop_duplicates([*KEYS, "settings", "source"], keep="last").fillna({"source": ""})
+    lines = pd.concat(tables).drop_duplicates([*KEYS, "settings", "source"], keep="last")
+    lines["source"] = lines["source"].fillna("")
     now = {(job.data, job.name, job.rate, job.seed): job.settings for job in _all_jobs(sorted(set(lines["seed"])))}
     current = [now.get(tuple(line[:-1])) == line[-1] for line in lines[[*KEYS, "settings"]].itertuples(index=False)]
     return lines[current]

@@ -92,7 +92,7 @@ def test_a_batch_has_two_images_for_every_process(splits: dict[str, ImageSet]) -
     def plan(batch_size: int, processes: int) -> loop._Plan:
         rng = torch.Generator()
         return loop._Plan(
-            splits["reserve"], Recipe(batch_size=batch_size), World(0, processes), torch.device("cpu"), rng
+            splits["reserve"], Recipe(batch_size=batch_size), World(0, processes), torch.device("cpu"), rng, None
         )
 
     assert plan(4, 2).steps_per_epoch == 75
