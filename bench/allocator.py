@@ -23,10 +23,10 @@ METHODS = {"cd": {"steps": 10}, "strip": {"overlays": 12}}
 def one(method: str, *, keep: bool) -> float:
     """Seconds that a detector takes on 1,024 images with an untrained network of the default shape."""
     from unpoison import models
-    from unpoison.data import digits
+    from unpoison.compute import device
     from unpoison.data.imageset import ImageSet
     from unpoison.detection import DETECTORS
-    from unpoison.training import device
+    from unpoison.sources import digits
 
     if not keep:
         device._keep_freed_memory = lambda: None  # type: ignore[assignment]

@@ -53,9 +53,9 @@ def one(name: str, settings: dict[str, Any], runs: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from unpoison.attacks.scene import Scene
-    from unpoison.attacks.trigger import stamp
+    from unpoison.crafting.context import Scene
     from unpoison.data.imageset import ImageSet
+    from unpoison.poisoning.trigger import stamp
 
     torch.set_num_threads(THREADS)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)

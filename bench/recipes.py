@@ -23,9 +23,9 @@ from common import BASE, POISONED, TRUTH, load_params, section  # noqa: E402
 from evaluate import model_metrics  # noqa: E402
 from train_backdoored import settings  # noqa: E402
 from unpoison import models  # noqa: E402
-from unpoison.attacks.truth import read_truth  # noqa: E402
+from unpoison.compute.device import machine  # noqa: E402
 from unpoison.data.store import open_poisoned, open_split  # noqa: E402
-from unpoison.training.device import machine  # noqa: E402
+from unpoison.poisoning.truth import read_truth  # noqa: E402
 from unpoison.training.loop import fit  # noqa: E402
 from unpoison.training.recipes import RECIPES  # noqa: E402
 

@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from unpoison import models
-from unpoison.data import digits
+from unpoison.compute.device import machine, pick_device
 from unpoison.data.imageset import ImageSet
-from unpoison.training.device import machine, pick_device
+from unpoison.sources import digits
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 

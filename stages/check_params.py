@@ -21,12 +21,12 @@ import train_backdoored
 import train_prior
 from common import PARAMS, Params, leave, load_params, method_arguments, section, seed_of
 from unpoison.attacks import ATTACKS, multi
-from unpoison.attacks.assets import AssetStore
-from unpoison.attacks.poisoning import choose
-from unpoison.attacks.policy import check_classes
-from unpoison.data import digits
+from unpoison.core.errors import UserError
+from unpoison.crafting.assets import AssetStore
+from unpoison.crafting.craft import choose
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
+from unpoison.poisoning.policy import check_classes
+from unpoison.sources import digits
 
 SECTIONS = ("seed", "data", "attack", "model", "train", "prior", "variations", "distill", "purify", "detect", "report")
 

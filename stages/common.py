@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from unpoison.data.files import read_json, sha256_file, sha256_json, write_json
-from unpoison.errors import UserError
-from unpoison.hyperparameters import check, choose
+from unpoison.core.errors import UserError
+from unpoison.core.files import read_json, sha256_file, sha256_json, write_json
+from unpoison.core.hyperparameters import check, choose
 
 PARAMS = Path("params.yaml")
 BASE = Path("data/base")

@@ -9,11 +9,11 @@ import pandas as pd
 
 from common import BACKDOORED, PARAMS, STUDENT, TRAINING, VARIATIONS, Params, load_params, run_stage, section, seed_of
 from unpoison import models
-from unpoison.data.files import new_file
+from unpoison.core.files import new_file
+from unpoison.core.hyperparameters import Fraction, Positive, check
+from unpoison.core.seeding import derive
 from unpoison.data.store import open_split
-from unpoison.hyperparameters import Fraction, Positive, check
 from unpoison.robust.distillation import distill
-from unpoison.seeding import derive
 from unpoison.training.distributed import world
 from unpoison.training.recipe import Recipe
 from unpoison.training.recipes import recipe_named

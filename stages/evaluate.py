@@ -11,14 +11,14 @@ import torch
 
 from common import BACKDOORED, BASE, CURVES, METRICS, PURIFIED, SCORES, STUDENT, TRUTH, load_params, run_stage, section
 from unpoison import models
-from unpoison.attacks.truth import Part, Truth, read_truth
-from unpoison.data.files import new_folder, write_json
+from unpoison.compute.inference import logits_of
+from unpoison.core.files import new_folder, write_json
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_split
 from unpoison.evaluation.metrics import ROC_GRID, accuracy, detection_metrics, roc_points
 from unpoison.evaluation.stealth import Stealth
-from unpoison.training.inference import logits_of
+from unpoison.poisoning.truth import Part, Truth, read_truth
 
 
 def main() -> list[Path]:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, Params, checked, load_params, run_stage, seed_of
+from unpoison.compute.device import pick_device
 from unpoison.data.store import new_base, open_poisoned
-from unpoison.training.device import pick_device
 from unpoison.variations.prior import load_prior
 from unpoison.variations.sampling import BATCH, SamplerSettings, executed_steps, vary
 from unpoison.variations.store import generate_all

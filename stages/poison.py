@@ -11,13 +11,13 @@ import numpy as np
 from common import BASE, PARAMS, POISONED, SCRATCH, TRUTH, Params, checked, load_params, run_stage, section, seed_of
 from unpoison import models
 from unpoison.attacks import ATTACKS, multi
-from unpoison.attacks.assets import AssetStore
-from unpoison.attacks.poisoning import Intent, intent, poison
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.truth import write_truth
+from unpoison.core.errors import UserError
+from unpoison.crafting.assets import AssetStore
+from unpoison.crafting.context import Scene
+from unpoison.crafting.craft import Intent, intent, poison
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import new_overlay, open_split
-from unpoison.errors import UserError
+from unpoison.poisoning.truth import write_truth
 from unpoison.training.recipe import Recipe
 from unpoison.training.recipes import recipe_named
 

@@ -10,14 +10,14 @@ import numpy as np
 from annotated_types import Ge
 
 from common import BASE, PARAMS, SCRATCH, Params, checked, load_params, run_stage
-from unpoison.data import digits
-from unpoison.data.build import BuildSettings, build_base
-from unpoison.data.folder import open_folder
-from unpoison.data.published import PUBLISHED, open_published
-from unpoison.data.source import Source
-from unpoison.data.splits import SplitSettings
+from unpoison.core.hyperparameters import choose
 from unpoison.data.store import write_base
-from unpoison.hyperparameters import choose
+from unpoison.sources import digits
+from unpoison.sources.build import BuildSettings, build_base
+from unpoison.sources.folder import open_folder
+from unpoison.sources.published import PUBLISHED, open_published
+from unpoison.sources.source import Source
+from unpoison.sources.splits import SplitSettings
 
 Size = Annotated[int, Ge(10)]
 SOURCES = ("digits", "folder", *PUBLISHED)

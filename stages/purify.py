@@ -7,8 +7,8 @@ from pathlib import Path
 
 from common import BACKDOORED, BASE, PURIFIED, load_params, method_arguments, run_stage, seed_of
 from unpoison import models
+from unpoison.core.errors import UserError
 from unpoison.data.store import open_split
-from unpoison.errors import UserError
 from unpoison.purification import PURIFIERS
 
 

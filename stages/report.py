@@ -27,13 +27,13 @@ from common import (
     run_stage,
     section,
 )
-from unpoison.attacks.trigger import Images, IntArray, stamp
-from unpoison.attacks.truth import Truth, read_truth
-from unpoison.data.files import load_array, new_file, read_json
+from unpoison.core.files import load_array, new_file, read_json
+from unpoison.core.hyperparameters import Count
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Scores, load_scores
 from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
-from unpoison.hyperparameters import Count
+from unpoison.poisoning.trigger import Images, IntArray, stamp
+from unpoison.poisoning.truth import Truth, read_truth
 from unpoison.reporting import figures
 from unpoison.reporting.page import Page, Table
 

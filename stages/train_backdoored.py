@@ -25,12 +25,12 @@ from common import (
     seed_of,
 )
 from unpoison import models
-from unpoison.attacks.in_training import InTraining
-from unpoison.attacks.truth import read_truth
-from unpoison.data.files import new_file, new_folder
+from unpoison.compute.device import machine
+from unpoison.core.files import new_file, new_folder
+from unpoison.core.seeding import derive
 from unpoison.data.store import open_poisoned, open_split
-from unpoison.seeding import derive
-from unpoison.training.device import machine
+from unpoison.poisoning.in_training import InTraining
+from unpoison.poisoning.truth import read_truth
 from unpoison.training.distributed import world
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from common import BASE, PRIOR, SCRATCH, TRAINING, Params, checked, load_params, run_stage, seed_of
-from unpoison.data.files import new_file, sha256_json
+from unpoison.core.files import new_file, sha256_json
 from unpoison.data.store import open_split
 from unpoison.variations.prior import PriorRecipe, save_prior, train_prior
 

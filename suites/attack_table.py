@@ -34,17 +34,17 @@ from common import load_params  # noqa: E402
 from evaluate import attack_metrics, model_metrics  # noqa: E402
 from unpoison import models  # noqa: E402
 from unpoison.attacks import ATTACKS  # noqa: E402
-from unpoison.attacks.assets import AssetStore  # noqa: E402
-from unpoison.attacks.poisoning import poison as poison_set  # noqa: E402
-from unpoison.attacks.trigger import stamp  # noqa: E402
-from unpoison.attacks.truth import Truth  # noqa: E402
-from unpoison.data.files import new_file, sha256_json  # noqa: E402
+from unpoison.compute.device import machine  # noqa: E402
+from unpoison.core.errors import UserError  # noqa: E402
+from unpoison.core.files import new_file, sha256_json  # noqa: E402
+from unpoison.core.seeding import derive  # noqa: E402
+from unpoison.crafting.assets import AssetStore  # noqa: E402
+from unpoison.crafting.craft import poison as poison_set  # noqa: E402
 from unpoison.data.imageset import ImageSet, Overlay  # noqa: E402
 from unpoison.data.store import open_split  # noqa: E402
-from unpoison.errors import UserError  # noqa: E402
+from unpoison.poisoning.trigger import stamp  # noqa: E402
+from unpoison.poisoning.truth import Truth  # noqa: E402
 from unpoison.reporting import figures  # noqa: E402
-from unpoison.seeding import derive  # noqa: E402
-from unpoison.training.device import machine  # noqa: E402
 from unpoison.training.loop import fit  # noqa: E402
 from unpoison.training.recipes import recipe_named  # noqa: E402
 

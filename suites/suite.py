@@ -35,7 +35,7 @@ from suite_runs import (  # noqa: E402
 from suite_table import Suite, lines, markdown  # noqa: E402
 
 from common import Params  # noqa: E402
-from unpoison.errors import UserError  # noqa: E402
+from unpoison.core.errors import UserError  # noqa: E402
 
 SUITES, REPORTS = ROOT / "suites", ROOT / "reports" / "suites"
 # Never in DVC's or Git's sight: the clone that runs are made in, and unfinished work, which outlives it.

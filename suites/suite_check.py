@@ -16,8 +16,8 @@ import torch
 
 from check_params import check_all
 from common import Params
-from unpoison.errors import UserError
-from unpoison.training.device import pick_device
+from unpoison.compute.device import pick_device
+from unpoison.core.errors import UserError
 
 
 def check_runs(runs: dict[str, Params]) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 from suite_table import METRICS, Experiment, Method, Published, Scale, Suite
 
 from common import Params, load_params
-from unpoison.errors import UserError
-from unpoison.hyperparameters import Fraction, check
+from unpoison.core.errors import UserError
+from unpoison.core.hyperparameters import Fraction, check
 
 SCALES = ("small", "full")
 MetricName = Literal["acc", "asr", "ra"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from suite_table import METRICS, Line, Run
 
-from unpoison.data.files import new_file
-from unpoison.errors import UserError
+from unpoison.core.errors import UserError
+from unpoison.core.files import new_file
 
 KEYS = ("scale", "experiment", "seed", "settings", "commit", "data", "device", "torch", "seconds")
 LINE_KEYS = ("scale", "label", "data", "experiment", "method", "source", "runs", "wanted")

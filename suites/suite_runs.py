@@ -25,7 +25,7 @@ from suite_record import flattened
 from suite_table import Run, Suite
 
 from common import METRICS, PARAMS, Params, load_params
-from unpoison.errors import UserError
+from unpoison.core.errors import UserError
 
 REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2}/[0-9a-f]{38})/([^/]+)")
 

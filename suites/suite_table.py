@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unpoison.data.files import sha256_json
-from unpoison.hyperparameters import Fraction, Whole
+from unpoison.core.files import sha256_json
+from unpoison.core.hyperparameters import Fraction, Whole
 from unpoison.reporting.page import Table
 
 METRICS = ("acc", "asr", "ra")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from unpoison import models
-from unpoison.attacks.poisoning import intent, poison
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.truth import Truth
-from unpoison.data import digits
+from unpoison.crafting.context import Scene
+from unpoison.crafting.craft import intent, poison
 from unpoison.data.imageset import ImageSet, Overlay
+from unpoison.poisoning.truth import Truth
+from unpoison.sources import digits
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 

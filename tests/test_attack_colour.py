@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy.fft import dctn, idctn
 
 from unpoison.attacks import ctrl, ftrojan, nashville
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.trigger import Trigger, read_trigger, save_trigger, stamp
+from unpoison.core.errors import UserError
+from unpoison.core.hyperparameters import check
+from unpoison.crafting.context import Scene
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
-from unpoison.hyperparameters import check
+from unpoison.poisoning.trigger import Trigger, read_trigger, save_trigger, stamp
 
 KEYS = np.arange(6)
 TABLE: list[tuple[ModuleType, dict[str, Any]]] = [

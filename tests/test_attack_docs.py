@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from unpoison.attacks import ATTACKS, multi
-from unpoison.attacks.policy import Policy
+from unpoison.poisoning.policy import Policy
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = (ROOT / "docs" / "attacks.md").read_text().splitlines()

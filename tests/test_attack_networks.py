@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from unpoison.attacks import dfst, ssba
-from unpoison.attacks.assets import AssetStore
-from unpoison.attacks.encoders import fresh, packed, training_batches, unpacked
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.trigger import Images, Trigger, eight_bit, read_trigger, save_trigger, stamp
+from unpoison.core.errors import UserError
+from unpoison.crafting.assets import AssetStore
+from unpoison.crafting.context import Scene
+from unpoison.crafting.encoders import fresh, packed, training_batches, unpacked
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
+from unpoison.poisoning.trigger import Images, Trigger, eight_bit, read_trigger, save_trigger, stamp
 
 SSBA: dict[str, Any] = {"bits": 8, "steps": 3, "batch_size": 4, "width": 4, "l2_wait": 1, "l2_ramp": 2}
 DFST: dict[str, Any] = {"steps": 3, "batch_size": 4, "width": 4}

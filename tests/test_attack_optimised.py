@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unpoison.attacks import feature_collision, lc, lf, surrogate, trojan
-from unpoison.attacks.assets import AssetStore
-from unpoison.attacks.per_sample import PerSample
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.trigger import Trigger, read_trigger, save_trigger, stamp
+from unpoison.attacks import feature_collision, lc, lf, trojan
+from unpoison.core.errors import UserError
+from unpoison.core.seeding import numpy_rng
+from unpoison.crafting import surrogate
+from unpoison.crafting.assets import AssetStore
+from unpoison.crafting.context import Scene
+from unpoison.crafting.per_sample import PerSample
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
-from unpoison.seeding import numpy_rng
+from unpoison.poisoning.trigger import Trigger, read_trigger, save_trigger, stamp
 from unpoison.training.recipe import Recipe
 
 NETWORK = {"name": "resnet18", "width": 8, "stem": "conv3_pool"}

@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unpoison.attacks import badnets, blended, patterns, sig
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.trigger import Images, Trigger, read_trigger, save_trigger, stamp
+from unpoison.attacks import badnets, blended, sig
+from unpoison.core.errors import UserError
+from unpoison.core.hyperparameters import check
+from unpoison.core.seeding import numpy_rng, uniform
+from unpoison.crafting import patterns
+from unpoison.crafting.context import Scene
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
-from unpoison.hyperparameters import check
-from unpoison.seeding import numpy_rng, uniform
+from unpoison.poisoning.trigger import Images, Trigger, read_trigger, save_trigger, stamp
 
 CLEAR = -1
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from unpoison.attacks import adaptive_blend, adaptive_patch, semantic, tact
-from unpoison.attacks.policy import Policy, choose_samples
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.trigger import Images, Trigger, read_trigger, save_trigger, stamp
+from unpoison.core.errors import UserError
+from unpoison.core.hyperparameters import check
+from unpoison.crafting.context import Scene
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
-from unpoison.hyperparameters import check
+from unpoison.poisoning.policy import Policy, choose_samples
+from unpoison.poisoning.trigger import Images, Trigger, read_trigger, save_trigger, stamp
 
 N = 200
 KEYS = np.arange(N)

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from unpoison.attacks import ATTACKS, load_trigger
-from unpoison.attacks.assets import AssetStore
-from unpoison.attacks.poisoning import intent, poison
-from unpoison.attacks.policy import Policy
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.trigger import eight_bit, save_trigger, stamp
-from unpoison.attacks.truth import Truth, read_truth, write_truth
+from unpoison.core.errors import UserError
+from unpoison.crafting.assets import AssetStore
+from unpoison.crafting.context import Scene
+from unpoison.crafting.craft import intent, poison
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
+from unpoison.poisoning.policy import Policy
+from unpoison.poisoning.trigger import eight_bit, save_trigger, stamp
+from unpoison.poisoning.truth import Truth, read_truth, write_truth
 from unpoison.training.recipe import Recipe
 
 RNG = np.random.default_rng(0)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from unpoison.data import digits
-from unpoison.data.augment import AUGMENTATIONS, Batch, apply, draw
-from unpoison.data.files import new_folder
+from unpoison.core.errors import UserError
+from unpoison.core.files import new_folder
+from unpoison.core.seeding import derive, torch_rng
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import new_overlay, open_poisoned, open_split, write_base
-from unpoison.errors import UserError
-from unpoison.seeding import derive, torch_rng
+from unpoison.sources import digits
+from unpoison.training.augment import AUGMENTATIONS, Batch, apply, draw
 
 SIZES = {"train": 60, "test": 20, "reserve": 10, "public": 20}
 
@@ -69,7 +69,7 @@ def test_changed_file_is_refused(base: Path, damage: str) -> None:
 
 
 def test_pickled_array_is_refused(tmp_path: Path) -> None:
-    from unpoison.data.files import load_array
+    from unpoison.core.files import load_array
 
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=r"a\.npy: not a readable \.npy array"):

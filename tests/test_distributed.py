@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import hashlib, json, sys
 from unpoison import models
-from unpoison.data import digits
+from unpoison.sources import digits
 from unpoison.data.imageset import ImageSet
 from unpoison.training.distributed import world
 from unpoison.training.loop import fit

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unpoison.data import build as build_module
-from unpoison.data import containers, decode, shards
-from unpoison.data.build import BuildSettings, build_base
-from unpoison.data.folder import open_folder
-from unpoison.data.splits import SplitSettings
+from unpoison.core.errors import UserError
+from unpoison.data import shards
 from unpoison.data.store import open_split, read_about, read_sources
-from unpoison.errors import UserError
+from unpoison.sources import build as build_module
+from unpoison.sources import containers, decode
+from unpoison.sources.build import BuildSettings, build_base
+from unpoison.sources.folder import open_folder
+from unpoison.sources.splits import SplitSettings
 
 SIDE = 16
 SMALL = SplitSettings(reserve=0, public=0)

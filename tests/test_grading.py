@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import evaluate
-from unpoison.attacks.poisoning import intent, poison
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.truth import Truth
+from unpoison.crafting.context import Scene
+from unpoison.crafting.craft import intent, poison
 from unpoison.data.imageset import ImageSet
+from unpoison.poisoning.truth import Truth
 
 CLASSES = ("a", "b", "c", "d")
 # Grey images, whose value is ten times the true class; the trigger makes the last pixel white.

@@ -12,13 +12,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from conftest import Planted
 from unpoison import models
+from unpoison.compute.inference import logits_of
+from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import DETECTORS, ac, cd, ss
-from unpoison.errors import UserError
 from unpoison.evaluation.metrics import accuracy, detection_metrics
 from unpoison.purification import PURIFIERS, fst
 from unpoison.robust.distillation import distill, distillation_loss
-from unpoison.training.inference import logits_of
 from unpoison.training.recipe import Recipe
 
 # One row per detector: name, arguments, whether on the trained model, the AUROC it must reach on the planted poison.

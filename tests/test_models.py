@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch.fx.experimental.optimization import fuse
 
 from unpoison import models
-from unpoison.data.files import read_json, sha256_file, write_json
+from unpoison.core.errors import UserError
+from unpoison.core.files import read_json, sha256_file, write_json
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import cd
-from unpoison.errors import UserError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 # One row per network: name, arguments, side of the images, penultimate features, channels and side of the feature map.

@@ -14,8 +14,8 @@ import check_params
 from common import load_params
 from conftest import with_value
 from unpoison.attacks import ATTACKS
+from unpoison.core.errors import UserError
 from unpoison.detection import DETECTORS
-from unpoison.errors import UserError
 from unpoison.purification import PURIFIERS
 
 ROOT = Path(__file__).resolve().parent.parent

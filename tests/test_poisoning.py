@@ -12,16 +12,16 @@ import torch
 
 from unpoison import models
 from unpoison.attacks import multi
-from unpoison.attacks.assets import AssetStore
-from unpoison.attacks.in_training import InTraining
-from unpoison.attacks.poisoning import drawn_at_random, intent, poison
-from unpoison.attacks.policy import Choice, Policy, choose_samples
-from unpoison.attacks.scene import Scene
-from unpoison.attacks.trigger import stamp
-from unpoison.attacks.truth import Truth
+from unpoison.core.errors import UserError
+from unpoison.core.seeding import uniform
+from unpoison.crafting.assets import AssetStore
+from unpoison.crafting.context import Scene
+from unpoison.crafting.craft import drawn_at_random, intent, poison
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
-from unpoison.seeding import uniform
+from unpoison.poisoning.in_training import InTraining
+from unpoison.poisoning.policy import Choice, Policy, choose_samples
+from unpoison.poisoning.trigger import stamp
+from unpoison.poisoning.truth import Truth
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 

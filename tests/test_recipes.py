@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 from common import load_params
 from unpoison import models
-from unpoison.data.augment import AUGMENTATIONS
+from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
 from unpoison.robust.distillation import distillation_loss
+from unpoison.training.augment import AUGMENTATIONS
 from unpoison.training.loop import fit
 from unpoison.training.optimizer import Optimizer
 from unpoison.training.recipe import AugmentationName, Recipe, rates

@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from unpoison.core.errors import UserError
 from unpoison.data import shards
-from unpoison.data.build import BuildSettings, build_base
-from unpoison.data.folder import open_folder
-from unpoison.data.pickles import load_plain
-from unpoison.data.published import PUBLISHED, File, open_published
 from unpoison.data.shards import Shards, ShardWriter
-from unpoison.data.splits import SplitSettings, arrange, balanced
 from unpoison.data.store import open_split, read_about, read_sources
-from unpoison.errors import UserError
+from unpoison.sources.build import BuildSettings, build_base
+from unpoison.sources.folder import open_folder
+from unpoison.sources.pickles import load_plain
+from unpoison.sources.published import PUBLISHED, File, open_published
+from unpoison.sources.splits import SplitSettings, arrange, balanced
 
 RNG = np.random.default_rng(0)
 CIFAR_COPY = Path(__file__).resolve().parents[2] / "shared/datasets/cifar10-jpeg75-imagefolder.tar.xz"

@@ -25,7 +25,7 @@ from check_params import check_all
 from common import load_params
 from conftest import with_value
 from test_pipeline import COPIED, ENVIRONMENT, TINY, merge, run
-from unpoison.errors import UserError
+from unpoison.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

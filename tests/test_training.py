@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from unpoison import models
+from unpoison.compute.device import compiled, pick_device
+from unpoison.compute.inference import batch_size, features_of, logits_of
+from unpoison.core.errors import UserError
+from unpoison.core.seeding import torch_rng
 from unpoison.data.imageset import ImageSet
-from unpoison.errors import UserError
-from unpoison.seeding import torch_rng
 from unpoison.training import loop
-from unpoison.training.device import compiled, pick_device
 from unpoison.training.distributed import World
-from unpoison.training.inference import batch_size, features_of, logits_of
 from unpoison.training.recipe import Recipe
 
 

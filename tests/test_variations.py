@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet, Overlay
-from unpoison.errors import UserError
 from unpoison.variations import prior as prior_module
 from unpoison.variations.colour import match_colours
 from unpoison.variations.prior import Prior, PriorRecipe, load_prior, save_prior, train_prior

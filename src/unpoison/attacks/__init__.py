@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from ..hyperparameters import choose
+from ..core.hyperparameters import choose
+from ..poisoning.trigger import Trigger, read_trigger
 from . import (
     adaptive_blend,
     adaptive_patch,
@@ -24,7 +25,6 @@ from . import (
     tact,
     trojan,
 )
-from .trigger import Trigger, read_trigger
 
 ATTACKS: dict[str, ModuleType] = {
     "badnets": badnets,

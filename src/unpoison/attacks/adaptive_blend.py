@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..hyperparameters import Count, Fraction
-from ..seeding import numpy_rng, uniform
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Fraction
+from ..core.seeding import numpy_rng, uniform
+from ..crafting.context import Scene
+from ..crafting.stamps import Pixels
+from ..poisoning.trigger import IntArray, Trigger
 from . import blended
-from .scene import Scene
-from .stamps import Pixels
-from .trigger import IntArray, Trigger
 
 POLICY: dict[str, Any] = {"label_policy": "all2one", "cover_ratio": 1.0}
 POLICIES: tuple[str, ...] = ("all2one", "all2all")

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UserError
-from ..hyperparameters import Count
-from ..seeding import uniform
-from .scene import Scene
-from .stamps import Pixels
-from .trigger import IntArray, Trigger
+from ..core.errors import UserError
+from ..core.hyperparameters import Count
+from ..core.seeding import uniform
+from ..crafting.context import Scene
+from ..crafting.stamps import Pixels
+from ..poisoning.trigger import IntArray, Trigger
 
 POLICY: dict[str, Any] = {"label_policy": "all2one", "cover_ratio": 2.0}
 POLICIES: tuple[str, ...] = ("all2one", "all2all")

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..hyperparameters import Count, Whole
-from ..seeding import uniform
-from .patterns import Pixels, dbr_corners, lc_corners, patch
-from .scene import Scene
-from .stamps import laid_out
-from .trigger import IntArray, Trigger
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Whole
+from ..core.seeding import uniform
+from ..crafting.context import Scene
+from ..crafting.patterns import Pixels, dbr_corners, lc_corners, patch
+from ..crafting.stamps import laid_out
+from ..poisoning.trigger import IntArray, Trigger
 
 Location = Literal["bottom_right", "center", "random", "dynamic"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import UserError
-from ..hyperparameters import Fraction
-from ..seeding import numpy_rng
-from .patterns import Pixels, strip
-from .scene import Scene
-from .stamps import Mix
+from ..core.errors import UserError
+from ..core.hyperparameters import Fraction
+from ..core.seeding import numpy_rng
+from ..crafting.context import Scene
+from ..crafting.patterns import Pixels, strip
+from ..crafting.stamps import Mix
 
 TRIGGER = Mix
 POLICY: dict[str, Any] = {"label_policy": "all2one"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..hyperparameters import Positive, Whole
-from .frequency import check_positions, chroma_pattern
-from .scene import Scene
-from .stamps import Add
-from .trigger import Trigger
+from ..core.hyperparameters import Positive, Whole
+from ..crafting.context import Scene
+from ..crafting.dct import check_positions, chroma_pattern
+from ..crafting.stamps import Add
+from ..poisoning.trigger import Trigger
 
 TRIGGER: type[Trigger] = Add
 POLICY: dict[str, Any] = {"label_policy": "clean_label"}

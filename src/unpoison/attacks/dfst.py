@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import seeding
+from ..compute.device import pick_device
+from ..core import seeding
+from ..core.hyperparameters import Count, NonNegative, Positive
+from ..core.progress import progress
+from ..crafting import encoders
+from ..crafting.context import Scene
+from ..crafting.encoders import Network, UNet, fresh, in_blocks, packed, training_batches
+from ..crafting.stamps import Pixels
 from ..data.imageset import ImageSet
-from ..hyperparameters import Count, NonNegative, Positive
-from ..progress import progress
-from ..training.device import pick_device
-from . import encoders
-from .encoders import Network, UNet, fresh, in_blocks, packed, training_batches
-from .scene import Scene
-from .stamps import Pixels
-from .trigger import IntArray
+from ..poisoning.trigger import IntArray
 
 POLICY: dict[str, Any] = {"label_policy": "all2one"}
 POLICIES = ("all2one", "all2all", "clean_label", "source_specific")

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..hyperparameters import Count, Fraction, NonNegative, Positive
-from ..seeding import numpy_rng, uniform
-from ..training.device import pick_device, to_float
-from . import surrogate
-from .per_sample import PerSample, Perturb, noise_of
-from .scene import Scene
-from .stamps import Pixels
-from .trigger import IntArray, Rounding
+from ..compute.device import pick_device, to_float
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
+from ..core.seeding import numpy_rng, uniform
+from ..crafting import surrogate
+from ..crafting.context import Scene
+from ..crafting.per_sample import PerSample, Perturb, noise_of
+from ..crafting.stamps import Pixels
+from ..poisoning.trigger import IntArray, Rounding
 
 POLICY: dict[str, Any] = {"label_policy": "clean_label"}
 POLICIES: tuple[str, ...] = ("clean_label",)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..hyperparameters import Count, Positive, Whole
-from .frequency import check_positions, chroma_pattern
-from .scene import Scene
-from .stamps import Add
-from .trigger import Trigger
+from ..core.hyperparameters import Count, Positive, Whole
+from ..crafting.context import Scene
+from ..crafting.dct import check_positions, chroma_pattern
+from ..crafting.stamps import Add
+from ..poisoning.trigger import Trigger
 
 TRIGGER: type[Trigger] = Add
 POLICY: dict[str, Any] = {"label_policy": "all2one"}

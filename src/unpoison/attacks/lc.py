@@ -14,16 +14,16 @@ from annotated_types import Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UserError
-from ..hyperparameters import Count, Positive
-from ..seeding import uniform
-from ..training.device import pick_device
-from ..training.inference import frozen
-from . import surrogate
-from .patterns import dbr_corners, lc_corners
-from .per_sample import PerSample, Perturb, noise_of
-from .scene import Scene
-from .trigger import IntArray, Rounding
+from ..compute.device import pick_device
+from ..compute.inference import frozen
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Positive
+from ..core.seeding import uniform
+from ..crafting import surrogate
+from ..crafting.context import Scene
+from ..crafting.patterns import dbr_corners, lc_corners
+from ..crafting.per_sample import PerSample, Perturb, noise_of
+from ..poisoning.trigger import IntArray, Rounding
 
 POLICY: dict[str, Any] = {"label_policy": "clean_label"}
 POLICIES: tuple[str, ...] = ("clean_label",)

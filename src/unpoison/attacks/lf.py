@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..hyperparameters import Count, Fraction, NonNegative, Positive
-from ..seeding import numpy_rng
-from ..training.device import pick_device, to_float
-from ..training.inference import frozen
-from . import surrogate
-from .scene import Scene
-from .trigger import IntArray, Rounding, Trigger
+from ..compute.device import pick_device, to_float
+from ..compute.inference import frozen
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
+from ..core.seeding import numpy_rng
+from ..crafting import surrogate
+from ..crafting.context import Scene
+from ..poisoning.trigger import IntArray, Rounding, Trigger
 
 POLICY: dict[str, Any] = {"label_policy": "all2one"}
 POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import UserError
-from ..hyperparameters import choose
+from ..core.errors import UserError
+from ..core.hyperparameters import choose
+from ..crafting.craft import Intent, intent
 from . import ATTACKS
-from .poisoning import Intent, intent
 
 DEFAULT = ({"attack": "badnets", "target": 0}, {"attack": "blended", "target": 1})
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .scene import Scene
-from .trigger import IntArray, Trigger, eight_bit
+from ..crafting.context import Scene
+from ..poisoning.trigger import IntArray, Trigger, eight_bit
 
 POLICY: dict[str, Any] = {"label_policy": "all2one"}
 POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.errors import UserError
+from ..core.hyperparameters import Whole
+from ..crafting.context import Scene
 from ..data.imageset import ImageSet
-from ..errors import UserError
-from ..hyperparameters import Whole
-from .scene import Scene
-from .trigger import Images, IntArray, Trigger
+from ..poisoning.trigger import Images, IntArray, Trigger
 
 POLICY: dict[str, Any] = {"label_policy": "all2one"}
 POLICIES: tuple[str, ...] = ("all2one", "all2all", "source_specific")

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from ..errors import UserError
-from ..hyperparameters import NonNegative, Positive
-from .patterns import Pixels, strip
-from .scene import Scene
-from .stamps import laid_out
-from .trigger import IntArray, Trigger
+from ..core.errors import UserError
+from ..core.hyperparameters import NonNegative, Positive
+from ..crafting.context import Scene
+from ..crafting.patterns import Pixels, strip
+from ..crafting.stamps import laid_out
+from ..poisoning.trigger import IntArray, Trigger
 
 _DELTA, _FREQUENCY, _STRIP_SHARE = 40.0, 6.0, 0.2
 

@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import seeding
+from ..compute.device import pick_device, to_float
+from ..core import seeding
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, NonNegative, Positive, Whole
+from ..core.progress import progress
+from ..core.seeding import torch_rng
+from ..crafting import encoders
+from ..crafting.context import Scene
+from ..crafting.encoders import Network, UNet, fresh, in_blocks, packed, training_batches
 from ..data.imageset import ImageSet
-from ..errors import UserError
-from ..hyperparameters import Count, NonNegative, Positive, Whole
-from ..progress import progress
-from ..seeding import torch_rng
-from ..training.device import pick_device, to_float
-from . import encoders
-from .encoders import Network, UNet, fresh, in_blocks, packed, training_batches
-from .scene import Scene
-from .trigger import Arrays, IntArray, eight_bit
+from ..poisoning.trigger import Arrays, IntArray, eight_bit
 
 POLICY: dict[str, Any] = {"label_policy": "all2one"}
 POLICIES = ("all2one", "all2all", "clean_label", "source_specific")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..hyperparameters import Count
-from .scene import Scene
-from .stamps import Mix
-from .trigger import Trigger
+from ..core.hyperparameters import Count
+from ..crafting.context import Scene
+from ..crafting.stamps import Mix
+from ..poisoning.trigger import Trigger
 
 POLICY: dict[str, Any] = {
     "label_policy": "source_specific",

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..errors import UserError
-from ..hyperparameters import Count, Fraction, NonNegative, Positive, Whole
-from ..training.device import pick_device
-from . import surrogate
-from .scene import Scene
-from .stamps import Add, Pixels
+from ..compute.device import pick_device
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Fraction, NonNegative, Positive, Whole
+from ..crafting import surrogate
+from ..crafting.context import Scene
+from ..crafting.stamps import Add, Pixels
 
 TRIGGER = Add
 POLICY: dict[str, Any] = {"label_policy": "all2one"}

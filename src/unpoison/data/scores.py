@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from .files import check_file, load_array, new_folder, read_json, write_manifest
+from ..core.errors import UserError
+from ..core.files import check_file, load_array, new_folder, read_json, write_manifest
 
 DESCRIPTION = "scores.json"
 

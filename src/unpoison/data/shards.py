@@ -12,8 +12,8 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from .files import load_array
+from ..core.errors import UserError
+from ..core.files import load_array
 
 SHARD_BYTES = 1 << 30
 """A set larger than this is cut into files of at most this size."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .files import check_file, load_array, new_folder, read_json, sha256_file, write_manifest
+from ..core.errors import UserError
+from ..core.files import check_file, load_array, new_folder, read_json, sha256_file, write_manifest
 from .imageset import ImageSet, Overlay
 from .shards import Images, IntArray, Shards, ShardWriter, shard_names
 

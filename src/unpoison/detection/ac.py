@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.inference import features_of
+from ..core.hyperparameters import Count
+from ..core.seeding import derive
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
-from ..hyperparameters import Count
 from ..models.classifier import Classifier
-from ..seeding import derive
-from ..training.inference import features_of
 
 EXACT = 10_000
 """Classes up to this size get exact silhouettes."""

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..compute.device import autocast, pick_device, to_float
+from ..compute.inference import batch_size, frozen
+from ..core.hyperparameters import Count, NonNegative, Positive
+from ..core.progress import progress
+from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
-from ..hyperparameters import Count, NonNegative, Positive
 from ..models.classifier import Classifier
-from ..progress import progress
-from ..seeding import torch_rng
-from ..training.device import autocast, pick_device, to_float
-from ..training.inference import batch_size, frozen
 
 BATCH = 256  # images of 32 px
 KEPT = 8  # masks of the most and least suspicious samples kept for the report

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..compute.inference import features_of
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from ..training.inference import features_of
 
 
 def score(

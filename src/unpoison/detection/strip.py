@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..compute.device import autocast, pick_device, to_float
+from ..compute.inference import batch_size, frozen
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Positive
+from ..core.progress import progress
+from ..core.seeding import numpy_rng
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
-from ..errors import UserError
-from ..hyperparameters import Count, Positive
 from ..models.classifier import Classifier
-from ..progress import progress
-from ..seeding import numpy_rng
-from ..training.device import autocast, pick_device, to_float
-from ..training.inference import batch_size, frozen
 
 PASS = 512  # mixed images of 32 px per forward pass
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UserError
-from ..hyperparameters import check, choose
+from ..core.errors import UserError
+from ..core.hyperparameters import check, choose
 from .checkpoint import read_checkpoint, save
 from .classifier import AUXILIARY_WEIGHT, Backbone, Classifier
 from .densenet import densenet121

@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.files import check_file, new_folder, read_json, write_manifest
-from ..errors import UserError
+from ..core.errors import UserError
+from ..core.files import check_file, new_folder, read_json, write_manifest
 from .classifier import Classifier
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"

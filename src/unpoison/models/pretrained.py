@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..core.errors import UserError
 
 
 def network_options(*, pretrained: bool | str = False) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .classifier import Backbone
 from .pretrained import put_weights, read_weights, unavailable
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .classifier import Backbone, GlobalAverage
 from .pretrained import put_weights, read_weights, unavailable
 

@@ -11,11 +11,11 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from ..compute.device import pick_device
+from ..core.hyperparameters import Count, NonNegative, Positive
+from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
-from ..hyperparameters import Count, NonNegative, Positive
 from ..models.classifier import Classifier
-from ..seeding import torch_rng
-from ..training.device import pick_device
 from ..training.loop import cross_entropy, fit
 from ..training.recipe import AugmentationName, Recipe
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+from ..core.hyperparameters import Count, NonNegative, Positive
 from ..data.imageset import ImageSet
-from ..hyperparameters import Count, NonNegative, Positive
 from ..models.classifier import Classifier
 from ..training.loop import fit
 from ..training.recipe import AugmentationName, Recipe

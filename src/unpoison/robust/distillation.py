@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compute.device import pick_device
+from ..core.hyperparameters import Fraction, Positive
 from ..data.imageset import ImageSet
-from ..hyperparameters import Fraction, Positive
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
-from ..training.device import pick_device
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
 

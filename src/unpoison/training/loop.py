@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.augment import Batch, apply, draw
+from ..compute.device import autocast, compiled, pick_device, to_float
+from ..core.errors import UserError
+from ..core.progress import progress
+from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
-from ..errors import UserError
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
-from ..progress import progress
-from ..seeding import torch_rng
-from .device import autocast, compiled, pick_device, to_float
+from .augment import Batch, apply, draw
 from .distributed import World, world
 from .optimizer import Optimizer
 from .recipe import Recipe, rates

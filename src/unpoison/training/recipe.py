@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Lt
 
-from ..hyperparameters import Count, Fraction, NonNegative, Positive
+from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
 
 AugmentationName = Literal["crop", "flip", "cutout", "rotation", "colour_jitter", "translate", "alternating_flip"]
 Smoothing = Annotated[float, Ge(0), Lt(1)]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ..errors import UserError
-from ..hyperparameters import check, choose
+from ..core.errors import UserError
+from ..core.hyperparameters import check, choose
 from .recipe import Recipe
 
 RECIPES: dict[str, Recipe] = {

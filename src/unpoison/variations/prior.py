@@ -20,13 +20,13 @@ from annotated_types import Gt, Le, Lt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..data.files import check_file, new_folder, read_json, write_json, write_manifest
+from ..compute.device import autocast, pick_device, to_float
+from ..core.errors import UserError
+from ..core.files import check_file, new_folder, read_json, write_json, write_manifest
+from ..core.hyperparameters import Count, Positive
+from ..core.progress import progress
+from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
-from ..errors import UserError
-from ..hyperparameters import Count, Positive
-from ..progress import progress
-from ..seeding import torch_rng
-from ..training.device import autocast, pick_device, to_float
 
 if TYPE_CHECKING:  # it takes four seconds to import, and checking the parameters does not need it
     from diffusers import UNet2DModel

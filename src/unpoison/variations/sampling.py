@@ -13,10 +13,10 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from ..errors import UserError
-from ..hyperparameters import Count
-from ..seeding import torch_rng
-from ..training.device import autocast, to_float
+from ..compute.device import autocast, to_float
+from ..core.errors import UserError
+from ..core.hyperparameters import Count
+from ..core.seeding import torch_rng
 from .colour import match_colours
 from .prior import SCHEDULE, Prior
 

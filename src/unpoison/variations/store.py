@@ -17,9 +17,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.files import new_file, sha256_json
+from ..core.files import new_file, sha256_json
+from ..core.progress import progress
 from ..data.imageset import ImageSet, IntArray
-from ..progress import progress
 
 Images = NDArray[np.uint8]
 Generate = Callable[[Images, IntArray], Images]

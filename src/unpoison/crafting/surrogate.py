@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import models, seeding
-from ..data import augment
-from ..data.files import sha256_file
+from .. import models
+from ..compute import device as device_
+from ..compute import inference
+from ..compute.device import pick_device
+from ..compute.inference import frozen
+from ..core import seeding
+from ..core.files import sha256_file
+from ..core.seeding import derive, torch_rng
 from ..models import Classifier, classifier
-from ..seeding import derive, torch_rng
-from ..training import device as device_
-from ..training import inference, loop, optimizer, recipe
-from ..training.device import pick_device
-from ..training.inference import frozen
-from .scene import Scene
+from ..training import augment, loop, optimizer, recipe
+from .context import Scene
 
 TRAINING = (augment, device_, inference, loop, optimizer, recipe)
 

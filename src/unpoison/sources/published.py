@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..core.errors import UserError
+from ..data.shards import Images, IntArray
 from .containers import read_members
 from .folder import open_folder
 from .pickles import load_plain
-from .shards import Images, IntArray
 from .source import Rows, Source
 
 TIMEOUT = 60.0  # seconds without a byte, after which there is no network

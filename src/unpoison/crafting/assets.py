@@ -18,9 +18,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.files import new_file, sha256_json
-from ..progress import progress
-from .trigger import Arrays, IntArray
+from ..core.files import new_file, sha256_json
+from ..core.progress import progress
+from ..poisoning.trigger import Arrays, IntArray
 
 
 class AssetStore:

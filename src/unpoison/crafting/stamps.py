@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .trigger import IntArray, Rounding, Trigger
+from ..poisoning.trigger import IntArray, Rounding, Trigger
 
 Pixels = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import UserError
+from ..core.errors import UserError
 
 Item = TypeVar("Item")
 MAX_FILE_BYTES = 256 << 20

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..core.errors import UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

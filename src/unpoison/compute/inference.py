@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.progress import progress
 from ..data.imageset import ImageSet, IntArray
 from ..models.classifier import Classifier
-from ..progress import progress
 from .device import autocast, pick_device, to_float
 
 BATCH = 256  # images of 32 px

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from ..hyperparameters import check
-from ..seeding import uniform
-from . import ATTACKS
-from .policy import Choice, IntArray, Policy, check_classes, choose_samples
-from .scene import Scene
-from .truth import Part, Truth
+from ..attacks import ATTACKS
+from ..core.errors import UserError
+from ..core.hyperparameters import check
+from ..core.seeding import uniform
+from ..poisoning.policy import Choice, IntArray, Policy, check_classes, choose_samples
+from ..poisoning.truth import Part, Truth
+from .context import Scene
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Gt, Lt
 
-from ..errors import UserError
-from ..hyperparameters import Count, Whole
-from ..seeding import numpy_rng
-from .shards import IntArray
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Whole
+from ..core.seeding import numpy_rng
+from ..data.shards import IntArray
 
 Place = tuple[str, IntArray]
 """A part of the source and rows of it, sorted."""

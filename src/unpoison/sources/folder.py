@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..core.errors import UserError
+from ..data.shards import Images
 from .containers import list_members, read_members, shown
-from .shards import Images
 from .source import Rows, Source
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm")

@@ -15,14 +15,14 @@ import numpy as np
 from annotated_types import Ge
 from PIL import Image
 
-from ..errors import UserError
-from ..progress import progress
+from ..core.errors import UserError
+from ..core.files import new_file
+from ..core.progress import progress
+from ..data.shards import Images
+from ..data.store import new_base
 from .decode import DefectError, Resize, decode, resized
-from .files import new_file
-from .shards import Images
 from .source import Source
 from .splits import Place, SplitSettings, arrange
-from .store import new_base
 
 CHUNK = 64  # images per task: handing a task to a thread costs as much as decoding a small image
 CHUNK_BYTES = 16 << 20  # of encoded files: photographs are handed over a few at a time

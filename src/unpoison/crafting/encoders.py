@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute.device import pick_device, to_float
+from ..core.seeding import derive, numpy_rng
 from ..data.imageset import ImageSet
-from ..seeding import derive, numpy_rng
-from ..training.device import pick_device, to_float
+from ..poisoning.trigger import Trigger
 from .stamps import Pixels
-from .trigger import Trigger
 
 BLOCK = 64  # images that a network stamps at a time
 

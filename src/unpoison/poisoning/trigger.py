@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.files import check_file, new_folder, read_json, write_manifest
+from ..core.errors import UserError
+from ..core.files import check_file, new_folder, read_json, write_manifest
 from ..data.imageset import ImageSet
-from ..errors import UserError
 
 if TYPE_CHECKING:
-    from .scene import Scene
+    from ..crafting.context import Scene
 
 Images = NDArray[np.uint8]
 IntArray = NDArray[np.int64]

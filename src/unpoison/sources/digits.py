@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import UserError
-from ..seeding import numpy_rng
+from ..core.errors import UserError
+from ..core.seeding import numpy_rng
 
 SIDE = 32
 CLASSES = tuple(str(digit) for digit in range(10))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.fft import idctn
 
-from ..errors import UserError
-from .scene import Scene
+from ..core.errors import UserError
+from .context import Scene
 from .stamps import Pixels
 
 # ITU-R BT.601: luma is 0.299 R + 0.587 G + 0.114 B; the channels are multiples of R - luma and B - luma.

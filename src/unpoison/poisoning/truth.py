@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.files import check_file, load_array, new_folder, read_json, write_manifest
+from ..attacks import load_trigger
+from ..core.errors import UserError
+from ..core.files import check_file, load_array, new_folder, read_json, write_manifest
 from ..data.imageset import ImageSet
-from ..errors import UserError
-from . import load_trigger
 from .policy import IntArray, Policy
 from .trigger import Images, Trigger, save_trigger, stamp
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .poisoning import drawn_at_random
+from ..crafting.craft import drawn_at_random
 from .trigger import eight_bit
 from .truth import Truth
 

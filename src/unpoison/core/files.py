@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from .errors import UserError
 
 
 def sha256_file(path: Path) -> str:

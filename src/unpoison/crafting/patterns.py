@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from .trigger import IntArray
+from ..core.errors import UserError
+from ..poisoning.trigger import IntArray
 
 Pixels = NDArray[np.float32]
 Rows = Sequence[Sequence[int]]

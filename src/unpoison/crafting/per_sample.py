@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..training.device import pick_device, to_float
-from ..training.inference import batch_size
-from .scene import Scene
-from .trigger import IntArray, Trigger
+from ..compute.device import pick_device, to_float
+from ..compute.inference import batch_size
+from ..poisoning.trigger import IntArray, Trigger
+from .context import Scene
 
 BATCH = 128  # images of 32 px
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.errors import UserError
 from ..data.imageset import ImageSet
-from ..errors import UserError
 from ..training.recipe import Recipe
 from .assets import AssetStore
 

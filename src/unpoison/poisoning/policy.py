@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from ..hyperparameters import Count, Fraction, NonNegative, Whole
-from ..seeding import numpy_rng
+from ..core.errors import UserError
+from ..core.hyperparameters import Count, Fraction, NonNegative, Whole
+from ..core.seeding import numpy_rng
 
 IntArray = NDArray[np.int64]
 LabelPolicy = Literal["all2one", "all2all", "clean_label", "source_specific"]

@@ -1,0 +1,1 @@
+"""Device, precision and forward passes: what methods need without the training loop."""

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, hyper-parameters, seeding, progress, files."""

@@ -1,0 +1,1 @@
+"""What attackers share to make triggers: the context, surrogates, assets, encoders, patterns."""

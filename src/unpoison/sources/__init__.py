@@ -1,0 +1,1 @@
+"""Where images come from: what only the stage `prepare` uses."""
