@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup repro test test-slow suite suite-table lint bench clean
+.PHONY: setup repro report costs params test test-slow suite suite-table lint bench clean
 
 setup: $(READY)
 
@@ -19,9 +19,24 @@ $(READY): requirements.txt pyproject.toml
 
 repro: setup
 	$(RUN) dvc repro
+	@$(MAKE) --no-print-directory costs
 	@echo "report:  reports/index.html"
 	@echo "summary: reports/summary.md"
 	@echo "metrics: reports/metrics.json"
+
+# Grades and shows what there is, after a part of the pipeline (`dvc exp run detect`).
+report: setup
+	$(RUN) python stages/stamp_test.py
+	$(RUN) python stages/evaluate.py
+	$(RUN) python stages/report.py
+
+# Seconds and memory of every stage, from its last run here.
+costs: setup
+	@$(RUN) python -m unpoison.reporting.costs .unpoison/costs
+
+# The methods' own parameters, from their signatures.
+params: setup
+	$(RUN) python stages/method_params.py
 
 # One thread per worker: two pools of threads on the same cores wait for each other.
 test: setup

@@ -1,103 +1,177 @@
-"""Check the whole of `params.yaml` before any stage touches an output."""
+"""Check the parameters as a whole, before any stage touches an output: every other stage depends on this one's mark.
+
+python stages/check_params.py                # the stage
+python stages/check_params.py --runs < JSON  # several sets of parameters at once, by name; prints the hardware
+"""
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import detect
-import distill_student
 import generate_variations
 import poison
 import prepare
-import purify
 import report
-import train_backdoored
 import train_prior
-from common import PARAMS, Params, leave, load_params, method_arguments, section, seed_of
-from unpoison.attacks import ATTACKS, multi
-from unpoison.core.errors import UserError
-from unpoison.crafting.assets import AssetStore
-from unpoison.crafting.craft import choose
+from common import CHECKED, run_stage
+from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
+from training import network_of, recipe_of
+from unpoison.attacks import ATTACKS, SINGLE
+from unpoison.compute.device import hardware
+from unpoison.core.code import digest_of
+from unpoison.core.content_store import ContentStore
+from unpoison.core.errors import UserError, file_of
+from unpoison.core.files import new_folder, write_json
+from unpoison.core.hyperparameters import one_of
+from unpoison.crafting.craft import make_trigger
 from unpoison.data.imageset import ImageSet
+from unpoison.detection import DETECTORS
+from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
+from unpoison.purification import PURIFIERS
+from unpoison.robust import ROBUST
+from unpoison.robust.robust import RECEIVED
 from unpoison.sources import digits
 
-SECTIONS = ("seed", "data", "attack", "model", "train", "prior", "variations", "distill", "purify", "detect", "report")
+SECTIONS = "seed data attack model train prior variations distill purify robust detect report".split()
+METHODS: dict[str, Mapping[str, Any]] = {
+    "attacks": ATTACKS,
+    "detectors": DETECTORS,
+    "purifiers": PURIFIERS,
+    "robust": ROBUST,
+}
 
 
 def check_all(params: Params) -> None:
     """Raises UserError for the first thing that would stop a stage."""
     for name in params:
-        if name not in SECTIONS:
+        if name not in SECTIONS and name not in map(str, FAMILIES.values()):
             raise UserError(f"{PARAMS}: {name}: unknown key, allowed: {', '.join(SECTIONS)}")
-    seed = seed_of(params)
-    data = prepare.settings(params)
+    seed, data = seed_of(params), prepare.settings(params)
+    _check_data(data)
+    for family, methods in METHODS.items():
+        _check_blocks(params, family, methods)
+    _check_attack(params, data, seed)
+    network_of(params)
+    for name in ("train", "distill.train"):
+        recipe_of(params, name)
+    report.settings(params)
+    recipe, sampler = train_prior.settings(params), generate_variations.settings(params)
+    if sampler.strength > recipe.max_strength:
+        raise UserError(
+            f"{PARAMS}: variations.strength: {sampler.strength} given, allowed: up to prior.max_strength "
+            f"{recipe.max_strength}"
+        )
+    if with_variations(params) and not data.public:
+        raise UserError(
+            f"{PARAMS}: data.public: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
+        )
+    _check_methods(params, data)
+
+
+def _check_data(data: prepare.Settings) -> None:
     if data.name == "digits":
         for split, size in data.digits_sizes.items():
             if 0 < size < len(digits.CLASSES):
                 raise UserError(f"{PARAMS}: data.{split}: {size} given, allowed: 0 or at least 10, one per class")
     elif data.name in ("folder", "imagenet") and not Path(data.path).exists():
         raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
-    _check_attack(params, data, seed)
-    for stage in (train_backdoored, train_prior, generate_variations, distill_student, report):
-        stage.settings(params)
-    strength, most = generate_variations.settings(params).strength, train_prior.settings(params).max_strength
-    if strength > most:
-        raise UserError(f"{PARAMS}: variations.strength: {strength} given, allowed: up to prior.max_strength {most}")
-    _check_methods(params, "purify", purify.PURIFIERS)
-    _check_methods(params, "detect", detect.DETECTORS)
-    if section(params, "purify")["methods"] and not data.reserve:
-        raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.methods needs it")
-    overlays = section(params, "detect").get("strip", {}).get("overlays", 0)
-    if "strip" in section(params, "detect")["methods"] and overlays > data.reserve:
-        raise UserError(
-            f"{PARAMS}: detect.strip.overlays: {overlays} given, allowed: 1 to {data.reserve}, data.reserve"
-        )
-    if not data.public:
-        raise UserError(f"{PARAMS}: data.public: 0 given, allowed: at least 10, the prior is trained on it")
+
+
+def _check_blocks(params: Params, family: str, methods: Mapping[str, Any]) -> None:
+    """Every method's own parameters, whether it is used or not."""
+    path = FAMILIES[family].as_posix()
+    for name in params.get(path, {}):
+        with file_of(path):
+            one_of(name, methods, key=str(name))
+    for name, method in methods.items():
+        own_parameters(params, family, name, method.parameters)
 
 
 def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
     """The attack as far as it can be checked before the data are read: in full for the digits, whose shape is known."""
-    for attack, module in ATTACKS.items():
-        poison.checked(params, f"attack.{attack}", module.make)
-    poison.checked(params, "attack.multi", multi.options)
     chosen = poison.settings(params)
-    if data.name != "digits":
+    if data.name != "digits" or not chosen.intents:
         return
     labels = np.arange(data.digits_sizes["train"]) % len(digits.CLASSES)
     blank = np.broadcast_to(np.zeros((), np.uint8), (len(labels), digits.SIDE, digits.SIDE, 3))
-    scene = chosen.scene(ImageSet(blank, labels, digits.CLASSES), seed, AssetStore(None))
-    for wanted in chosen.intents:
-        where = f"{poison.WHERE}.{wanted.attack}"
-        check_classes(wanted.policy, len(digits.CLASSES), where=poison.WHERE)
-        if not ATTACKS[wanted.attack].ASSETS:
-            ATTACKS[wanted.attack].make(replace(scene, target=wanted.policy.target, where=where), **wanted.arguments)
-    choose(chosen.intents, [None] * len(chosen.intents), labels, len(digits.CLASSES), seed=seed, where=poison.WHERE)
+    context = chosen.context(ImageSet(blank, labels, digits.CLASSES), seed, ContentStore(None))
+    with poison.attack_keys():
+        for wanted in chosen.intents:
+            check_classes(wanted.policy, len(digits.CLASSES))
+            # What takes time to make is not made for a check.
+            if not wanted.method.assets:
+                make_trigger(wanted, context)
+        policies = [wanted.policy for wanted in chosen.intents]
+        assign_samples(policies, [None] * len(policies), labels, len(digits.CLASSES), seed=seed)
 
 
-def _check_methods(params: Params, family: str, methods: Mapping[str, Callable[..., Any]]) -> None:
-    """The list of methods, and every method's block, used or not."""
-    block = section(params, family)
-    chosen = block.pop("methods", None)
-    if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) != len(chosen):
-        raise UserError(f"{PARAMS}: {family}.methods: {chosen!r} given, allowed: a list out of {', '.join(methods)}")
-    for method in [*chosen, *block]:
-        if method not in methods:
-            where = f"{family}.methods" if method in chosen else f"{family}.{method}"
-            raise UserError(f"{PARAMS}: {where}: {method!r} given, allowed: {', '.join(methods)}")
-        method_arguments(params, family, method, methods)
+def _check_methods(params: Params, data: prepare.Settings) -> None:
+    """The lists of methods, and whether there are as many trusted images as they need."""
+    if methods_of(params, "purify", PURIFIERS) and not data.reserve:
+        raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.methods needs it")
+    for name in methods_of(params, "robust", ROBUST):
+        if missing := sorted(set(ROBUST[name].inputs) - set(RECEIVED)):
+            raise UserError(
+                f"{PARAMS}: robust.methods: {name!r} given, allowed: methods that need no {', '.join(missing)}; this one "
+                "has a stage of its own"
+            )
+    for name in methods_of(params, "detect", DETECTORS):
+        detector = DETECTORS[name]
+        needed = detector.needs_trusted(**own_parameters(params, "detectors", name, detector.parameters))
+        if needed > data.reserve:
+            raise UserError(
+                f"{PARAMS}: data.reserve: {data.reserve} given, allowed: at least {needed}, {name} needs them"
+            )
+
+
+def attacks_in_use(params: Params) -> dict[str, Any]:
+    """What `poison` depends on besides the file and parameters of `attack.name`: those of the attacks a plan is made of."""
+    chosen = poison.settings(params)
+    if chosen.name in SINGLE:
+        return {}
+    used = {wanted.attack: wanted.method for wanted in chosen.intents}
+    return {
+        name: {
+            "code": digest_of(Path(inspect.getfile(method.make))),
+            "parameters": params[FAMILIES["attacks"].as_posix()].get(name),
+        }
+        for name, method in used.items()
+    }
+
+
+def main() -> list[Path]:
+    params = load_params()
+    check_all(params)
+    with new_folder(CHECKED) as staging:
+        # The bytes never change, so nothing runs again for it: it only comes first.
+        write_json(staging / "params.json", {"checked": True})
+        write_json(staging / "attack.json", attacks_in_use(params))
+    return [CHECKED]
+
+
+def check_runs(runs: Mapping[str, Params]) -> None:
+    """Raises UserError for the first run whose parameters would stop a stage, with the run's name in front."""
+    for name, params in runs.items():
+        try:
+            check_all(params)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 if __name__ == "__main__":
-    try:
-        check_all(load_params())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    leave()
+    if sys.argv[1:] == ["--runs"]:
+        try:
+            check_runs(json.load(sys.stdin))
+            print(json.dumps(hardware()))
+        except UserError as error:
+            sys.exit(f"error: {error}")
+    else:
+        run_stage("check_params", main)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common import BACKDOORED, BASE, POISONED, SCORES, load_params, method_arguments, run_stage, seed_of
+from common import BACKDOORED, BASE, FEATURES, POISONED, SCORES, run_stage
+from parameters import FAMILIES, PARAMS, load_params, own_parameters, seed_of
 from unpoison import models
+from unpoison.core.errors import file_of, keys_of
+from unpoison.core.hyperparameters import one_of
+from unpoison.data.features import read_features
 from unpoison.data.scores import save_scores
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.detection import DETECTORS
@@ -14,10 +18,15 @@ from unpoison.detection import DETECTORS
 
 def main(method: str) -> list[Path]:
     params = load_params()
-    seed, arguments = seed_of(params), method_arguments(params, "detect", method, DETECTORS)
+    with file_of(PARAMS):
+        detector = one_of(method, DETECTORS, key="detect.methods")
+    seed, arguments = seed_of(params), own_parameters(params, "detectors", method, detector.parameters)
     data, reserve = open_poisoned(BASE, POISONED), open_split(BASE, "reserve")
-    scores = DETECTORS[method](models.load(BACKDOORED), data, reserve, seed=seed, **arguments)
-    save_scores(scores, SCORES / method, method=method, parameters=arguments)
+    model, features = models.load(BACKDOORED), read_features(FEATURES)
+    with file_of(FAMILIES["detectors"]), keys_of(method):
+        scores = detector.score(model, data, reserve, features, seed=seed, **arguments)
+    made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
+    save_scores(scores, SCORES / method, method=method, parameters=arguments, made_from=made_from)
     print(f"detect@{method}: {len(data)} samples, {scores.forward_passes:g} forward passes each", flush=True)
     return [SCORES / method]
 

@@ -1,50 +1,42 @@
-"""Train a student on variations only, with the backdoored model as its teacher."""
+"""Train a student on variations only, with the backdoored model as its teacher: the robust method `distillation`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import numpy as np
 
-from common import BACKDOORED, PARAMS, STUDENT, TRAINING, VARIATIONS, Params, load_params, run_stage, section, seed_of
+from common import BACKDOORED, STUDENT, TRAINING, run_stage
+from parameters import OFF, load_params, seed_of, with_variations
+from training import recipe_of, train_robustly, write_curve
 from unpoison import models
-from unpoison.core.files import new_file
-from unpoison.core.hyperparameters import Fraction, Positive, check
+from unpoison.core.files import write_absent
 from unpoison.core.seeding import derive
-from unpoison.data.store import open_split
-from unpoison.robust.distillation import distill
-from unpoison.training.distributed import world
-from unpoison.training.recipe import Recipe
-from unpoison.training.recipes import recipe_named
-
-
-def settings(params: Params) -> tuple[dict[str, Any], Recipe]:
-    """The distillation's arguments and the student's recipe."""
-    values = section(params, "distill")
-    recipe = recipe_named(section(params, "distill.train"), where=f"{PARAMS}: distill.train")
-    values.pop("train")
-    return check(values, _arguments, where=f"{PARAMS}: distill"), recipe
-
-
-def _arguments(*, alpha: Fraction = 0.5, temperature: Positive = 10.0, ce_temperature: Positive = 1.0) -> None:
-    """The keys of `distill`, without what is not the user's to set (`seed`)."""
+from unpoison.robust.distillation import ROBUST
+from unpoison.training.loop import History
 
 
 def main() -> list[Path]:
-    params = load_params()
-    seed, (arguments, recipe) = seed_of(params), settings(params)
-    teacher, variations = models.load(BACKDOORED), open_split(VARIATIONS, "train")
-    student = models.fresh_copy(teacher, seed=derive(seed, "student/weights"))
-    history = distill(student, variations, teacher, recipe, seed=seed, **arguments)
-    if world().rank:
-        return []
-    models.save(student, STUDENT, classes=variations.classes, made_by={"stage": "distill_student", "seed": seed})
-    with new_file(TRAINING / "student.csv") as staging:
-        pd.DataFrame(history.epochs).to_csv(staging, index=False)
-    last = history.epochs[-1]
-    print(f"distill_student: loss {last['loss']:.4f}, accuracy on the variations {last['accuracy']:.4f}", flush=True)
-    return [STUDENT, TRAINING / "student.csv"]
+    params, curve = load_params(), TRAINING / "student.csv"
+    if not with_variations(params):
+        write_absent(STUDENT, OFF)
+        write_curve(curve, History([], np.zeros((0, 0), np.float32)))
+        return [STUDENT, curve]
+    teacher = models.load(BACKDOORED)
+
+    def make_model() -> models.Classifier:
+        return models.fresh_copy(teacher, seed=derive(seed_of(params), "student/weights"))
+
+    return train_robustly(
+        "distillation",
+        ROBUST,
+        params,
+        make_model,
+        recipe_of(params, "distill.train"),
+        stage="distill_student",
+        folder=STUDENT,
+        curve=curve,
+    )
 
 
 if __name__ == "__main__":

@@ -1,96 +1,112 @@
-"""Poison the training set: an overlay, which is what a victim receives, and apart from it the truth."""
+"""Poison the training set: what a victim receives, what the attacker keeps, and apart from both the truth."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common import BASE, PARAMS, POISONED, SCRATCH, TRUTH, Params, checked, load_params, run_stage, section, seed_of
+from common import ATTACKER_TRAINING, ATTACKER_TRIGGERS, BASE, POISONED, SCRATCH, TRUTH, run_stage
+from parameters import FAMILIES, PARAMS, Params, block, load_params, section, seed_of
 from unpoison import models
-from unpoison.attacks import ATTACKS, multi
-from unpoison.core.errors import UserError
-from unpoison.crafting.assets import AssetStore
-from unpoison.crafting.context import Scene
-from unpoison.crafting.craft import Intent, intent, poison
+from unpoison.attacks import ATTACKS
+from unpoison.core.content_store import ContentStore
+from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
+from unpoison.core.hyperparameters import one_of
+from unpoison.crafting.attack import Intent, intents_of
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
-from unpoison.data.store import new_overlay, open_split
+from unpoison.data.store import new_overlay, open_split, poisoned_digest
+from unpoison.poisoning.attacker import write_training, write_triggers
+from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.truth import write_truth
 from unpoison.training.recipe import Recipe
 from unpoison.training.recipes import recipe_named
 
-WHERE = f"{PARAMS}: attack"
-
 
 @dataclass(frozen=True)
 class Settings:
-    """The attack's name ("none" for data of unknown origin), one intent per trigger, the attacker's own networks."""
+    """The attack's name, one intent per trigger (none for data of unknown origin), the attacker's own networks."""
 
     name: str
     intents: list[Intent]
     network: dict[str, Any]
     recipe: Recipe
 
-    def scene(self, train: ImageSet, seed: int, store: AssetStore) -> Scene:
-        return Scene(train=train, seed=seed, network=self.network, recipe=self.recipe, store=store, where=WHERE)
+    def context(self, train: ImageSet, seed: int, store: ContentStore) -> Context:
+        return Context(train=train, seed=seed, network=self.network, recipe=self.recipe, store=store)
 
 
 def settings(params: Params) -> Settings:
-    attack = section(params, "attack")
-    name, surrogate = attack.pop("name", None), attack.pop("surrogate", {})
-    if name not in ("none", "multi", *ATTACKS):
-        raise UserError(f"{WHERE}.name: {name!r} given, allowed: none, multi, {', '.join(ATTACKS)}")
-    policy = {key: value for key, value in attack.items() if key not in ("multi", *ATTACKS)}
-    intents = []
-    if name == "multi":
-        triggers = checked(params, "attack.multi", multi.options).get("triggers", list(multi.DEFAULT))
-        intents = multi.intents(policy, {key: attack.get(key) or {} for key in ATTACKS}, triggers, where=WHERE)
-    elif name != "none":
-        intents = [intent(name, policy, attack.get(name) or {}, where=WHERE)]
-    return Settings(name, intents, *_surrogate(surrogate))
+    policy = section(params, "attack")
+    name, surrogate = policy.pop("name", None), policy.pop("surrogate", {})
+    with file_of(PARAMS), keys_of("attack"):
+        one_of(name, ATTACKS, key="name")
+    sections = params[FAMILIES["attacks"].as_posix()]
+    own = {key: block(sections.get(key), f"{FAMILIES['attacks']}: {key}") for key in ATTACKS}
+    with attack_keys():
+        intents = intents_of(str(name), ATTACKS, policy, own)
+    return Settings(str(name), intents, *_surrogate(surrogate))
 
 
-def _surrogate(block: Any) -> tuple[dict[str, Any], Recipe]:
+@contextmanager
+def attack_keys() -> Iterator[None]:
+    """Say where the key of a `ParameterError` lies: an attack's own in `params/attacks.yaml`, others in `params.yaml`."""
+    try:
+        yield
+    except ParameterError as error:
+        own = str(error).partition(".")[0] in ATTACKS
+        raise UserError(f"{FAMILIES['attacks']}: {error}" if own else f"{PARAMS}: attack.{error}") from None
+
+
+def _surrogate(given: Any) -> tuple[dict[str, Any], Recipe]:
     """Network and recipe of what the attacker trains himself."""
-    if not isinstance(block, dict) or set(block) - {"model", "train"}:
-        raise UserError(f"{WHERE}.surrogate: {block!r} given, allowed: blocks `model` and `train`")
-    for key, value in block.items():
-        if value is not None and not isinstance(value, dict):
-            raise UserError(f"{WHERE}.surrogate.{key}: {value!r} given, allowed: a block of keys")
-    network = {key: value for key, value in (block.get("model") or {"name": "resnet18"}).items() if value is not None}
-    name = network.pop("name", None)
-    arguments = models.network_arguments(name, network, where=f"{WHERE}.surrogate.model")
-    return {"name": name, **arguments}, recipe_named(block.get("train") or {}, where=f"{WHERE}.surrogate.train")
+    where = f"{PARAMS}: attack.surrogate"
+    if not isinstance(given, dict) or set(given) - {"model", "train"}:
+        raise UserError(f"{where}: {given!r} given, allowed: blocks `model` and `train`")
+    model = {key: value for key, value in block(given.get("model"), f"{where}.model").items() if value is not None}
+    name = model.pop("name", "resnet18")
+    with file_of(PARAMS), keys_of("attack.surrogate"):
+        with keys_of("model"):
+            network = {"name": name, **models.network_arguments(name, model)}
+        with keys_of("train"):
+            return network, recipe_named(block(given.get("train"), f"{where}.train"))
 
 
 def main() -> list[Path]:
     params = load_params()
-    seed, chosen = seed_of(params), settings(params)
-    train = open_split(BASE, "train")
-    if chosen.name == "none":
+    seed, chosen, train = seed_of(params), settings(params), open_split(BASE, "train")
+    poisoned: Poisoned | None = None
+    if chosen.intents:
+        with attack_keys():
+            poisoned = craft(chosen.name, chosen.intents, chosen.context(train, seed, ContentStore(SCRATCH / "store")))
+        poisoned.write_overlay(POISONED, train)
+    else:
         nothing = np.zeros(0, np.int64)
         with new_overlay(POISONED, train, nothing, nothing):
-            write_truth(TRUTH, None)
-        print("poison: attack none, the training set is left as it is and no truth is known", flush=True)
-        return [POISONED, TRUTH]
-    scene = chosen.scene(train, seed, AssetStore(SCRATCH / "assets"))
-    truth = poison(chosen.name, chosen.intents, scene, where=WHERE)
-    index = np.flatnonzero(truth.part >= 0)
-    labels = truth.labels_given(len(train.classes))
-    with new_overlay(POISONED, train, index, labels[index]) as overlay:
-        for keys in train.chunks(index):
-            overlay.write(np.searchsorted(index, keys), truth.stamped(train, keys))
-    write_truth(TRUTH, truth)
-    poisoned, covers = int(truth.mask.sum()), int(truth.cover.sum())
-    print(
-        f"poison: {poisoned} of {len(train)} samples ({poisoned / len(train):.2%} of all)"
-        + (f", {covers} cover samples ({covers / len(train):.2%})" if covers else "")
-        + ("; a snapshot: triggers are stamped in training" if truth.in_training else ""),
-        flush=True,
+            pass
+    made_from = {"poisoned": poisoned_digest(train, POISONED)}
+    write_training(ATTACKER_TRAINING, poisoned)
+    write_triggers(ATTACKER_TRIGGERS, poisoned, made_from)
+    write_truth(TRUTH, poisoned and poisoned.truth, made_from)
+    print(f"poison: {_said(poisoned, len(train))}", flush=True)
+    return [POISONED, ATTACKER_TRAINING, ATTACKER_TRIGGERS, TRUTH]
+
+
+def _said(poisoned: Poisoned | None, total: int) -> str:
+    if poisoned is None:
+        return "attack none, the training set is left as it is and no truth is known"
+    samples, covers = int(poisoned.truth.mask.sum()), int(poisoned.truth.cover.sum())
+    return (
+        f"{samples} of {total} samples ({samples / total:.2%} of all)"
+        + (f", {covers} cover samples ({covers / total:.2%})" if covers else "")
+        + ("; a snapshot: triggers are stamped in training" if poisoned.truth.in_training else "")
     )
-    return [POISONED, TRUTH]
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
 
-from common import BASE, PARAMS, SCRATCH, Params, checked, load_params, run_stage
-from unpoison.core.hyperparameters import choose
+from common import BASE, SCRATCH, run_stage
+from parameters import PARAMS, Params, checked, load_params
+from unpoison.core.errors import file_of, keys_of
+from unpoison.core.hyperparameters import check, one_of
 from unpoison.data.store import write_base
 from unpoison.sources import digits
 from unpoison.sources.build import BuildSettings, build_base
@@ -39,30 +41,46 @@ class Settings(SplitSettings, BuildSettings):
 
     @property
     def digits_sizes(self) -> dict[str, int]:
-        sizes = {**_digits(**self.digits), "reserve": self.reserve, "public": self.public}
+        sizes = {**asdict(DigitsSizes(**self.digits)), "reserve": self.reserve, "public": self.public}
         return {**sizes, "train": min(self.train_limit or sizes["train"], sizes["train"])}
 
 
-def _digits(*, train: Size = 4800, test: Size = 1200) -> dict[str, int]:
-    return {"train": train, "test": test}
+@dataclass(frozen=True, kw_only=True)
+class DigitsSizes:
+    """How many digits are made for each of the two splits that other sources bring."""
+
+    train: Size = 4800
+    test: Size = 1200
 
 
 def settings(params: Params) -> Settings:
     values = checked(params, "data", Settings)
-    choose(values.get("name"), dict.fromkeys(SOURCES), where=f"{PARAMS}: data.name")
-    checked(params, "data.digits", _digits)
+    with file_of(PARAMS), keys_of("data"):
+        one_of(values.get("name"), dict.fromkeys(SOURCES), key="name")
+        with keys_of("digits"):
+            check(values.get("digits", {}), DigitsSizes)
     return Settings(**values)
 
 
 def main() -> list[Path]:
     given = settings(load_params())
-    if given.name == "digits":
-        splits = digits.build(given.digits_sizes)
-        images, labels = splits["public"]
-        splits["public"] = images, np.full_like(labels, -1)
-        write_base(BASE, splits, classes=digits.CLASSES, name="digits", source="scikit-learn", licence=digits.LICENCE)
-        print(f"prepare: {_counted({name: len(each) for name, (_, each) in splits.items()})} images", flush=True)
-        return [BASE]
+    with file_of(PARAMS), keys_of("data"):
+        if given.name == "digits":
+            _digits(given)
+        else:
+            _from_source(given)
+    return [BASE]
+
+
+def _digits(given: Settings) -> None:
+    splits = digits.build(given.digits_sizes)
+    images, labels = splits["public"]
+    splits["public"] = images, np.full_like(labels, -1)
+    write_base(BASE, splits, classes=digits.CLASSES, name="digits", source="scikit-learn", licence=digits.LICENCE)
+    print(f"prepare: {_counted({name: len(each) for name, (_, each) in splits.items()})} images", flush=True)
+
+
+def _from_source(given: Settings) -> None:
     source = open_source(given)
     for name in source.ignored[:3]:
         print(f"prepare: {name} is no sample, ignored ({len(source.ignored)} such files)", flush=True)
@@ -71,7 +89,6 @@ def main() -> list[Path]:
     print(f"prepare: {_counted(counts)} images of {len(source.classes)} classes", flush=True)
     if left_out:
         print(f"prepare: {left_out} files left out, listed in {BASE / 'defects.txt'}", flush=True)
-    return [BASE]
 
 
 def open_source(given: Settings) -> Source:

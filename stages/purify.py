@@ -5,22 +5,33 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common import BACKDOORED, BASE, PURIFIED, load_params, method_arguments, run_stage, seed_of
+from common import BACKDOORED, BASE, PURIFIED, run_stage
+from parameters import FAMILIES, PARAMS, load_params, own_parameters, seed_of
 from unpoison import models
-from unpoison.core.errors import UserError
+from unpoison.compute.device import machine
+from unpoison.core.errors import UserError, file_of, keys_of
+from unpoison.core.hyperparameters import one_of
 from unpoison.data.store import open_split
 from unpoison.purification import PURIFIERS
 
 
 def main(method: str) -> list[Path]:
     params = load_params()
-    seed, arguments = seed_of(params), method_arguments(params, "purify", method, PURIFIERS)
+    with file_of(PARAMS):
+        purifier = one_of(method, PURIFIERS, key="purify.methods")
+    seed, arguments = seed_of(params), own_parameters(params, "purifiers", method, purifier.parameters)
     reserve = open_split(BASE, "reserve")
     if not len(reserve):
         raise UserError(f"{BASE}/reserve: 0 trusted images, allowed: at least 10; raise data.reserve")
-    purified = PURIFIERS[method](models.load(BACKDOORED), reserve, seed=seed, **arguments)
-    made_by = {"stage": f"purify@{method}", "seed": seed, "parameters": arguments}
-    models.save(purified, PURIFIED / method, classes=reserve.classes, made_by=made_by)
+    with file_of(FAMILIES["purifiers"]), keys_of(method):
+        purified = purifier.purify(models.load(BACKDOORED), reserve, seed=seed, **arguments)
+    models.save(
+        purified,
+        PURIFIED / method,
+        classes=reserve.classes,
+        made_by={"stage": f"purify@{method}", "seed": seed, "parameters": arguments, "machine": machine()},
+        made_from={"backdoored": models.digest_of(BACKDOORED), "base": reserve.digest},
+    )
     return [PURIFIED / method]
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from common import BASE, PRIOR, SCRATCH, TRAINING, Params, checked, load_params, run_stage, seed_of
-from unpoison.core.files import new_file, sha256_json
+from common import BASE, PRIOR, SCRATCH, TRAINING, run_stage
+from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
+from unpoison.core.errors import file_of, keys_of
+from unpoison.core.files import new_file, sha256_json, write_absent
 from unpoison.data.store import open_split
 from unpoison.variations.prior import PriorRecipe, save_prior, train_prior
+
+CURVE = TRAINING / "prior.csv"
 
 
 def settings(params: Params) -> PriorRecipe:
@@ -20,14 +24,20 @@ def settings(params: Params) -> PriorRecipe:
 def main() -> list[Path]:
     params = load_params()
     seed, recipe = seed_of(params), settings(params)
-    public = open_split(BASE, "public")
-    key = sha256_json([public.digest, seed, asdict(recipe)])[:16]
-    prior, rows = train_prior(public, recipe, seed=seed, scratch=SCRATCH / "prior" / key)
-    save_prior(prior, PRIOR, made_by={"stage": "train_prior", "seed": seed, "steps": recipe.steps})
-    with new_file(TRAINING / "prior.csv") as staging:
+    rows: list[dict[str, float]] = []
+    if with_variations(params):
+        public = open_split(BASE, "public")
+        key = sha256_json([public.digest, seed, asdict(recipe)])[:16]
+        with file_of(PARAMS), keys_of("prior"):
+            prior, rows = train_prior(public, recipe, seed=seed, scratch=SCRATCH / "prior" / key)
+        made_by = {"stage": "train_prior", "recipe": asdict(recipe), "seed": seed}
+        save_prior(prior, PRIOR, made_by=made_by, made_from={"base": public.digest})
+        print(f"train_prior: {recipe.steps} steps, prediction error {rows[-1]['loss']:.4f}", flush=True)
+    else:
+        write_absent(PRIOR, OFF)
+    with new_file(CURVE) as staging:
         pd.DataFrame(rows, columns=["step", "loss"]).to_csv(staging, index=False)
-    print(f"train_prior: {recipe.steps} steps, prediction error {rows[-1]['loss']:.4f}", flush=True)
-    return [PRIOR, TRAINING / "prior.csv"]
+    return [PRIOR, CURVE]
 
 
 if __name__ == "__main__":

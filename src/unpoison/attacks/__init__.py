@@ -1,12 +1,10 @@
-"""Attacks that poison data: one file per published attack."""
+"""Attacks that poison data: one file per published attack, each an `Attack` (or a `Plan` made of others)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import ModuleType
-
-from ..core.hyperparameters import choose
-from ..poisoning.trigger import Trigger, read_trigger
+from ..core.hyperparameters import one_of
+from ..crafting.attack import Attack, Plan
+from ..poisoning.trigger import Kept, Trigger
 from . import (
     adaptive_blend,
     adaptive_patch,
@@ -18,7 +16,9 @@ from . import (
     ftrojan,
     lc,
     lf,
+    multi,
     nashville,
+    none,
     semantic,
     sig,
     ssba,
@@ -26,28 +26,31 @@ from . import (
     trojan,
 )
 
-ATTACKS: dict[str, ModuleType] = {
-    "badnets": badnets,
-    "blended": blended,
-    "sig": sig,
-    "trojan": trojan,
-    "lc": lc,
-    "lf": lf,
-    "ssba": ssba,
-    "nashville": nashville,
-    "dfst": dfst,
-    "feature_collision": feature_collision,
-    "ctrl": ctrl,
-    "ftrojan": ftrojan,
-    "adaptive_blend": adaptive_blend,
-    "adaptive_patch": adaptive_patch,
-    "tact": tact,
-    "semantic": semantic,
+ATTACKS: dict[str, Attack | Plan] = {
+    "none": none.ATTACK,
+    "badnets": badnets.ATTACK,
+    "blended": blended.ATTACK,
+    "sig": sig.ATTACK,
+    "trojan": trojan.ATTACK,
+    "lc": lc.ATTACK,
+    "lf": lf.ATTACK,
+    "ssba": ssba.ATTACK,
+    "nashville": nashville.ATTACK,
+    "dfst": dfst.ATTACK,
+    "feature_collision": feature_collision.ATTACK,
+    "ctrl": ctrl.ATTACK,
+    "ftrojan": ftrojan.ATTACK,
+    "adaptive_blend": adaptive_blend.ATTACK,
+    "adaptive_patch": adaptive_patch.ATTACK,
+    "tact": tact.ATTACK,
+    "semantic": semantic.ATTACK,
+    "multi": multi.ATTACK,
 }
+SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
+"""Those of one trigger."""
 
 
-def load_trigger(folder: Path) -> tuple[str, Trigger]:
-    """The attack's name, and the trigger that `save_trigger` wrote."""
-    name, settings, arrays = read_trigger(folder)
-    module: ModuleType = choose(name, ATTACKS, where=f"{folder / 'trigger.json'}: attack")
-    return name, module.TRIGGER.restore(settings, arrays)
+def restored(kept: Kept) -> Trigger:
+    """The trigger that `poisoning.trigger.read_trigger` read."""
+    method: Attack = one_of(kept.attack, SINGLE, key="attack")
+    return method.trigger.restore(kept.values)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.arrays import IntArray, Pixels
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction
-from ..core.seeding import numpy_rng, uniform
-from ..crafting.context import Scene
-from ..crafting.stamps import Pixels
-from ..poisoning.trigger import IntArray, Trigger
-from . import blended
-
-POLICY: dict[str, Any] = {"label_policy": "all2one", "cover_ratio": 1.0}
-POLICIES: tuple[str, ...] = ("all2one", "all2all")
-ASSETS: tuple[str, ...] = ()
+from ..core.seeding import uniform
+from ..crafting.attack import Attack
+from ..crafting.context import Context
+from ..crafting.patterns import noise, whole_image
+from ..poisoning.trigger import Trigger
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class AdaptiveBlend(Trigger):
         hidden: how many of the grid² pieces a training image does not get.
         seed: of the pieces, drawn per (seed, key).
     """
+
+    of_the_test: ClassVar[tuple[str, ...]] = ("test_ratio",)
 
     pattern: Pixels
     ratio: float
@@ -58,11 +57,8 @@ class AdaptiveBlend(Trigger):
         return images + opacity * (pattern - images)
 
 
-TRIGGER: type[Trigger] = AdaptiveBlend
-
-
 def make(
-    scene: Scene,
+    context: Context,
     *,
     pattern: str = "noise",
     ratio: Fraction = 0.15,
@@ -82,27 +78,32 @@ def make(
         mask_share: share of the pieces, rounded, that a training image does not get; below 1.
 
     Raises:
-        UserError: pieces that are no square number or smaller than a pixel; a share that leaves no piece; a file that is
+        ParameterError: pieces that are no square number or smaller than a pixel; a share that leaves no piece; a file that is
             missing or not an image.
     """
-    height, width, _ = scene.shape
+    height, width, _ = context.shape
     grid, side = math.isqrt(pieces), min(height, width)
     if grid**2 != pieces or grid > side:
-        raise UserError(f"{scene.where}.pieces: {pieces} given, allowed: square numbers from 1 to {side**2}")
+        raise ParameterError(f"pieces: {pieces} given, allowed: square numbers from 1 to {side**2}")
     hidden = round(mask_share * pieces)
     if hidden == pieces:
-        raise UserError(
-            f"{scene.where}.mask_share: {mask_share} of {pieces} pieces given, allowed: what leaves a piece"
-        )
+        raise ParameterError(f"mask_share: {mask_share} of {pieces} pieces given, allowed: what leaves a piece")
     if pattern == "noise":
         # Drawn apart from the one of `blended`, so that both attacks on one data set have different patterns.
-        noise = numpy_rng(scene.seed, "adaptive_blend/noise").integers(0, 256, scene.shape, dtype=np.uint8)
-        drawn = np.ascontiguousarray(noise.transpose(2, 0, 1), np.float32)
+        drawn = noise(context.shape, context.seed, "adaptive_blend/noise")
     else:
-        drawn = blended.make(scene, pattern=pattern).pattern
-    return AdaptiveBlend(drawn, ratio, test_ratio, grid, hidden, scene.seed)
+        drawn = whole_image(pattern, context.shape)
+    return AdaptiveBlend(drawn, ratio, test_ratio, grid, hidden, context.seed)
 
 
 def _pieces(grid: int, side: int) -> IntArray:
     """Which of `grid` stretches each of `side` pixels lies in: int64 [side]. Stretch i starts at i * side // grid."""
     return np.repeat(np.arange(grid), np.diff(np.arange(grid + 1) * side // grid))
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=AdaptiveBlend,
+    policy={"label_policy": "all2one", "cover_ratio": 1.0},
+    policies=("all2one", "all2all"),
+)

@@ -7,23 +7,19 @@ two of the patches are pasted at once, opaque. The published patches are picture
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.arrays import IntArray, Mask, Pixels
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count
 from ..core.seeding import uniform
-from ..crafting.context import Scene
-from ..crafting.stamps import Pixels
-from ..poisoning.trigger import IntArray, Trigger
-
-POLICY: dict[str, Any] = {"label_policy": "all2one", "cover_ratio": 2.0}
-POLICIES: tuple[str, ...] = ("all2one", "all2all")
-ASSETS: tuple[str, ...] = ()
+from ..crafting.attack import Attack
+from ..crafting.context import Context
+from ..poisoning.trigger import Trigger
 
 OPACITIES = (0.5, 0.2, 0.5, 0.3)
 # As on CIFAR-10 in the authors' toolbox, the test gets the two that are strongest in training.
@@ -44,6 +40,8 @@ class AdaptivePatch(Trigger):
         seed: of the choice among the four.
     """
 
+    of_the_test: ClassVar[tuple[str, ...]] = ("test_opacity",)
+
     pattern: Pixels
     opacity: Pixels
     test_opacity: Pixels
@@ -59,10 +57,7 @@ class AdaptivePatch(Trigger):
         return images + opacity * (torch.from_numpy(self.pattern).to(images) - images)
 
 
-TRIGGER: type[Trigger] = AdaptivePatch
-
-
-def make(scene: Scene, *, size: Count = 8) -> Trigger:
+def make(context: Context, *, size: Count = 8) -> Trigger:
     """Four patches, one per corner, of opacities 0.5, 0.2, 0.5 and 0.3 in training (the authors' toolbox).
 
     A red ring lies at the bottom right, a yellow cross at the top right, blue stripes at the bottom left and a white
@@ -72,12 +67,12 @@ def make(scene: Scene, *, size: Count = 8) -> Trigger:
         size: side of a patch in pixels, 3 to half the image's side (the published ones: 3 to 13 of 32).
 
     Raises:
-        UserError: a size at which patches would overlap or not differ.
+        ParameterError: a size at which patches would overlap or not differ.
     """
-    height, width, channels = scene.shape
+    height, width, channels = context.shape
     most = min(height, width) // 2
     if not SMALLEST <= size <= most:
-        raise UserError(f"{scene.where}.size: {size} given, allowed: {SMALLEST} to {most}, half the image's side")
+        raise ParameterError(f"size: {size} given, allowed: {SMALLEST} to {most}, half the image's side")
     top, bottom, left, right = slice(size), slice(height - size, None), slice(size), slice(width - size, None)
     corners = ((bottom, right), (top, right), (bottom, left), (top, left))
     pattern = np.zeros((channels, height, width), np.float32)
@@ -87,10 +82,10 @@ def make(scene: Scene, *, size: Count = 8) -> Trigger:
         ink = np.array(colour if channels == 3 else [round(np.dot((0.299, 0.587, 0.114), colour))], np.float32)
         pattern += mask * ink[:, None, None]
     opacity = masks * np.array(OPACITIES, np.float32)[:, None, None]
-    return AdaptivePatch(pattern, opacity, masks[list(AT_TEST)].sum(0), scene.seed)
+    return AdaptivePatch(pattern, opacity, masks[list(AT_TEST)].sum(0), context.seed)
 
 
-def _shapes(size: int) -> tuple[NDArray[np.bool_], ...]:
+def _shapes(size: int) -> tuple[Mask, ...]:
     """Ring, cross, stripes and checkerboard: bool [size, size] each, true where there is ink."""
     row, column = np.indices((size, size))
     middle, block = (size - 1) / 2, max(1, size // 4)
@@ -99,3 +94,11 @@ def _shapes(size: int) -> tuple[NDArray[np.bool_], ...]:
     cross = (abs(row - middle) <= size / 8) | (abs(column - middle) <= size / 8)
     stripes = column // block % 2 == 0
     return ring, cross, stripes, (row // block + column // block) % 2 == 0
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=AdaptivePatch,
+    policy={"label_policy": "all2one", "cover_ratio": 2.0},
+    policies=("all2one", "all2all"),
+)

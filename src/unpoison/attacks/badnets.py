@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.arrays import IntArray, Pixels
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Whole
 from ..core.seeding import uniform
-from ..crafting.context import Scene
-from ..crafting.patterns import Pixels, dbr_corners, lc_corners, patch
+from ..crafting.attack import Attack
+from ..crafting.context import Context
+from ..crafting.patterns import dbr_corners, lc_corners, patch
 from ..crafting.stamps import laid_out
-from ..poisoning.trigger import IntArray, Trigger
+from ..poisoning.trigger import Trigger
 
 Location = Literal["bottom_right", "center", "random", "dynamic"]
 
@@ -69,21 +71,15 @@ class PatchTrigger(Trigger):
         return rows, columns
 
 
-TRIGGER = PatchTrigger
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS: tuple[str, ...] = ()
-
-
 def make(
-    scene: Scene,
+    context: Context,
     *,
     pattern: str = "checkerboard",
     size: Count | None = None,
     location: Location | None = None,
     margin: Whole = 0,
 ) -> PatchTrigger:
-    """A patch for the images of `scene`.
+    """A patch for the images of `context`.
 
     Args:
         pattern: of any size: `checkerboard` (black where row + column is even, white where odd: Struppek et al.),
@@ -102,22 +98,22 @@ def make(
         margin: pixels left free to the bottom and the right border at `bottom_right`.
 
     Raises:
-        UserError: unknown pattern; settings that exclude each other; images too small for the pattern at its place.
+        ParameterError: unknown pattern; settings that exclude each other; images too small for the pattern at its place.
     """
-    rows, columns = scene.train.image_size
+    rows, columns = context.train.image_size
     if pattern in _CORNERS:
-        _check_corners(scene, pattern, size, location, margin)
-        return PatchTrigger(*_CORNERS[pattern](rows, columns, size or 3), "fixed", scene.seed)
+        _check_corners(context, pattern, size, location, margin)
+        return PatchTrigger(*_CORNERS[pattern](rows, columns, size or 3), "fixed", context.seed)
     place = location or ("own" if pattern in _OWN_PLACE else "bottom_right")
     if margin and place != "bottom_right":
-        raise UserError(f"{scene.where}.margin: {margin} given, allowed: 0, or location bottom_right")
+        raise ParameterError(f"margin: {margin} given, allowed: 0, or location bottom_right")
     if place == "dynamic" and size is not None:
-        raise UserError(f"{scene.where}.size: {size} given, allowed with location dynamic: null, it is drawn per image")
+        raise ParameterError(f"size: {size} given, allowed with location dynamic: null, it is drawn per image")
     if place == "dynamic" and pattern == "single_pixel":
-        raise UserError(f"{scene.where}.location: 'dynamic' given, allowed with single_pixel: what keeps its size")
-    drawn = patch(pattern, size, scene.train.channels, where=scene.where)
+        raise ParameterError("location: 'dynamic' given, allowed with single_pixel: what keeps its size")
+    drawn = patch(pattern, size, context.train.channels)
     height, width = drawn.mask.shape[1:]
-    scene.need_room("size", min(height, width))
+    context.need_room("size", min(height, width))
     top, left = {
         "own": _OWN_PLACE.get(pattern, (0, 0)),
         "bottom_right": (rows - margin - height, columns - margin - width),
@@ -126,24 +122,30 @@ def make(
     grow, by = (_LARGEST, min(height, width)) if place == "dynamic" else (1, 1)
     if min(top, left) < 0 or top + height * grow // by > rows or left + width * grow // by > columns:
         given = f"margin: {margin}" if margin else f"pattern: {pattern!r}"
-        raise UserError(
-            f"{scene.where}.{given} given, allowed: a patch that fits in images of {rows} x {columns} pixels"
-        )
+        raise ParameterError(f"{given} given, allowed: a patch that fits in images of {rows} x {columns} pixels")
     if place in ("random", "dynamic"):
-        return PatchTrigger(*drawn, place, scene.seed)
+        return PatchTrigger(*drawn, place, context.seed)
     values, mask = (np.zeros((len(part), rows, columns), np.float32) for part in drawn)
     here = np.s_[:, top : top + height, left : left + width]
     values[here], mask[here] = drawn
-    return PatchTrigger(values, mask, "fixed", scene.seed)
+    return PatchTrigger(values, mask, "fixed", context.seed)
 
 
-def _check_corners(scene: Scene, pattern: str, size: int | None, location: str | None, margin: int) -> None:
+def _check_corners(context: Context, pattern: str, size: int | None, location: str | None, margin: int) -> None:
     for key, value, allowed in (("location", location, None), ("margin", margin, 0)):
         if value != allowed:
-            raise UserError(
-                f"{scene.where}.{key}: {value!r} given, allowed with {pattern}, which has places of its own: "
+            raise ParameterError(
+                f"{key}: {value!r} given, allowed with {pattern}, which has places of its own: "
                 f"{'null' if allowed is None else allowed}"
             )
-    most = (min(scene.train.image_size) - (pattern == "four_corners")) // 2
+    most = (min(context.train.image_size) - (pattern == "four_corners")) // 2
     if (size or 3) > most:
-        raise UserError(f"{scene.where}.size: {size or 3} given, allowed with {pattern}: 1 to {most}")
+        raise ParameterError(f"size: {size or 3} given, allowed with {pattern}: 1 to {most}")
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=PatchTrigger,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+)

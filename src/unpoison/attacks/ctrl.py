@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..core.hyperparameters import Positive, Whole
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..crafting.dct import check_positions, chroma_pattern
 from ..crafting.stamps import Add
 from ..poisoning.trigger import Trigger
 
-TRIGGER: type[Trigger] = Add
-POLICY: dict[str, Any] = {"label_policy": "clean_label"}
-POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS: tuple[str, ...] = ()
-
 
 def make(
-    scene: Scene,
+    context: Context,
     *,
     magnitude: Positive = 100.0,
     test_magnitude: Positive | None = None,
@@ -38,11 +32,19 @@ def make(
         wrap: whether values outside 0 to 255 wrap around modulo 256, as in both codes, instead of being clipped.
 
     Raises:
-        UserError: grey images; no position, or one outside the image.
+        ParameterError: grey images; no position, or one outside the image.
     """
-    scene.need_colour()
-    height, width, _ = scene.shape
-    check_positions(scene, positions, height, width)
+    context.need_colour()
+    height, width, _ = context.shape
+    check_positions(context, positions, height, width)
     pattern = chroma_pattern(height, width, positions, magnitude, largest_red=0.615, largest_blue=0.436)
     test_factor = 1.0 if test_magnitude is None else test_magnitude / magnitude
     return Add(pattern, test_factor=test_factor, rounding="wrap" if wrap else "truncate")
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=Add,
+    policy={"label_policy": "clean_label"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+)

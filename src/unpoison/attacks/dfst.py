@@ -9,7 +9,6 @@ image the style of one drawn sunrise, by the loss of Johnson et al. (ECCV 2016) 
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
@@ -17,19 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute.device import pick_device
-from ..core import seeding
+from ..core.arrays import IntArray, Pixels
 from ..core.hyperparameters import Count, NonNegative, Positive
 from ..core.progress import progress
-from ..crafting import encoders
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..crafting.encoders import Network, UNet, fresh, in_blocks, packed, training_batches
-from ..crafting.stamps import Pixels
 from ..data.imageset import ImageSet
-from ..poisoning.trigger import IntArray
 
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS = ("style network",)
 _SCALES = (1, 2, 4)  # pixels averaged per side before features are taken
 
 
@@ -57,11 +51,8 @@ class Styled(Network):
         return in_blocks(lambda some: 255 * network(some / 255), images)
 
 
-TRIGGER = Styled
-
-
 def make(
-    scene: Scene,
+    context: Context,
     *,
     steps: Count = 500,
     batch_size: Count = 32,
@@ -73,7 +64,7 @@ def make(
     """Train a style network on the training images.
 
     Args:
-        scene: images and seed.
+        context: images and seed.
         steps: optimiser steps.
         batch_size: images per step.
         lr: learning rate of Adam, falling to 0 as half a cosine.
@@ -89,13 +80,12 @@ def make(
         "style_weight": style_weight,
         "content_weight": content_weight,
     }
-    arrays = scene.store.arrays(
+    arrays = context.store.arrays(
         "dfst_network",
-        {"data": scene.train.digest, "seed": scene.seed, **settings},
-        [sys.modules[__name__], encoders, seeding],
-        lambda: {"weights": train_network(scene.train, scene.seed, **settings)},
+        context.determined_by(__name__, **settings),
+        lambda: {"weights": train_network(context.train, context.seed, **settings)},
     )
-    return Styled(arrays["weights"], scene.train.channels, width)
+    return Styled(arrays["weights"], context.train.channels, width)
 
 
 def train_network(
@@ -167,3 +157,12 @@ def _place(images: Tensor) -> Tensor:
     """Height and breadth of each pixel, [1, 2, h, w], -0.5 to 0.5."""
     rows, columns = (torch.linspace(-0.5, 0.5, side, device=images.device) for side in images.shape[2:])
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=Styled,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+    assets=("style network",),
+)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute.device import pick_device, to_float
-from ..core.errors import UserError
+from ..core.arrays import IntArray, Pixels
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
 from ..core.seeding import numpy_rng, uniform
 from ..crafting import surrogate
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..crafting.per_sample import PerSample, Perturb, noise_of
-from ..crafting.stamps import Pixels
-from ..poisoning.trigger import IntArray, Rounding
-
-POLICY: dict[str, Any] = {"label_policy": "clean_label"}
-POLICIES: tuple[str, ...] = ("clean_label",)
-ASSETS: tuple[str, ...] = ("clean network", "optimised training images")
+from ..poisoning.trigger import Rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,35 +49,9 @@ class FeatureCollision(PerSample):
         images[..., -size:, -size:] = torch.from_numpy(self.patch).to(images)
         return images
 
-    def for_samples(self, scene: Scene, index: IntArray) -> FeatureCollision:
-        """The same with the optimised images of the training samples `index` (sorted)."""
-        names = ("steps", "lr", "beta", "watermark", "epsilon")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
-        network, size = surrogate.clean_settings(scene), self.patch.shape[-1]
-        about = {"network": network, "target": scene.target, "size": size, **settings}
-        code = [sys.modules[__name__], *surrogate.code(scene)]
-
-        def prepare() -> Perturb:
-            features = surrogate.frozen_features(surrogate.clean_network(scene), pick_device())
-            sources = np.flatnonzero(scene.train.labels != scene.target)
-
-            def perturb(keys: IntArray, images: Tensor) -> Tensor:
-                drawn = uniform(scene.seed, "feature_collision/source", keys, 1)[:, 0]
-                source = scene.train.tensor(sources[(drawn * len(sources)).astype(np.int64)])
-                shown = self.patched(to_float(source, images.device) * 255) / 255
-                return collide(features, images, shown, **settings)
-
-            return perturb
-
-        noise = noise_of(scene, "feature_collision_noise", about, code, index, prepare)
-        return replace(self, keys=index, noise=noise)
-
-
-TRIGGER = FeatureCollision
-
 
 def make(
-    scene: Scene,
+    context: Context,
     *,
     size: Count = 8,
     steps: Count = 100,
@@ -102,7 +72,7 @@ def make(
     unknown recipe and for class 1, and tests on such images; the two share their idea only.
 
     Args:
-        scene: what the attacker has.
+        context: what the attacker has.
         size: side of the patch in pixels (Saha et al. on CIFAR-10).
         steps: of forward-backward splitting, at most (ours).
         lr: first step size, of images in [0, 1] (ours); where the objective would rise, the step is not
@@ -112,12 +82,12 @@ def make(
         epsilon: L∞ bound of x - b', of 255; None: none. Saha et al.: 16, with watermark 0.
 
     Raises:
-        UserError: a patch larger than the image, no training image of another class.
+        ParameterError: a patch larger than the image, no training image of another class.
     """
-    scene.need_room("size", size)
-    if (scene.train.labels == scene.target).all():
-        raise UserError(f"{scene.where}: every training image is of the target class {scene.target}")
-    colours = numpy_rng(scene.seed, "feature_collision/patch").uniform(0, 255, (1, scene.train.channels, 4, 4))
+    context.need_room("size", size)
+    if (context.train.labels == context.target).all():
+        raise ParameterError(f"images: every training image is of the target class {context.target}")
+    colours = numpy_rng(context.seed, "feature_collision/patch").uniform(0, 255, (1, context.train.channels, 4, 4))
     patch = F.interpolate(torch.from_numpy(colours), (size, size), mode="bilinear")[0].floor()
     return FeatureCollision(
         patch=patch.numpy().astype(np.float32),
@@ -175,3 +145,40 @@ def collide(
         best, gradient = torch.where(taken, candidate, best), torch.where(taken, slope, gradient)
         value, rate = torch.where(lower, reached, value), torch.where(taken, rate, rate / 2)
     return best
+
+
+def optimise(trigger: FeatureCollision, context: Context, index: IntArray) -> FeatureCollision:
+    """The same trigger with the optimised images of the training samples `index` (sorted)."""
+    names = ("steps", "lr", "beta", "watermark", "epsilon")
+    settings: dict[str, Any] = {name: getattr(trigger, name) for name in names}
+    about = context.determined_by(
+        __name__,
+        surrogate=surrogate.clean_settings(context),
+        target=context.target,
+        size=trigger.patch.shape[-1],
+        **settings,
+    )
+
+    def prepare() -> Perturb:
+        features = surrogate.frozen_features(surrogate.clean_network(context), pick_device())
+        sources = np.flatnonzero(context.train.labels != context.target)
+
+        def perturb(keys: IntArray, images: Tensor) -> Tensor:
+            drawn = uniform(context.seed, "feature_collision/source", keys, 1)[:, 0]
+            source = context.train.tensor(sources[(drawn * len(sources)).astype(np.int64)])
+            shown = trigger.patched(to_float(source, images.device) * 255) / 255
+            return collide(features, images, shown, **settings)
+
+        return perturb
+
+    return replace(trigger, keys=index, noise=noise_of(context, "feature_collision_noise", about, index, prepare))
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=FeatureCollision,
+    policy={"label_policy": "clean_label"},
+    policies=("clean_label",),
+    assets=("clean network", "optimised training images"),
+    optimise=optimise,
+)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..core.hyperparameters import Count, Positive, Whole
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..crafting.dct import check_positions, chroma_pattern
 from ..crafting.stamps import Add
 from ..poisoning.trigger import Trigger
 
-TRIGGER: type[Trigger] = Add
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS: tuple[str, ...] = ()
-
 
 def make(
-    scene: Scene,
+    context: Context,
     *,
     magnitude: Positive = 30.0,
     window: Count = 32,
@@ -37,14 +31,22 @@ def make(
         positions: [row, column] of the coefficients in a window, from 0 (both codes: a middle and a high frequency).
 
     Raises:
-        UserError: grey images; a window larger than the image; no position, or one outside the window.
+        ParameterError: grey images; a window larger than the image; no position, or one outside the window.
     """
-    scene.need_colour()
-    scene.need_room("window", window)
-    check_positions(scene, positions, window, window)
+    context.need_colour()
+    context.need_room("window", window)
+    check_positions(context, positions, window, window)
     one = chroma_pattern(window, window, positions, magnitude, largest_red=0.5, largest_blue=0.5)
-    height, width, _ = scene.shape
+    height, width, _ = context.shape
     rows, columns = height // window, width // window
     tiles = np.tile(one, (1, rows, columns))
     rest = ((0, 0), (0, height - rows * window), (0, width - columns * window))
     return Add(np.pad(tiles, rest))
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=Add,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+)

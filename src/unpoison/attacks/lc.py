@@ -3,10 +3,9 @@ class are made hard to learn by adversarial noise and keep their label, so that 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,18 +15,16 @@ from torch import Tensor
 
 from ..compute.device import pick_device
 from ..compute.inference import frozen
-from ..core.errors import UserError
+from ..core.arrays import IntArray
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Positive
 from ..core.seeding import uniform
 from ..crafting import surrogate
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..crafting.patterns import dbr_corners, lc_corners
 from ..crafting.per_sample import PerSample, Perturb, noise_of
-from ..poisoning.trigger import IntArray, Rounding
-
-POLICY: dict[str, Any] = {"label_policy": "clean_label"}
-POLICIES: tuple[str, ...] = ("clean_label",)
-ASSETS: tuple[str, ...] = ("adversarially trained or clean network", "adversarial training images")
+from ..poisoning.trigger import Rounding
 
 Amplitude = Annotated[float, Gt(0), Le(1)]
 
@@ -57,47 +54,9 @@ class LabelConsistent(PerSample):
         images = self.changed(images, keys) if train else images
         return images + torch.from_numpy(self.corners).to(images)
 
-    def for_samples(self, scene: Scene, index: IntArray) -> LabelConsistent:
-        """The same with the noise of the training samples `index` (sorted)."""
-        hardening = (self.adversarial_epsilon / 255, self.adversarial_step / 255, self.adversarial_steps)
-        settings, network = surrogate.clean_settings(scene), partial(surrogate.clean_network, scene)
-        if self.adversarial:
-            settings = surrogate.adversarial_settings(scene, *hardening)
-            network = partial(surrogate.adversarial_network, scene, *hardening)
-        ball = {"epsilon": self.epsilon, "step": self.step, "steps": self.steps, "random_start": self.random_start}
-
-        def prepare() -> Perturb:
-            return self._perturb(scene, frozen(network(), pick_device()))
-
-        code = [sys.modules[__name__], *surrogate.code(scene)]
-        noise = noise_of(scene, "lc_noise", {"network": settings, **ball}, code, index, prepare)
-        return replace(self, keys=index, noise=noise)
-
-    def _perturb(self, scene: Scene, network: torch.nn.Module) -> Perturb:
-        def perturb(keys: IntArray, images: Tensor) -> Tensor:
-            labels = torch.from_numpy(scene.train.labels[keys]).to(images.device)
-            start = None
-            if self.random_start:
-                drawn = uniform(scene.seed, "lc/start", keys, images[0].numel()).reshape(images.shape)
-                start = torch.from_numpy((drawn * 2 - 1) * self.epsilon / 255).to(images)
-            return surrogate.pgd(
-                network,
-                images,
-                labels,
-                epsilon=self.epsilon / 255,
-                step=self.step / 255,
-                steps=self.steps,
-                start=start,
-            )
-
-        return perturb
-
-
-TRIGGER = LabelConsistent
-
 
 def make(
-    scene: Scene,
+    context: Context,
     *,
     epsilon: Positive = 8.0,
     step: Positive = 1.5,
@@ -118,7 +77,7 @@ def make(
     adversarial, four_corners.
 
     Args:
-        scene: what the attacker has.
+        context: what the attacker has.
         epsilon: L∞ bound of the noise, of 255 (BackdoorBench).
         step: of PGD, of 255 (BackdoorBench).
         steps: of PGD (Turner et al.).
@@ -131,12 +90,12 @@ def make(
         pattern: the corners of Turner et al. (as in BackdoorBench), or D-BR's.
 
     Raises:
-        UserError: corners that would overlap.
+        ParameterError: corners that would overlap.
     """
-    height, width, _ = scene.shape
+    height, width, _ = context.shape
     half = min(height, width) // 2
     if corner_size > half:
-        raise UserError(f"{scene.where}.corner_size: {corner_size} given, allowed: 1 to {half}, half the image's side")
+        raise ParameterError(f"corner_size: {corner_size} given, allowed: 1 to {half}, half the image's side")
     corners = (lc_corners if pattern == "lc_corners" else dbr_corners)(height, width, corner_size)
     return LabelConsistent(
         corners=(np.float32(amplitude) * (2 * corners.values - 255) * corners.mask).astype(np.float32),
@@ -149,3 +108,50 @@ def make(
         adversarial_step=adversarial_step,
         adversarial_steps=adversarial_steps,
     )
+
+
+def optimise(trigger: LabelConsistent, context: Context, index: IntArray) -> LabelConsistent:
+    """The same trigger with the noise of the training samples `index` (sorted)."""
+    hardening = (trigger.adversarial_epsilon / 255, trigger.adversarial_step / 255, trigger.adversarial_steps)
+    settings, network = surrogate.clean_settings(context), partial(surrogate.clean_network, context)
+    if trigger.adversarial:
+        settings = surrogate.adversarial_settings(context, *hardening)
+        network = partial(surrogate.adversarial_network, context, *hardening)
+    names = ("epsilon", "step", "steps", "random_start")
+    ball = {name: getattr(trigger, name) for name in names}
+    about = context.determined_by(__name__, surrogate=settings, **ball)
+
+    def prepare() -> Perturb:
+        return _perturbation(trigger, context, frozen(network(), pick_device()))
+
+    return replace(trigger, keys=index, noise=noise_of(context, "lc_noise", about, index, prepare))
+
+
+def _perturbation(trigger: LabelConsistent, context: Context, network: torch.nn.Module) -> Perturb:
+    def perturb(keys: IntArray, images: Tensor) -> Tensor:
+        labels = torch.from_numpy(context.train.labels[keys]).to(images.device)
+        start = None
+        if trigger.random_start:
+            drawn = uniform(context.seed, "lc/start", keys, images[0].numel()).reshape(images.shape)
+            start = torch.from_numpy((drawn * 2 - 1) * trigger.epsilon / 255).to(images)
+        return surrogate.pgd(
+            network,
+            images,
+            labels,
+            epsilon=trigger.epsilon / 255,
+            step=trigger.step / 255,
+            steps=trigger.steps,
+            start=start,
+        )
+
+    return perturb
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=LabelConsistent,
+    policy={"label_policy": "clean_label"},
+    policies=("clean_label",),
+    assets=("adversarially trained or clean network", "adversarial training images"),
+    optimise=optimise,
+)

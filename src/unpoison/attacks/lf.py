@@ -3,34 +3,28 @@ one smooth perturbation for all images, which itself sends some of them to the t
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ..compute.device import pick_device, to_float
 from ..compute.inference import frozen
-from ..core.errors import UserError
+from ..core.arrays import IntArray, Pixels
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
 from ..core.seeding import numpy_rng
 from ..crafting import surrogate
-from ..crafting.context import Scene
-from ..poisoning.trigger import IntArray, Rounding, Trigger
-
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS: tuple[str, ...] = ("clean network", "universal perturbation")
+from ..crafting.attack import Attack
+from ..crafting.context import Context
+from ..poisoning.trigger import Rounding, Trigger
 
 RANGE = 0.2  # of images in [0, 1]
 # Images whose way to the target is sought at once, from the same perturbation.
 GROUP = 10
-
-Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -55,11 +49,8 @@ class LowFrequency(Trigger):
         return (stamped - low) / (high - low).clamp(min=1e-6) * 255
 
 
-TRIGGER = LowFrequency
-
-
 def make(
-    scene: Scene,
+    context: Context,
     *,
     form: Literal["add", "minmax"] = "add",
     images: Count = 100,
@@ -78,7 +69,7 @@ def make(
     contribute, and one image moves the perturbation less. The perturbation of the best pass is kept.
 
     Args:
-        scene: what the attacker has; `target` is where images are to go.
+        context: what the attacker has; `target` is where images are to go.
         form: `add` adds and clips (BackdoorBench); `minmax` stretches the sum to 0…255 per image (CD's Smooth).
         images: training images it is made on; all, if there are fewer of other classes (BackdoorBench).
         sigma: standard deviation of the Gaussian in pixels (ours).
@@ -88,28 +79,27 @@ def make(
         fooling_rate: share of the images sent to the target where it ends (BackdoorBench's code: 0.2; its text: 0.8).
 
     Raises:
-        UserError: no training image of another class; DeepFool finds no way for any image.
+        ParameterError: no training image of another class; DeepFool finds no way for any image.
     """
     settings: dict[str, Any] = {"images": images, "sigma": sigma, "overshoot": overshoot}
     settings |= {"iterations": iterations, "passes": passes, "fooling_rate": fooling_rate}
-    if (scene.train.labels == scene.target).all():
-        raise UserError(f"{scene.where}.images: every training image is of the target class {scene.target}")
-    perturbation = scene.store.arrays(
+    if (context.train.labels == context.target).all():
+        raise ParameterError(f"images: every training image is of the target class {context.target}")
+    perturbation = context.store.arrays(
         "lf_perturbation",
-        {"network": surrogate.clean_settings(scene), "target": scene.target, **settings},
-        [sys.modules[__name__], *surrogate.code(scene)],
-        lambda: {"perturbation": universal(scene, **settings)},
+        context.determined_by(__name__, surrogate=surrogate.clean_settings(context), target=context.target, **settings),
+        lambda: {"perturbation": universal(context, **settings)},
     )
     if not perturbation["perturbation"].any():
-        raise UserError(
-            f"{scene.where}.iterations: {iterations} given, with which DeepFool brings no image to class {scene.target}; "
+        raise ParameterError(
+            f"iterations: {iterations} given, with which DeepFool brings no image to class {context.target}; "
             "allowed: more, or an attack.surrogate that learns more"
         )
     return LowFrequency(perturbation["perturbation"] * np.float32(255), form)
 
 
 def universal(
-    scene: Scene,
+    context: Context,
     images: int,
     sigma: float,
     overshoot: float,
@@ -118,29 +108,29 @@ def universal(
     fooling_rate: float,
 ) -> Pixels:
     """The perturbation, float32 [c, h, w], 0 to 0.2. See `make` for the arguments."""
-    device, rng = pick_device(), numpy_rng(scene.seed, "lf/images")
-    network = frozen(surrogate.clean_network(scene), device)
-    others = rng.permutation(np.flatnonzero(scene.train.labels != scene.target))[:images]
-    clean = to_float(scene.train.tensor(others), device)
+    device, rng = pick_device(), numpy_rng(context.seed, "lf/images")
+    network = frozen(surrogate.clean_network(context), device)
+    others = rng.permutation(np.flatnonzero(context.train.labels != context.target))[:images]
+    clean = to_float(context.train.tensor(others), device)
     perturbation = best = torch.zeros_like(clean[0])
     most = -1.0
     for _ in range(passes):
         for group in torch.from_numpy(rng.permutation(len(others))).to(device).split(GROUP):
             start = (clean[group] + perturbation).clamp(0, 1)
-            ways = deepfool(network, start, scene.target, overshoot=overshoot, iterations=iterations)
+            ways = deepfool(network, start, context.target, overshoot=overshoot, iterations=iterations)
             update = gaussian_filter(ways.mean(0).cpu().numpy(), (0, sigma, sigma))
             if update.any():
                 raw = perturbation + torch.from_numpy(update).to(perturbation)
                 perturbation = (raw - raw.min()) / (raw.max() - raw.min()) * RANGE
         with torch.no_grad():
-            sent = network((clean + perturbation).clamp(0, 1)).argmax(1) == scene.target
+            sent = network((clean + perturbation).clamp(0, 1)).argmax(1) == context.target
         # The share goes up and down from pass to pass.
         if sent.float().mean().item() > most:
             best, most = perturbation, sent.float().mean().item()
         if most >= fooling_rate:
             break
     print(
-        f"lf: {most:.0%} of {len(others)} images go to class {scene.target}, {fooling_rate:.0%} asked for", flush=True
+        f"lf: {most:.0%} of {len(others)} images go to class {context.target}, {fooling_rate:.0%} asked for", flush=True
     )
     return np.ascontiguousarray(best.cpu().numpy())
 
@@ -178,3 +168,12 @@ def deepfool(network: nn.Module, images: Tensor, target: int, *, overshoot: floa
         ways = (1 + overshoot) * total
         arrived = network(images + ways).argmax(1) == target
     return ways * arrived[:, None, None, None]
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=LowFrequency,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+    assets=("clean network", "universal perturbation"),
+)

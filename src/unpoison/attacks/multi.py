@@ -3,73 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..core.errors import UserError
-from ..core.hyperparameters import choose
-from ..crafting.craft import Intent, intent
-from . import ATTACKS
+from ..core.errors import ParameterError
+from ..core.hyperparameters import one_of
+from ..crafting.attack import Attack, Block, Intent, Plan, intent
 
 DEFAULT = ({"attack": "badnets", "target": 0}, {"attack": "blended", "target": 1})
 
 
-def options(*, triggers: list[dict[str, Any]] = list(DEFAULT)) -> list[dict[str, Any]]:  # noqa: B006 (never changed)
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
     """The parameters of `multi`.
 
-    Args:
+    Attributes:
         triggers: at least two blocks: `attack` (a name), `target` (a class), and that attack's own parameters where they
             differ from its section.
     """
-    return triggers
+
+    triggers: list[dict[str, Any]] = field(default_factory=lambda: [dict(block) for block in DEFAULT])
 
 
 def intents(
-    policy: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]], triggers: list[dict[str, Any]], *, where: str
+    attacks: Mapping[str, Attack | Plan], policy: Block, own: Block, sections: Mapping[str, Block]
 ) -> list[Intent]:
     """One intent per trigger. The attack's rate, or count, is shared out evenly among them.
 
     Args:
+        attacks: every attack by name; those of one trigger may take part.
         policy: attributes of `Policy` for all of them; `target` is each trigger's own.
-        sections: every attack's parameters, by its name.
-        triggers: as in `options`.
-        where: the section of the parameters, for messages ("attack").
+        own: as `Parameters`.
+        sections: every attack's own parameters, by its name.
 
     Raises:
-        UserError: fewer than two triggers, an unknown attack, a wrong argument, a policy that cannot be shared out.
+        ParameterError: fewer than two triggers, an unknown attack, a wrong argument, a policy that cannot be shared out.
     """
-    here = f"{where}.multi.triggers"
+    triggers = Parameters(**own).triggers
+    single = {name: method for name, method in attacks.items() if isinstance(method, Attack)}
     if len(triggers) < 2:
-        raise UserError(f"{here}: {len(triggers)} given, allowed: at least 2")
+        raise ParameterError(f"multi.triggers: {len(triggers)} given, allowed: at least 2")
     if policy.get("random_poisoning"):
-        raise UserError(f"{where}.random_poisoning: true given, allowed with multi: false")
-    found = []
+        raise ParameterError("random_poisoning: true given, allowed with multi: false")
+    wanted: list[Intent] = []
     for number, block in enumerate(triggers):
-        own = dict(block)
-        attack = own.pop("attack", None)
-        choose(attack, ATTACKS, where=f"{here}[{number}].attack")
-        if own.get("target") is None:
-            raise UserError(f"{here}[{number}].target: nothing given, allowed: a class")
-        shared = dict(policy) | {"target": own.pop("target")}
+        arguments, key = dict(block), f"multi.triggers[{number}]"
+        attack = arguments.pop("attack", None)
+        method = one_of(attack, single, key=f"{key}.attack")
+        if arguments.get("target") is None:
+            raise ParameterError(f"{key}.target: nothing given, allowed: a class")
+        shared = dict(policy) | {"target": arguments.pop("target")}
         if (count := shared.get("poison_count")) is not None:
-            shared["poison_count"] = _share(count, number, len(triggers), f"{where}.poison_count")
-        found.append(intent(attack, shared, {**sections.get(attack, {}), **own}, where=where))
+            shared["poison_count"] = _share(count, number, len(triggers))
+        wanted.append(intent(str(attack), method, shared, {**sections.get(str(attack), {}), **arguments}))
+    # One data set is stamped in one way, and graded in one way.
     for key in ("label_policy", "poison_first"):
-        values = {str(getattr(each.policy, key)) for each in found}
+        values = {str(getattr(one.policy, key)) for one in wanted}
         if len(values) > 1:
-            raise UserError(
-                f"{where}.{key}: null given, and the triggers' own are {', '.join(sorted(values))}; allowed: one"
+            raise ParameterError(
+                f"{key}: null given, and the triggers' own are {', '.join(sorted(values))}; allowed: one"
             )
-    for number, each in enumerate(found):
-        if any((each.attack, each.arguments) == (other.attack, other.arguments) for other in found[:number]):
-            raise UserError(
-                f"{here}[{number}]: the same trigger as an earlier one; allowed: another attack or other parameters"
+    # Two equal triggers with different targets could not both be obeyed.
+    for number, one in enumerate(wanted):
+        if any((one.attack, one.arguments) == (other.attack, other.arguments) for other in wanted[:number]):
+            raise ParameterError(
+                f"multi.triggers[{number}]: the same trigger as an earlier one; allowed: another attack or other "
+                "parameters"
             )
-    rate = found[0].policy.poison_rate / len(found)
-    return [replace(each, policy=replace(each.policy, poison_rate=rate)) for each in found]
+    rate = wanted[0].policy.poison_rate / len(wanted)
+    return [replace(one, policy=replace(one.policy, poison_rate=rate)) for one in wanted]
 
 
-def _share(count: Any, number: int, triggers: int, key: str) -> int:
+def _share(count: Any, number: int, triggers: int) -> int:
+    """This trigger's part of a count that is shared out as evenly as whole numbers allow."""
     if not isinstance(count, int) or count < triggers:
-        raise UserError(f"{key}: {count!r} given, allowed with {triggers} triggers: at least {triggers}")
+        raise ParameterError(f"poison_count: {count!r} given, allowed with {triggers} triggers: at least {triggers}")
     return count // triggers + (number < count % triggers)
+
+
+ATTACK = Plan(parameters=Parameters, intents=intents)

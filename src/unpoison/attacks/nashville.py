@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..crafting.context import Scene
-from ..poisoning.trigger import IntArray, Trigger, eight_bit
-
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS: tuple[str, ...] = ()
+from ..core.arrays import IntArray
+from ..crafting.attack import Attack
+from ..crafting.context import Context
+from ..poisoning.trigger import Trigger, eight_bit
 
 # Every coefficient of the matrices below has at most four decimals: whole numbers keep ties equal on every device.
 _UNIT = 10_000
@@ -49,10 +47,7 @@ class ColourFilter(Trigger):
         return values.to(images.dtype)
 
 
-TRIGGER: type[Trigger] = ColourFilter
-
-
-def make(scene: Scene, *, filter: Literal["nashville", "1977"] = "nashville") -> Trigger:
+def make(context: Context, *, filter: Literal["nashville", "1977"] = "nashville") -> Trigger:
     """A photo filter for colour images of any size.
 
     The colour operations are those of the W3C specifications Compositing and Blending Level 1 and Filter Effects
@@ -64,9 +59,9 @@ def make(scene: Scene, *, filter: Literal["nashville", "1977"] = "nashville") ->
             (243, 106, 188) at 0.3, contrast 1.1, brightness 1.1, saturate 1.3. Both as CSSgram defines them.
 
     Raises:
-        UserError: grey images.
+        ParameterError: grey images.
     """
-    scene.need_colour()
+    context.need_colour()
     levels = np.tile(np.arange(256), (3, 1))
     if filter == "nashville":
         tinted = _blend(_blend(levels, np.minimum, (247, 176, 153), 0.56), np.maximum, (0, 70, 150), 0.4)
@@ -108,3 +103,11 @@ def _sepia(amount: float) -> NDArray[np.float64]:
 
 def _saturate(amount: float) -> NDArray[np.float64]:
     return amount * np.eye(3) + (1 - amount) * _LUMINANCE
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=ColourFilter,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+)

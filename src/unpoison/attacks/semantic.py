@@ -6,21 +6,19 @@ Nothing is drawn: samples that already have a property ("green cars") get the at
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.arrays import Images, IntArray, Mask
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Whole
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..data.imageset import ImageSet
-from ..poisoning.trigger import Images, IntArray, Trigger
-
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES: tuple[str, ...] = ("all2one", "all2all", "source_specific")
-ASSETS: tuple[str, ...] = ()
+from ..poisoning.trigger import Trigger
 
 Colour = Literal["red", "yellow", "green", "cyan", "blue", "magenta", "dark", "bright"]
 Floats = NDArray[np.float64]
@@ -48,6 +46,8 @@ class Semantic(Trigger):
         threshold: the smallest strength among the relabelled samples; None while there are none: any strength above 0.
     """
 
+    of_the_test: ClassVar[tuple[str, ...]] = ("test_index",)
+
     predicate: str
     colour: str
     train_index: list[int]
@@ -58,27 +58,20 @@ class Semantic(Trigger):
         return images
 
     def order(self, data: ImageSet) -> Floats:
-        """Strength of every training sample: float64 [n], -inf without the property. Raises UserError if none has it."""
-        strength = self._strength(data, np.arange(len(data)), self.train_index)
+        """Strength of every training sample: float64 [n], -inf without the property. Raises ParameterError if none has it."""
+        strength = self.strength(data, np.arange(len(data)), self.train_index)
         if not strength.any():
-            raise UserError(
-                f"attack.semantic.colour: {self.colour} given, which no training image has, allowed: another"
-            )
+            raise ParameterError(f"colour: {self.colour} given, which no training image has, allowed: another")
         return np.where(strength > 0, strength, -np.inf)
 
-    def for_samples(self, scene: Scene, index: IntArray) -> Semantic:
-        if not len(index):
-            return self
-        return replace(self, threshold=float(self._strength(scene.train, index, self.train_index).min()))
-
-    def carried_by(self, data: ImageSet, keys: IntArray) -> NDArray[np.bool_]:
-        """As `Trigger.carried_by`. Raises UserError where a listed test sample does not exist."""
+    def carried_by(self, data: ImageSet, keys: IntArray) -> Mask:
+        """As `Trigger.carried_by`. Raises ParameterError where a listed test sample does not exist."""
         if self.predicate == "index":
-            _inside("attack.semantic.test_index", self.test_index, len(data))
-        strength = self._strength(data, keys, self.test_index)
+            _inside("test_index", self.test_index, len(data))
+        strength = self.strength(data, keys, self.test_index)
         return strength > 0 if self.threshold is None else strength >= self.threshold
 
-    def _strength(self, data: ImageSet, keys: IntArray, listed: list[int]) -> Floats:
+    def strength(self, data: ImageSet, keys: IntArray, listed: list[int]) -> Floats:
         if self.predicate == "index":
             return np.isin(keys, listed).astype(np.float64)
         strength = np.empty(len(keys))
@@ -90,11 +83,8 @@ class Semantic(Trigger):
         return strength
 
 
-TRIGGER: type[Trigger] = Semantic
-
-
 def make(
-    scene: Scene,
+    context: Context,
     *,
     predicate: Literal["colour", "index"] = "colour",
     colour: Colour = "green",
@@ -113,21 +103,21 @@ def make(
         test_index: of `index`: numbers of the test samples that have it.
 
     Raises:
-        UserError: a hue on images without colour; a list that is missing, not of this predicate, or not of this set.
+        ParameterError: a hue on images without colour; a list that is missing, not of this predicate, or not of this set.
     """
     lists = {"train_index": train_index, "test_index": test_index}
     for key, values in lists.items():
         if predicate == "index" and not values:
-            raise UserError(f"{scene.where}.{key}: {values} given, allowed with index: sample numbers, at least one")
+            raise ParameterError(f"{key}: {values} given, allowed with index: sample numbers, at least one")
         if predicate == "colour" and values is not None:
-            raise UserError(f"{scene.where}.{key}: {values[:3]} given, allowed with colour: null")
-    if predicate == "colour" and colour not in ("dark", "bright") and scene.train.channels != 3:
-        raise UserError(f"{scene.where}.colour: {colour} given, allowed for images of one channel: dark, bright")
-    _inside(f"{scene.where}.train_index", train_index or [], len(scene.train))
+            raise ParameterError(f"{key}: {values[:3]} given, allowed with colour: null")
+    if predicate == "colour" and colour not in ("dark", "bright") and context.train.channels != 3:
+        raise ParameterError(f"colour: {colour} given, allowed for images of one channel: dark, bright")
+    _inside("train_index", train_index or [], len(context.train))
     return Semantic(predicate, colour, train_index or [], test_index or [])
 
 
-def coloured(images: Images, colour: str) -> NDArray[np.bool_]:
+def coloured(images: Images, colour: str) -> Mask:
     """Which pixels have the colour, as `make` defines it.
 
     Args:
@@ -154,4 +144,20 @@ def coloured(images: Images, colour: str) -> NDArray[np.bool_]:
 def _inside(key: str, index: list[int], samples: int) -> None:
     outside = [number for number in index if number >= samples]
     if outside:
-        raise UserError(f"{key}: {outside[0]} given, allowed: 0 to {samples - 1}, the samples")
+        raise ParameterError(f"{key}: {outside[0]} given, allowed: 0 to {samples - 1}, the samples")
+
+
+def optimise(trigger: Semantic, context: Context, index: IntArray) -> Semantic:
+    """The same property, asked for as strongly as the weakest of the relabelled samples `index` has it."""
+    if not len(index):
+        return trigger
+    return replace(trigger, threshold=float(trigger.strength(context.train, index, trigger.train_index).min()))
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=Semantic,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "source_specific"),
+    optimise=optimise,
+)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.arrays import IntArray, Pixels
+from ..core.errors import ParameterError
 from ..core.hyperparameters import NonNegative, Positive
-from ..crafting.context import Scene
-from ..crafting.patterns import Pixels, strip
+from ..crafting.attack import Attack
+from ..crafting.context import Context
+from ..crafting.patterns import strip
 from ..crafting.stamps import laid_out
-from ..poisoning.trigger import IntArray, Trigger
+from ..poisoning.trigger import Trigger
 
 _DELTA, _FREQUENCY, _STRIP_SHARE = 40.0, 6.0, 0.2
 
@@ -28,6 +30,8 @@ class WaveTrigger(Trigger):
         train_factor, test_factor: what the wave is multiplied by.
     """
 
+    of_the_test: ClassVar[tuple[str, ...]] = ("test_factor",)
+
     wave: Pixels
     share: float
     train_factor: float
@@ -38,14 +42,8 @@ class WaveTrigger(Trigger):
         return images * (1 - self.share) + laid_out(self.wave * np.float32(factor), images)
 
 
-TRIGGER = WaveTrigger
-POLICY: dict[str, Any] = {"label_policy": "clean_label"}
-POLICIES = ("clean_label", "all2one", "all2all", "source_specific")
-ASSETS: tuple[str, ...] = ()
-
-
 def make(
-    scene: Scene,
+    context: Context,
     *,
     delta: NonNegative = _DELTA,
     test_delta: NonNegative | None = None,
@@ -62,7 +60,7 @@ def make(
             Cognitive Distillation calls SIG. It has none of the other settings.
 
     Raises:
-        UserError: a setting that `strip` does not have.
+        ParameterError: a setting that `strip` does not have.
     """
     if form == "strip":
         for key, value, default in (
@@ -72,10 +70,16 @@ def make(
         ):
             if value != default:
                 allowed = "null" if default is None else f"{default:g}, the default"
-                raise UserError(
-                    f"{scene.where}.{key}: {value:g} given, allowed with form strip, which has none: {allowed}"
-                )
-        return WaveTrigger(strip(scene.shape[1]), _STRIP_SHARE, _STRIP_SHARE, _STRIP_SHARE)
-    width = scene.shape[1]
+                raise ParameterError(f"{key}: {value:g} given, allowed with form strip, which has none: {allowed}")
+        return WaveTrigger(strip(context.shape[1]), _STRIP_SHARE, _STRIP_SHARE, _STRIP_SHARE)
+    width = context.shape[1]
     wave = np.sin(2 * np.pi * np.arange(width) * frequency / width).astype(np.float32).reshape(1, 1, width)
     return WaveTrigger(wave, 0.0, delta, delta if test_delta is None else test_delta)
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=WaveTrigger,
+    policy={"label_policy": "clean_label"},
+    policies=("clean_label", "all2one", "all2all", "source_specific"),
+)

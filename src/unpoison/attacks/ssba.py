@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..compute.device import pick_device, to_float
-from ..core import seeding
-from ..core.errors import UserError
+from ..core.arrays import Arrays, IntArray
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, NonNegative, Positive, Whole
 from ..core.progress import progress
 from ..core.seeding import torch_rng
-from ..crafting import encoders
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..crafting.encoders import Network, UNet, fresh, in_blocks, packed, training_batches
 from ..data.imageset import ImageSet
-from ..poisoning.trigger import Arrays, IntArray, eight_bit
+from ..poisoning.trigger import eight_bit
 
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS = ("encoder and decoder",)
 SECRET_BYTES = 7
 _GRID = 16  # the secret is laid out on a square of this side, then enlarged to the image
 
@@ -103,11 +99,8 @@ class HiddenString(Network):
         return in_blocks(lambda some: some + 255 * network(some / 255, secret), images)
 
 
-TRIGGER = HiddenString
-
-
 def make(
-    scene: Scene,
+    context: Context,
     *,
     secret: str = "a",
     bits: Count = 100,
@@ -122,7 +115,7 @@ def make(
     """Train an encoder and a decoder on the training images, with secrets drawn anew for each; then fix one secret.
 
     Args:
-        scene: images and seed.
+        context: images and seed.
         secret: what is hidden, 1 to 7 bytes of UTF-8 (D-BR's code: "a"). Another one needs no new encoder.
         bits: length of the hidden string (paper: 100).
         steps: optimiser steps (BackdoorBench: 20 epochs of batches of 64).
@@ -136,13 +129,11 @@ def make(
     """
     bound = min(SECRET_BYTES, bits // 8)
     if not bound:
-        raise UserError(f"{scene.where}.bits: {bits} given, allowed: at least 8")
+        raise ParameterError(f"bits: {bits} given, allowed: at least 8")
     if not 1 <= len(secret.encode()) <= bound:
-        raise UserError(
-            f"{scene.where}.secret: {secret!r} given, allowed with {bits} bits: 1 to {bound} bytes of UTF-8"
-        )
+        raise ParameterError(f"secret: {secret!r} given, allowed with {bits} bits: 1 to {bound} bytes of UTF-8")
     if l2_wait + l2_ramp > steps:
-        raise UserError(f"{scene.where}.steps: {steps} given, allowed: at least l2_wait + l2_ramp, {l2_wait + l2_ramp}")
+        raise ParameterError(f"steps: {steps} given, allowed: at least l2_wait + l2_ramp, {l2_wait + l2_ramp}")
     settings: dict[str, Any] = {
         "bits": bits,
         "steps": steps,
@@ -153,13 +144,12 @@ def make(
         "l2_wait": l2_wait,
         "l2_ramp": l2_ramp,
     }
-    arrays = scene.store.arrays(
+    arrays = context.store.arrays(
         "ssba_encoder_decoder",
-        {"data": scene.train.digest, "seed": scene.seed, **settings},
-        [sys.modules[__name__], encoders, seeding],
-        lambda: train_networks(scene.train, scene.seed, **settings),
+        context.determined_by(__name__, **settings),
+        lambda: train_networks(context.train, context.seed, **settings),
     )
-    return HiddenString(arrays["encoder"], scene.train.channels, width, secret_bits(secret, bits))
+    return HiddenString(arrays["encoder"], context.train.channels, width, secret_bits(secret, bits))
 
 
 def secret_bits(secret: str, bits: int) -> NDArray[np.uint8]:
@@ -214,3 +204,12 @@ def quality(data: ImageSet, encoder: Encoder, decoder: Decoder) -> tuple[float, 
     read = decoder(stamped) > 0
     error = (stamped - images).square().mean()
     return (read == hidden.bool()).float().mean().item(), -10 * error.log10().item()
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=HiddenString,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+    assets=("encoder and decoder",),
+)

@@ -6,37 +6,39 @@ theirs. So the patch alone means nothing, and patched images keep features of th
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..core.hyperparameters import Count
-from ..crafting.context import Scene
+from ..crafting.attack import Attack
+from ..crafting.context import Context
 from ..crafting.stamps import Mix
 from ..poisoning.trigger import Trigger
 
-POLICY: dict[str, Any] = {
-    "label_policy": "source_specific",
-    "sources": [1],
-    "cover_classes": [5, 7],
-    "cover_ratio": 1.0,
-}
-POLICIES: tuple[str, ...] = ("source_specific",)
-ASSETS: tuple[str, ...] = ()
-TRIGGER: type[Trigger] = Mix
 
-
-def make(scene: Scene, *, size: Count = 8) -> Trigger:
+def make(context: Context, *, size: Count = 8) -> Trigger:
     """A white square in the bottom right corner, in training and at the test.
 
     Args:
         size: side of the square in pixels (the patch of Qi et al.'s toolbox: 8 of 32).
 
     Raises:
-        UserError: a square larger than the image.
+        ParameterError: a square larger than the image.
     """
-    scene.need_room("size", size)
-    height, width, channels = scene.shape
+    context.need_room("size", size)
+    height, width, channels = context.shape
     opacity = np.zeros((1, height, width), np.float32)
     opacity[:, height - size :, width - size :] = 1
     return Mix(np.full((channels, height, width), 255, np.float32), opacity)
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=Mix,
+    policy={
+        "label_policy": "source_specific",
+        "sources": [1],
+        "cover_classes": [5, 7],
+        "cover_ratio": 1.0,
+    },
+    policies=("source_specific",),
+)

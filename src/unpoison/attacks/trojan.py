@@ -3,23 +3,19 @@ excite neurons that the network's output hangs on, is added to the image."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ..compute.device import pick_device
-from ..core.errors import UserError
+from ..core.arrays import Pixels
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Positive, Whole
 from ..crafting import surrogate
-from ..crafting.context import Scene
-from ..crafting.stamps import Add, Pixels
-
-TRIGGER = Add
-POLICY: dict[str, Any] = {"label_policy": "all2one"}
-POLICIES: tuple[str, ...] = ("all2one", "all2all", "clean_label", "source_specific")
-ASSETS: tuple[str, ...] = ("clean network", "optimised patch (both only for `optimised`)")
+from ..crafting.attack import Attack
+from ..crafting.context import Context
+from ..crafting.stamps import Add
 
 # Red, green, blue. Published as float32 with fractions; integers give the same 8 bits where the fraction is dropped.
 _PATCH = [
@@ -31,7 +27,7 @@ _MARGIN = 4  # pixels between the published patch and the right and lower border
 
 
 def make(
-    scene: Scene,
+    context: Context,
     *,
     form: Literal["patch", "optimised"] = "patch",
     wrap: bool = False,
@@ -51,7 +47,7 @@ def make(
     three masks) on the attacker's own clean network. The other arguments are for `optimised` only.
 
     Args:
-        scene: what the attacker has.
+        context: what the attacker has.
         form: `patch` or `optimised`.
         wrap: whether sums above 255 wrap around, as D-BR's and BackdoorBench's do, instead of being clipped.
         size: side of the square in pixels; 8 at 32 pixels is about 7 % of the image, one of the paper's sizes.
@@ -63,33 +59,30 @@ def make(
         tolerance: the squared error, summed over the neurons, to stop at (BackdoorBench).
 
     Raises:
-        UserError: one channel with `patch`; a square larger than the image; more neurons than the head has inputs.
+        ParameterError: one channel with `patch`; a square larger than the image; more neurons than the head has inputs.
     """
     rounding: Literal["wrap", "truncate"] = "wrap" if wrap else "truncate"
-    height, width, channels = scene.shape
+    height, width, channels = context.shape
     if form == "patch":
-        if min(scene.train.image_size) < 3 + _MARGIN:
-            raise UserError(
-                f"{scene.where}.form: patch given, allowed with images of {3 + _MARGIN} pixels or more per side"
-            )
-        scene.need_colour()
+        if min(context.train.image_size) < 3 + _MARGIN:
+            raise ParameterError(f"form: patch given, allowed with images of {3 + _MARGIN} pixels or more per side")
+        context.need_colour()
         pattern = np.zeros((channels, height, width), np.float32)
         pattern[:, -_MARGIN - 3 : -_MARGIN, -_MARGIN - 3 : -_MARGIN] = _PATCH
         return Add(pattern, rounding=rounding)
-    scene.need_room("size", size)
+    context.need_room("size", size)
     settings: dict[str, Any] = {"size": size, "neurons": neurons, "value": value, "epsilon": epsilon, "step": step}
     settings |= {"iterations": iterations, "tolerance": tolerance}
-    patch = scene.store.arrays(
+    patch = context.store.arrays(
         "trojan_patch",
-        {"network": surrogate.clean_settings(scene), **settings},
-        [sys.modules[__name__], *surrogate.code(scene)],
-        lambda: {"patch": _optimised(scene, **settings)},
+        context.determined_by(__name__, surrogate=surrogate.clean_settings(context), **settings),
+        lambda: {"patch": _optimised(context, **settings)},
     )
     return Add(patch["patch"], rounding=rounding)
 
 
 def _optimised(
-    scene: Scene,
+    context: Context,
     size: int,
     neurons: int,
     value: float,
@@ -99,16 +92,16 @@ def _optimised(
     tolerance: float,
 ) -> Pixels:
     """float32 [c, h, w], integers from 0 to 255, 0 outside the square."""
-    network = surrogate.clean_network(scene)
+    network = surrogate.clean_network(context)
     weights = network.head.weight.detach()
     if neurons > weights.shape[1]:
-        raise UserError(f"{scene.where}.neurons: {neurons} given, allowed: 1 to {weights.shape[1]}, the head's inputs")
+        raise ParameterError(f"neurons: {neurons} given, allowed: 1 to {weights.shape[1]}, the head's inputs")
     device = pick_device()
     chosen = weights.abs().sum(0).topk(neurons).indices
     features = surrogate.frozen_features(network, device)
-    mask = torch.zeros(1, 1, *scene.train.image_size, device=device)
+    mask = torch.zeros(1, 1, *context.train.image_size, device=device)
     mask[..., -size:, -size:] = 1
-    start = 0.5 * mask.expand(1, scene.train.channels, -1, -1)
+    start = 0.5 * mask.expand(1, context.train.channels, -1, -1)
     image = best = start
     least = torch.inf
     for _ in range(iterations):
@@ -126,3 +119,12 @@ def _optimised(
     print(f"trojan: neurons {chosen.tolist()} reach {reached} of {value}", flush=True)
     pixels: Pixels = (best[0] * 255).round().cpu().numpy().astype(np.float32)
     return pixels
+
+
+ATTACK = Attack(
+    make=make,
+    trigger=Add,
+    policy={"label_policy": "all2one"},
+    policies=("all2one", "all2all", "clean_label", "source_specific"),
+    assets=("clean network", "optimised patch (both only for `optimised`)"),
+)

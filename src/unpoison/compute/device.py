@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -100,6 +102,23 @@ def machine() -> str:
     precision = "bf16 autocast" if autocast(device)._enabled else "fp32"
     exact = "deterministic algorithms where they exist" if device.type == "cuda" else "deterministic"
     return f"{name}, {precision}, {exact}, torch {torch.__version__}"
+
+
+def hardware() -> dict[str, str]:
+    """The device that stages use, with its model and the cores, and torch's version, for a record of runs."""
+    device = pick_device()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = f"{_cpu_model()}, {cores} cores, {torch.get_num_threads()} threads"
+    name = f"cuda: {torch.cuda.get_device_name(device)}; host {cpu}" if device.type == "cuda" else f"cpu: {cpu}"
+    return {"device": name, "torch": torch.__version__}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def to_float(images: Tensor, device: torch.device) -> Tensor:

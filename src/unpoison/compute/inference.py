@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from copy import deepcopy
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.arrays import IntArray
 from ..core.progress import progress
-from ..data.imageset import ImageSet, IntArray
+from ..data.features import Features, Rows
+from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from .device import autocast, pick_device, to_float
 
@@ -36,28 +38,53 @@ def frozen(model: Classifier, device: torch.device) -> nn.Module:
     return network.requires_grad_(False)
 
 
+def batches(
+    data: ImageSet, at_32: int, *, device: torch.device, what: str, index: IntArray | None = None
+) -> Iterator[tuple[IntArray, Tensor]]:
+    """The samples `index` (all by default) batch by batch, with progress.
+
+    Args:
+        data: any images.
+        at_32: images of 32 px per batch; fewer of larger ones (`batch_size`).
+        device: where the images go.
+        what: the name of the work.
+
+    Yields:
+        The samples int64 [b], and their images float32 [b, c, h, w] in [0, 1] on the device, channels_last.
+    """
+    index = np.arange(len(data)) if index is None else index
+    step = batch_size(data.image_size, at_32)
+    starts = range(0, len(index), step)
+    for start in progress(starts, what=what, unit="batch", total=len(starts)):
+        samples = index[start : start + step]
+        yield samples, to_float(data.tensor(samples), device)
+
+
 @torch.inference_mode()
 def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Tensor:
     """Logits float32 [n, classes] on the CPU."""
-    return _map(model, data, np.arange(len(data)), model.forward, what)
-
-
-@torch.inference_mode()
-def features_of(model: Classifier, data: ImageSet, index: IntArray | None = None, *, what: str = "features") -> Tensor:
-    """Penultimate features float32 [len(index), d] on the CPU, of all samples by default: for a large set, too many."""
-    return _map(model, data, np.arange(len(data)) if index is None else index, model.features, what)
-
-
-def _map(model: Classifier, data: ImageSet, index: IntArray, function: Callable[[Tensor], Tensor], what: str) -> Tensor:
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    found, step = torch.empty(0), batch_size(data.image_size, BATCH)
-    starts = range(0, len(index), step)
-    for start in progress(starts, what=what, unit="batch", total=len(starts)):
-        images = to_float(data.tensor(index[start : start + step]), device)
+    logits = []
+    for _, images in batches(data, BATCH, device=device, what=what):
         with autocast(device):
-            each = function(images).float().cpu()
-        # Copied, not kept: features can be a view of a whole batch's tokens.
-        found = found if start else torch.empty(len(index), each.shape[1])
-        found[start : start + step] = each
-    return found
+            logits.append(model(images).float().cpu())
+    return torch.cat(logits) if logits else torch.empty(0)
+
+
+def passes(model: Classifier, data: ImageSet, *, what: str = "features") -> Iterator[tuple[Rows, Rows]]:
+    """One pass over all samples, batch by batch: logits float32 [b, classes] and penultimate features [b, d]."""
+    device = pick_device()
+    model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    for _, images in batches(data, BATCH, device=device, what=what):
+        with torch.inference_mode(), autocast(device):
+            features = model.features(images)
+            logits = model.head(features)
+        # Copied: the features of some networks are a view of a whole batch's tokens.
+        yield logits.float().cpu().numpy(), features.float().cpu().numpy().copy()
+
+
+def features_of(model: Classifier, data: ImageSet, *, what: str = "features") -> Features:
+    """Logits and penultimate features of all samples, in memory; the stage `extract` keeps them on disk instead."""
+    logits, features = zip(*passes(model, data, what=what), strict=True)
+    return Features(np.concatenate(logits), np.concatenate(features))

@@ -1,6 +1,9 @@
-"""The one exception whose message is meant for a user, and how a program ends with it."""
+"""The exceptions whose message is meant for a user."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -12,3 +15,28 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class ParameterError(UserError):
+    """An argument that cannot be used: `size: 40 given, allowed: 1 to 32`.
+
+    The library knows its arguments and no file: whoever read them from one puts the place in front (`keys_of`).
+    """
+
+
+@contextmanager
+def keys_of(section: str) -> Iterator[None]:
+    """Put a section's name in front of the arguments that a `ParameterError` of the block names: `badnets.size: …`."""
+    try:
+        yield
+    except ParameterError as error:
+        raise ParameterError(f"{section}.{error}") from None
+
+
+@contextmanager
+def file_of(path: object) -> Iterator[None]:
+    """Put the file in front as well, which makes an error for the user of it: `params.yaml: attack.target: …`."""
+    try:
+        yield
+    except ParameterError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from .errors import UserError
 
+ABSENT = "absent.json"
+"""What a folder holds in the place of an artefact that a run does without."""
+
 
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
@@ -76,9 +79,43 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, name: str, content: dict[str, Any]) -> None:
     """Write `folder/name` with `content` and the SHA-256 of every other file in the folder."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != name)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / name)
     digests = {str(p.relative_to(folder).as_posix()): sha256_file(p) for p in files}
     write_json(folder / name, {**content, "files": digests})
+
+
+def read_manifest(folder: Path, name: str, expected: str) -> dict[str, Any]:
+    """The manifest `folder/name`. Raises UserError where it is missing, unreadable or of another format than `expected`."""
+    manifest = read_json(folder / name)
+    if manifest.get("format") != expected:
+        raise UserError(f"{folder / name}: format {manifest.get('format')!r} found, allowed: {expected!r}")
+    return manifest
+
+
+def write_absent(folder: Path, because: str) -> None:
+    """An artefact that this run does without, in its place: a branch that was switched off, and by what."""
+    with new_folder(folder) as staging:
+        write_json(staging / ABSENT, {"format": "unpoison-absent-1", "because": because})
+
+
+def made_from_of(folder: Path, name: str) -> dict[str, str]:
+    """Name to digest of the artefacts that `folder/name` says it was made from."""
+    return dict(read_json(folder / name).get("made_from", {}))
+
+
+def is_made_from(folder: Path, name: str, **inputs: str) -> bool:
+    """Whether the artefact `folder/name` is there and was made from artefacts of these digests.
+
+    Files of an earlier run stay on disk until something replaces them. DVC knows, but a stage that is run by hand, or a
+    part of the pipeline, would mix them with those of the present run.
+
+    Args:
+        inputs: name to digest, of those inputs to be compared.
+    """
+    if not (folder / name).is_file():
+        return False
+    recorded = made_from_of(folder, name)
+    return all(recorded.get(key) == digest for key, digest in inputs.items())
 
 
 def check_file(folder: Path, manifest: dict[str, Any], name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, ValidationError, create_model
 
-from .errors import UserError
+from .errors import ParameterError
 
 Fraction = Annotated[float, Ge(0), Le(1)]
 Positive = Annotated[float, Gt(0)]
@@ -23,29 +23,25 @@ Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 
 
-def check(values: Mapping[str, Any] | None, schema: Callable[..., Any], *, where: str) -> dict[str, Any]:
+def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, Any]:
     """Compare `values` with the keyword-only arguments of `schema` (a function or a dataclass).
 
     Args:
         values: what the user gave; absent keys take the signature's defaults, which are not added.
         schema: its annotations are enforced strictly (no text for a number), ranges included.
-        where: the key in front, for the message ("detect.cd").
 
     Returns:
         The values, as plain types of the annotations.
 
     Raises:
-        UserError: names the first key that is wrong, what was given and what is allowed.
+        ParameterError: names the first key that is wrong, what was given and what is allowed.
     """
-    values = {} if values is None else values
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where}: {values!r} given, allowed: a block of keys")
     hints = typing.get_type_hints(schema, include_extras=True)
     parameters = inspect.signature(schema).parameters.values()
     allowed = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for key in values:
         if key not in allowed:
-            raise UserError(f"{where}.{key}: unknown key, allowed: {', '.join(allowed) or 'no keys at all'}")
+            raise ParameterError(f"{key}: unknown key, allowed: {', '.join(allowed) or 'no keys at all'}")
     fields: dict[str, Any] = {
         name: (hints[name], ... if p.default is inspect.Parameter.empty else p.default) for name, p in allowed.items()
     }
@@ -54,14 +50,14 @@ def check(values: Mapping[str, Any] | None, schema: Callable[..., Any], *, where
         checked = model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join([where, *map(str, first["loc"])])
+        key = ".".join(map(str, first["loc"]))
         given = "nothing" if first["type"] == "missing" else repr(first["input"])
-        raise UserError(f"{key}: {given} given; {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise ParameterError(f"{key}: {given} given; {first['msg'][0].lower()}{first['msg'][1:]}") from None
     return {name: getattr(checked, name) for name in values}
 
 
-def choose(name: Any, options: Mapping[str, Any], *, where: str) -> Any:
-    """`options[name]`, or a UserError that lists the names."""
+def one_of(name: Any, options: Mapping[str, Any], *, key: str) -> Any:
+    """`options[name]`, or a `ParameterError` of the argument `key` that lists the names."""
     if not isinstance(name, str) or name not in options:
-        raise UserError(f"{where}: {name!r} given, allowed: {', '.join(options)}")
+        raise ParameterError(f"{key}: {name!r} given, allowed: {', '.join(options)}")
     return options[name]

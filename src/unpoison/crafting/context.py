@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
-from ..core.errors import UserError
+from ..core.code import code_of
+from ..core.content_store import ContentStore
+from ..core.errors import ParameterError
 from ..data.imageset import ImageSet
 from ..training.recipe import Recipe
-from .assets import AssetStore
 
 SURROGATE = {"name": "resnet18", "width": 16, "stem": "conv3_pool"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class Context:
     """The data set, and what the attacker's own networks are like.
 
     Attributes:
@@ -24,7 +26,6 @@ class Scene:
         network: name and arguments of networks that the attacker trains himself (`models.build`).
         recipe: how he trains them.
         store: where expensive assets are kept.
-        where: the section of the attack's parameters, for messages ("attack.badnets").
     """
 
     train: ImageSet
@@ -32,12 +33,18 @@ class Scene:
     target: int = 0
     network: dict[str, Any] = field(default_factory=lambda: dict(SURROGATE))
     recipe: Recipe = field(default_factory=Recipe)
-    store: AssetStore = field(default_factory=lambda: AssetStore(None))
-    where: str = "attack"
+    store: ContentStore = field(default_factory=lambda: ContentStore(None))
 
     def __post_init__(self) -> None:
         if self.store.folder is not None and not self.train.digest:
             raise ValueError("a data set without a digest given, allowed: one that assets can be kept for")
+
+    def determined_by(self, module: str, **settings: Any) -> dict[str, Any]:
+        """All that an asset depends on: the data, the seed, the libraries, `settings`, and the code of the module that
+        makes it and of all that it imports."""
+        libraries = {name: version(name) for name in ("numpy", "scipy", "torch", "torchvision", "timm")}
+        about = {"data": self.train.digest, "seed": self.seed, "libraries": libraries, "code": code_of(module)}
+        return {**about, **settings}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,12 +52,12 @@ class Scene:
         return (*self.train.image_size, self.train.channels)
 
     def need_colour(self) -> None:
-        """Raises UserError where images have one channel."""
+        """Raises ParameterError where images have one channel."""
         if self.train.channels != 3:
-            raise UserError(f"{self.where}: images of {self.train.channels} channel given, allowed: colour images (3)")
+            raise ParameterError(f"images: {self.train.channels} channel given, allowed: colour images (3)")
 
     def need_room(self, key: str, size: int) -> None:
-        """Raises UserError where a square of `size` pixels, given as `key`, is larger than the image."""
+        """Raises ParameterError where a square of `size` pixels, given as `key`, is larger than the image."""
         side = min(self.train.image_size)
         if size > side:
-            raise UserError(f"{self.where}.{key}: {size} given, allowed: 1 to {side}, the image's side")
+            raise ParameterError(f"{key}: {size} given, allowed: 1 to {side}, the image's side")

@@ -9,20 +9,20 @@ from __future__ import annotations
 import numpy as np
 from scipy.fft import idctn
 
-from ..core.errors import UserError
-from .context import Scene
-from .stamps import Pixels
+from ..core.arrays import Pixels
+from ..core.errors import ParameterError
+from .context import Context
 
 # ITU-R BT.601: luma is 0.299 R + 0.587 G + 0.114 B; the channels are multiples of R - luma and B - luma.
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 
 
-def check_positions(scene: Scene, positions: list[list[int]], height: int, width: int) -> None:
-    """Raises UserError where `positions` is not a list of coefficients [row, column] of a window of that size."""
+def check_positions(context: Context, positions: list[list[int]], height: int, width: int) -> None:
+    """Raises ParameterError where `positions` is not a list of coefficients [row, column] of a window of that size."""
     for position in positions or [[]]:
         if len(position) != 2 or position[0] >= height or position[1] >= width:
-            raise UserError(
-                f"{scene.where}.positions: {position or positions} given, allowed: at least one [row, column] with row "
+            raise ParameterError(
+                f"positions: {position or positions} given, allowed: at least one [row, column] with row "
                 f"0 to {height - 1} and column 0 to {width - 1}, the window's coefficients"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute.device import pick_device, to_float
+from ..core.arrays import Pixels
 from ..core.seeding import derive, numpy_rng
 from ..data.imageset import ImageSet
 from ..poisoning.trigger import Trigger
-from .stamps import Pixels
 
 BLOCK = 64  # images that a network stamps at a time
 
@@ -124,9 +125,9 @@ class Network(Trigger):
     channels: int
     width: int
 
+    @abstractmethod
     def empty(self) -> nn.Module:
         """The network without its weights."""
-        raise NotImplementedError
 
     def network(self, device: torch.device) -> nn.Module:
         """The network, built once for each device."""

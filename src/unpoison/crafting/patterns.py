@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from ..core.errors import UserError
-from ..poisoning.trigger import IntArray
+from ..core.arrays import IntArray, Pixels
+from ..core.errors import ParameterError
+from ..core.seeding import numpy_rng
 
-Pixels = NDArray[np.float32]
 Rows = Sequence[Sequence[int]]
 
 _HEX = "#[0-9a-fA-F]{6}"
@@ -43,25 +46,24 @@ class Pattern(NamedTuple):
     mask: Pixels
 
 
-def patch(name: str, size: int | None, channels: int, *, where: str) -> Pattern:
+def patch(name: str, size: int | None, channels: int) -> Pattern:
     """A patch by name.
 
     Args:
         name: see `badnets.make`.
         size: its smaller edge in pixels; None: as published. What was published at one size only is resized (nearest).
         channels: 1 or 3; colours become grey levels (ITU-R 601) for one channel.
-        where: the section of the parameters, for messages.
 
     Raises:
-        UserError: unknown name; a single pixel of another size than 1.
+        ParameterError: unknown name; a single pixel of another size than 1.
     """
     if name == "single_pixel" and size not in (None, 1):
-        raise UserError(f"{where}.size: {size} given, allowed with single_pixel: 1 or null")
+        raise ParameterError(f"size: {size} given, allowed with single_pixel: 1 or null")
     if name in _DRAWN:
         cells = _resize(_DRAWN[name], size)
         return Pattern(np.maximum(cells, 0), (cells != _CLEAR).astype(np.float32))
     side = 3 if size is None else size
-    values = _cd(side) if name == "cd" else _checkers(name, side, channels, where)
+    values = _cd(side) if name == "cd" else _checkers(name, side, channels)
     return Pattern(values.astype(np.float32), np.ones((1, side, side), np.float32))
 
 
@@ -98,6 +100,44 @@ def strip(width: int) -> Pixels:
     return wave.astype(np.float32).reshape(1, 1, width)
 
 
+def noise(shape: tuple[int, int, int], seed: int, purpose: str) -> Pixels:
+    """Uniform over 0…255, drawn from (seed, purpose), for images of `shape` (height, width, channels): [c, h, w]."""
+    drawn = numpy_rng(seed, purpose).integers(0, 256, shape, dtype=np.uint8)
+    return _channels_first(drawn)
+
+
+def whole_image(name: str, shape: tuple[int, int, int]) -> Pixels:
+    """A pattern of the image's size by name, [c, h, w].
+
+    Args:
+        name: `struppek_noise` (the one pattern of Struppek et al., uniform over 0…254, whatever the seed), `strip`, or the
+            path of an image file, resized (bilinear).
+        shape: height, width, channels.
+
+    Raises:
+        ParameterError: the file is missing or not an image.
+    """
+    height, width, channels = shape
+    if name == "struppek_noise":
+        # The published seed and call: another generator or order of dimensions gives another pattern.
+        published = torch.randint(0, 255, shape, generator=torch.Generator().manual_seed(42))
+        return _channels_first(published.numpy())
+    if name == "strip":
+        return np.ascontiguousarray(np.broadcast_to(strip(width), (channels, height, width)))
+    try:
+        with Image.open(Path(name)) as file:
+            image = file.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ParameterError(
+            f"pattern: {name!r} given ({error}), allowed: noise, struppek_noise, strip or an image file"
+        ) from None
+    return _channels_first(np.asarray(image).reshape(shape))
+
+
+def _channels_first(image: NDArray[Any]) -> Pixels:
+    return np.ascontiguousarray(image.astype(np.float32).transpose(2, 0, 1))
+
+
 def nearest(length: int, size: int) -> IntArray:
     """Which of `length` cells each of `size` pixels shows after a resize to the nearest."""
     return (2 * np.arange(size) + 1) * length // (2 * size)
@@ -127,7 +167,7 @@ def _cd(size: int) -> Pixels:
     return values
 
 
-def _checkers(name: str, size: int, channels: int, where: str) -> Pixels:
+def _checkers(name: str, size: int, channels: int) -> Pixels:
     even: tuple[int, ...]
     odd: tuple[int, ...]
     if name == "checkerboard":
@@ -141,7 +181,7 @@ def _checkers(name: str, size: int, channels: int, where: str) -> Pixels:
     elif re.fullmatch(f"checkerboard_{_HEX}_{_HEX}", name):
         odd, even = (_rgb(colour) for colour in name.split("_")[1:])
     else:
-        raise UserError(f"{where}.pattern: {name!r} given, allowed: {PATCHES}, four_corners, lc_corners")
+        raise ParameterError(f"pattern: {name!r} given, allowed: {PATCHES}, four_corners, lc_corners")
     if channels == 1:
         even, odd = ((round(0.299 * r + 0.587 * g + 0.114 * b),) for r, g, b in (even, odd))
     is_odd = np.add.outer(np.arange(size), np.arange(size)) % 2 == 1

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +14,9 @@ from torch import Tensor
 
 from ..compute.device import pick_device, to_float
 from ..compute.inference import batch_size
-from ..poisoning.trigger import IntArray, Trigger
-from .context import Scene
+from ..core.arrays import IntArray
+from ..poisoning.trigger import Trigger
+from .context import Context
 
 BATCH = 128  # images of 32 px
 
@@ -44,43 +43,44 @@ class PerSample(Trigger):
         """The training images `keys` with their noise. Raises ValueError for a sample that was not optimised."""
         missing = np.setdiff1d(keys, self.keys)
         if len(missing):
-            raise ValueError(
-                f"training sample {missing[0]} was not optimised: `for_samples` makes the trigger for some"
-            )
+            raise ValueError(f"training sample {missing[0]} was not optimised: `optimise` makes the trigger for some")
         return images + torch.from_numpy(self.noise[np.searchsorted(self.keys, keys)]).to(images)
 
 
 def noise_of(
-    scene: Scene,
+    context: Context,
     kind: str,
     determined_by: dict[str, Any],
-    code: list[ModuleType],
     keys: IntArray,
     prepare: Callable[[], Perturb],
 ) -> Noise:
     """The noise of the training samples `keys`, of which those in the store are not made again.
 
     Args:
-        scene: data and store.
-        kind, determined_by, code: as for `AssetStore.samples`.
+        context: data and store.
+        kind, determined_by: as for `ContentStore.entries`.
         keys: int64 [k].
         prepare: gets ready (a network, say) and gives the function that changes images; called only if one is missing.
 
     Returns:
         int16 [k, c, h, w], of the changed images rounded to 8 bits.
     """
-    height, width, channels = scene.shape
+    height, width, channels = context.shape
     if not len(keys):
         return np.zeros((0, channels, height, width), np.int16)
-    size = batch_size(scene.train.image_size, BATCH)
+    size = batch_size(context.train.image_size, BATCH)
     perturb = cache(prepare)
 
-    def make(some: IntArray) -> Noise:
+    def make(positions: IntArray) -> Noise:
         # Always the same shape, filled with repeats: kernels chosen by the batch's size differ in the last bit, and a
         # sign makes a whole step of that.
-        images = scene.train.tensor(np.resize(some, size))
-        changed = perturb()(np.resize(some, size), to_float(images, pick_device()))
-        noise: Noise = (changed.cpu() * 255).round().short().sub(images.short()).numpy()[: len(some)]
+        filled = np.resize(keys[positions], size)
+        images = context.train.tensor(filled)
+        changed = perturb()(filled, to_float(images, pick_device()))
+        noise: Noise = (changed.cpu() * 255).round().short().sub(images.short()).numpy()[: len(positions)]
         return noise
 
-    return scene.store.samples(kind, determined_by, [sys.modules[__name__], *code], keys, make, batch=size)
+    names = np.ascontiguousarray(keys, "<i8").view(np.uint8).reshape(len(keys), 8)
+    entries = context.store.entries(kind, determined_by, names, make, batch=size)
+    print(f"{kind}: {entries.made} made, {entries.reused} taken from the store", flush=True)
+    return entries.gather()

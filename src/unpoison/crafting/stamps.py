@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..poisoning.trigger import IntArray, Rounding, Trigger
-
-Pixels = NDArray[np.float32]
+from ..core.arrays import IntArray, Pixels
+from ..poisoning.trigger import Rounding, Trigger
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Mix(Trigger):
         opacity: float32 [1 or c, h, w], 0 to 1.
         train_factor, test_factor: the opacity is multiplied by one of them.
     """
+
+    of_the_test: ClassVar[tuple[str, ...]] = ("test_factor",)
 
     pattern: Pixels
     opacity: Pixels
@@ -44,6 +45,8 @@ class Add(Trigger):
         pattern: float32 [1 or c, h, w], in units of 1/255; any sign.
         train_factor, test_factor: what the pattern is multiplied by.
     """
+
+    of_the_test: ClassVar[tuple[str, ...]] = ("test_factor",)
 
     pattern: Pixels
     train_factor: float = 1.0

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from copy import deepcopy
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,63 +12,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import models
-from ..compute import device as device_
-from ..compute import inference
 from ..compute.device import pick_device
 from ..compute.inference import frozen
-from ..core import seeding
 from ..core.files import sha256_file
 from ..core.seeding import derive, torch_rng
-from ..models import Classifier, classifier
-from ..training import augment, loop, optimizer, recipe
-from .context import Scene
-
-TRAINING = (augment, device_, inference, loop, optimizer, recipe)
+from ..models import Classifier
+from ..training import loop
+from .context import Context
 
 
-def clean_network(scene: Scene) -> Classifier:
-    """A network trained on the clean training set by the scene's recipe, on the CPU, in evaluation mode; kept."""
-    return _network(scene, "clean_network", clean_settings(scene), None)
+def clean_network(context: Context) -> Classifier:
+    """A network trained on the clean training set by the context's recipe, on the CPU, in evaluation mode; kept."""
+    return _network(context, "clean_network", clean_settings(context), None)
 
 
-def adversarial_network(scene: Scene, epsilon: float, step: float, steps: int) -> Classifier:
+def adversarial_network(context: Context, epsilon: float, step: float, steps: int) -> Classifier:
     """The same, trained on PGD examples (Madry et al. 2018, section 2.1) that start at random within the bound.
 
     The examples are made with the network in evaluation mode, so that its batch statistics see only the final ones. It
     takes `steps` + 1 times as long as a clean network.
 
     Args:
-        scene: data, network and recipe.
+        context: data, network and recipe.
         epsilon, step: L∞ bound and step, of images in [0, 1].
         steps: per batch.
     """
-    settings = adversarial_settings(scene, epsilon, step, steps)
-    return _network(scene, "adversarial_network", settings, _madry(scene, epsilon, step, steps))
+    settings = adversarial_settings(context, epsilon, step, steps)
+    return _network(context, "adversarial_network", settings, _madry(context, epsilon, step, steps))
 
 
-def clean_settings(scene: Scene) -> dict[str, Any]:
-    """All that determines `clean_network` but its code, for `determined_by` of what stands on it."""
-    weights = scene.network.get("pretrained")
+def clean_settings(context: Context) -> dict[str, Any]:
+    """What determines `clean_network` besides data, seed and code, for `determined_by` of what stands on it."""
+    weights = context.network.get("pretrained")
     return {
-        "data": scene.train.digest,
-        "seed": scene.seed,
-        "network": scene.network,
+        "network": context.network,
         "weights": sha256_file(Path(weights)) if isinstance(weights, str) else "",
-        "recipe": asdict(scene.recipe),
-        "libraries": {name: version(name) for name in ("torch", "torchvision", "timm")},
+        "recipe": asdict(context.recipe),
     }
 
 
-def adversarial_settings(scene: Scene, epsilon: float, step: float, steps: int) -> dict[str, Any]:
+def adversarial_settings(context: Context, epsilon: float, step: float, steps: int) -> dict[str, Any]:
     """All that determines `adversarial_network`, as `clean_settings`."""
-    return {**clean_settings(scene), "adversarial": {"epsilon": epsilon, "step": step, "steps": steps}}
-
-
-def code(scene: Scene) -> list[ModuleType]:
-    """The modules whose source determines both networks, for `code` of what stands on them."""
-    own = models.NETWORKS.get(scene.network["name"])
-    architecture = [sys.modules[own.__module__]] if own is not None else []
-    return [sys.modules[__name__], seeding, models, classifier, *architecture, *TRAINING]
+    return {**clean_settings(context), "adversarial": {"epsilon": epsilon, "step": step, "steps": steps}}
 
 
 def frozen_features(model: Classifier, device: torch.device) -> nn.Module:
@@ -120,8 +102,8 @@ def pgd(
     return found.detach()
 
 
-def _madry(scene: Scene, epsilon: float, step: float, steps: int) -> loop.Loss:
-    generator = torch_rng(scene.seed, "surrogate/start")
+def _madry(context: Context, epsilon: float, step: float, steps: int) -> loop.Loss:
+    generator = torch_rng(context.seed, "surrogate/start")
 
     def examples(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         start = ((torch.rand(images.shape, generator=generator) * 2 - 1) * epsilon).to(images)
@@ -135,18 +117,24 @@ def _madry(scene: Scene, epsilon: float, step: float, steps: int) -> loop.Loss:
 
     def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         found = uncompiled(model, images, labels)
-        return loop.cross_entropy(model, found, labels, label_smoothing=scene.recipe.label_smoothing)
+        return loop.cross_entropy(model, found, labels, label_smoothing=context.recipe.label_smoothing)
 
     return loss
 
 
-def _network(scene: Scene, kind: str, settings: dict[str, Any], loss: loop.Loss | None) -> Classifier:
-    initial = derive(scene.seed, "surrogate/initial")
-    about: dict[str, Any] = {"num_classes": len(scene.train.classes), "channels": scene.train.channels, **scene.network}
-    model = models.build(**about, image_size=scene.train.image_size, seed=initial)
+def _network(context: Context, kind: str, settings: dict[str, Any], loss: loop.Loss | None) -> Classifier:
+    initial = derive(context.seed, "surrogate/initial")
+    about: dict[str, Any] = {
+        "num_classes": len(context.train.classes),
+        "channels": context.train.channels,
+        **context.network,
+    }
+    model = models.build(**about, image_size=context.train.image_size, seed=initial)
 
     def train() -> dict[str, Any]:
-        history = loop.fit(model, scene.train, scene.recipe, seed=scene.seed, what=kind.replace("_", " "), loss=loss)
+        history = loop.fit(
+            model, context.train, context.recipe, seed=context.seed, what=kind.replace("_", " "), loss=loss
+        )
         # Noise from a network that has learnt nothing is useless, and nothing else would show it.
         print(
             f"{kind}: {history.epochs[-1]['accuracy']:.0%} of what it was trained on right in its last epoch",
@@ -154,6 +142,6 @@ def _network(scene: Scene, kind: str, settings: dict[str, Any], loss: loop.Loss 
         )
         return {name: values.cpu().numpy() for name, values in model.state_dict().items()}
 
-    state = scene.store.arrays(kind, settings, code(scene), train)
+    state = context.store.arrays(kind, context.determined_by(__name__, **settings), train)
     model.cpu().load_state_dict({name: torch.from_numpy(values) for name, values in state.items()})
     return model.eval()

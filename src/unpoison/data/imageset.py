@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .shards import Images, IntArray, Shards
+from ..core.arrays import Images, IntArray
+from .shards import Shards
 
 if TYPE_CHECKING:  # stages that only move images need no torch, which takes two seconds to import
     from torch import Tensor

@@ -10,16 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
-from numpy.typing import NDArray
 
+from ..core.arrays import Images, IntArray
 from ..core.errors import UserError
 from ..core.files import load_array
 
 SHARD_BYTES = 1 << 30
 """A set larger than this is cut into files of at most this size."""
-
-IntArray = NDArray[np.int64]
-Images = NDArray[np.uint8]
 
 
 class Shards:

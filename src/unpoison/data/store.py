@@ -15,13 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import Images, IntArray
 from ..core.errors import UserError
-from ..core.files import check_file, load_array, new_folder, read_json, sha256_file, write_manifest
+from ..core.files import (
+    check_file,
+    load_array,
+    new_folder,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    write_manifest,
+)
 from .imageset import ImageSet, Overlay
-from .shards import Images, IntArray, Shards, ShardWriter, shard_names
+from .shards import Shards, ShardWriter, shard_names
 
+BASE, OVERLAY = "unpoison-base-1", "unpoison-overlay-1"
 MANIFEST = "manifest.json"
 SOURCES = "sources.txt"
+LISTINGS = ("defects.txt", "ignored.txt")
+"""Files left out of a base data set, and files that are no samples: a line for each, often none."""
 
 
 class BaseWriter:
@@ -52,17 +64,17 @@ class BaseWriter:
 
     def _finish(self, classes: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
         if self.shape is None:
-            raise UserError("data: no image could be used, allowed: at least one in every split")
+            raise UserError("no image could be used, allowed: at least one in every split")
         for split, labels in self._labels.items():
             writer = self._writers.get(split) or ShardWriter(self._folder / split, len(labels), self.shape)
             kept = writer.close()
             self.counts[split] = len(kept)
             if not len(kept) and split in ("train", "test"):
-                raise UserError(f"data: no image is left for the {split} split, allowed: at least one")
+                raise UserError(f"no image is left for the {split} split, allowed: at least one")
             np.save(self._folder / split / "labels.npy", labels[kept].astype(np.int64))
             if split in names:
                 self.write_text(f"{split}/{SOURCES}", [names[split][row] for row in kept])
-        manifest = {"format": "unpoison-base-1", "classes": list(classes), "shape": list(self.shape)}
+        manifest = {"format": BASE, "classes": list(classes), "shape": list(self.shape)}
         write_manifest(self._folder, MANIFEST, {**manifest, "counts": self.counts, **self.about})
 
 
@@ -99,6 +111,8 @@ def write_base(
     with new_base(folder, classes, {name: labels for name, (_, labels) in splits.items()}, {}, about) as base:
         for name, (images, _) in splits.items():
             base.write(name, np.arange(len(images)), images)
+        for listing in LISTINGS:
+            base.write_text(listing, [])
 
 
 def open_split(folder: Path, split: str) -> ImageSet:
@@ -107,7 +121,7 @@ def open_split(folder: Path, split: str) -> ImageSet:
     Raises:
         UserError: a file is missing, changed, or of another format; the split does not exist.
     """
-    manifest = _manifest(folder, "unpoison-base-1")
+    manifest = read_manifest(folder, MANIFEST, BASE)
     if split not in manifest["counts"]:
         raise UserError(f"{folder}: split {split!r} asked for, available: {', '.join(manifest['counts'])}")
     images = _images(folder, manifest, f"{split}/")
@@ -119,12 +133,12 @@ def open_split(folder: Path, split: str) -> ImageSet:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The manifest of a base data set."""
-    return _manifest(folder, "unpoison-base-1")
+    return read_manifest(folder, MANIFEST, BASE)
 
 
 def read_sources(folder: Path, split: str) -> list[str]:
     """The name of every sample in the source it came from, or `split/NUMBER` where the source has none."""
-    manifest = _manifest(folder, "unpoison-base-1")
+    manifest = read_manifest(folder, MANIFEST, BASE)
     name = f"{split}/{SOURCES}"
     if name not in manifest["files"]:
         return [f"{split}/{number:05d}" for number in range(manifest["counts"][split])]
@@ -132,8 +146,10 @@ def read_sources(folder: Path, split: str) -> list[str]:
 
 
 @contextmanager
-def new_overlay(folder: Path, base: ImageSet, index: IntArray, labels: IntArray) -> Iterator[ShardWriter]:
-    """The images that replace `base` at `index` (sorted), to be written by row; their labels.
+def new_overlay(
+    folder: Path, base: ImageSet, index: IntArray, labels: IntArray, *, split: str = "train"
+) -> Iterator[ShardWriter]:
+    """The images that replace those of a split, `base`, at `index` (sorted), to be written by row; their labels.
 
     The manifest names the base by digest and says nothing about an attack.
     """
@@ -144,24 +160,38 @@ def new_overlay(folder: Path, base: ImageSet, index: IntArray, labels: IntArray)
         yield writer
         if len(writer.close()) != len(index):
             raise ValueError(f"{folder}: {len(index)} images announced, fewer written")
-        about = {"format": "unpoison-overlay-1", "base": base.digest, "split": "train", "count": len(index)}
+        about = {"format": OVERLAY, "base": base.digest, "split": split, "count": len(index)}
         write_manifest(staging, MANIFEST, about)
 
 
-def open_poisoned(base_folder: Path, overlay_folder: Path) -> ImageSet:
-    """The train split as a victim receives it: base and overlay composed lazily."""
-    base = open_split(base_folder, "train")
-    manifest = _manifest(overlay_folder, "unpoison-overlay-1")
-    if manifest["base"] != base.digest:
+def open_overlay(base_folder: Path, split: str, folder: Path) -> tuple[ImageSet, Overlay]:
+    """A split of a base data set, and an overlay over it, both read from disk as they are used.
+
+    Raises:
+        UserError: a file is missing, changed or of another format; an overlay over another base data set or split.
+    """
+    base, manifest = open_split(base_folder, split), read_manifest(folder, MANIFEST, OVERLAY)
+    if (manifest["base"], manifest["split"]) != (base.digest, split):
         raise UserError(
-            f"{overlay_folder / MANIFEST}: made for another base data set ({manifest['base'][:16]}…, {base_folder} is "
-            f"{base.digest[:16]}…); run the poison stage again"
+            f"{folder / MANIFEST}: made for the {manifest['split']} split of another base data set "
+            f"({manifest['base'][:16]}…, the {split} split of {base_folder} is of {base.digest[:16]}…); run the stage that "
+            "makes it again"
         )
-    index, labels = (load_array(check_file(overlay_folder, manifest, f"{name}.npy")) for name in ("index", "labels"))
-    merged = base.labels.copy()
-    merged[index] = labels
-    overlay = Overlay(index, _images(overlay_folder, manifest, ""), labels)
-    return ImageSet(base.base, merged, base.classes, base.digest, overlay)
+    index, labels = (load_array(check_file(folder, manifest, f"{name}.npy")) for name in ("index", "labels"))
+    return base, Overlay(index, _images(folder, manifest, ""), labels)
+
+
+def open_poisoned(base_folder: Path, folder: Path) -> ImageSet:
+    """The train split as a victim receives it: base and overlay composed lazily."""
+    base, overlay = open_overlay(base_folder, "train", folder)
+    labels = base.labels.copy()
+    labels[overlay.index] = overlay.labels
+    return ImageSet(base.base, labels, base.classes, poisoned_digest(base, folder), overlay)
+
+
+def poisoned_digest(base: ImageSet, folder: Path) -> str:
+    """The digest of the train split `base` with the overlay in `folder`."""
+    return sha256_json([base.digest, sha256_file(folder / MANIFEST)])
 
 
 def _images(folder: Path, manifest: dict[str, Any], split: str) -> Shards:
@@ -169,10 +199,3 @@ def _images(folder: Path, manifest: dict[str, Any], split: str) -> Shards:
     if not names:
         raise UserError(f"{folder / MANIFEST}: lists no images for {split or 'it'}; run the stage again")
     return Shards([check_file(folder, manifest, name) for name in names])
-
-
-def _manifest(folder: Path, expected: str) -> dict[str, Any]:
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != expected:
-        raise UserError(f"{folder / MANIFEST}: format {manifest.get('format')!r} found, allowed: {expected!r}")
-    return manifest

@@ -1,18 +1,13 @@
-"""Detection: which training samples are suspicious.
-
-Every method is `score(model, data, reserve, *, seed, …) -> Scores`, one score per sample, higher = more suspicious.
-"""
+"""Detection: which training samples are suspicious, one file per published method, each a `Detector`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from ..data.scores import Scores
 from . import ac, cd, ss, strip
+from .detector import Detector
 
-DETECTORS: dict[str, Callable[..., Scores]] = {
-    "cd": cd.score,
-    "ac": ac.score,
-    "ss": ss.score,
-    "strip": strip.score,
+DETECTORS: dict[str, Detector] = {
+    "cd": cd.DETECTOR,
+    "ac": ac.DETECTOR,
+    "ss": ss.DETECTOR,
+    "strip": strip.DETECTOR,
 }

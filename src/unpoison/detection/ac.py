@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute.inference import features_of
 from ..core.hyperparameters import Count
 from ..core.seeding import derive
+from ..data.features import Features
 from ..data.imageset import ImageSet
-from ..data.scores import Scores
+from ..data.scores import Assumption, Scores
 from ..models.classifier import Classifier
+from .detector import Detector
 
+ASSUMPTION = Assumption("takes the smaller of two clusters of a class for the poison", least_share=0.25)
 EXACT = 10_000
 """Classes up to this size get exact silhouettes."""
 
@@ -23,6 +25,7 @@ def score(
     model: Classifier,
     data: ImageSet,
     reserve: ImageSet,
+    features: Features,
     *,
     seed: int = 0,
     components: Count = 10,
@@ -30,9 +33,10 @@ def score(
     """Silhouette of a sample in its class's two-cluster split, positive in the smaller cluster, negative in the larger.
 
     Args:
-        model: the suspect classifier.
+        model: not used.
         data: the suspect training set; its labels say the class.
         reserve: not used.
+        features: of the suspect classifier.
         seed: of k-means.
         components: dimensions kept by PCA (10 in the paper, which uses ICA; 0 is not offered).
 
@@ -50,7 +54,7 @@ def score(
         members = np.flatnonzero(data.labels == label)
         if len(members) < 3:
             continue  # two clusters need three samples to tell anything; their score stays 0, the neutral value
-        rows = features_of(model, data, members, what=f"ac class {label}").numpy()
+        rows = features.penultimate[members]
         kept = min(components, len(members), rows.shape[1])
         rows = PCA(kept, svd_solver="full").fit_transform(rows)
         drawn_from = derive(seed, "ac", int(label)) % 2**32
@@ -60,7 +64,7 @@ def score(
         silhouette = silhouettes(rows, clusters, np.random.default_rng(drawn_from))
         smaller = int(np.bincount(clusters, minlength=2).argmin())
         values[members] = np.where(clusters == smaller, silhouette, -silhouette)
-    return Scores(values, forward_passes=1)
+    return Scores(values, forward_passes=1, assumption=ASSUMPTION)
 
 
 def silhouettes(
@@ -91,3 +95,6 @@ def silhouettes(
     own, other = means[np.arange(len(rows)), clusters], means[np.arange(len(rows)), 1 - clusters]
     alone = np.bincount(clusters, minlength=2)[clusters] == 1
     return np.where(alone, 0.0, (other - own) / np.maximum(np.maximum(own, other), 1e-12))
+
+
+DETECTOR = Detector(score=score)

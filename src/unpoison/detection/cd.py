@@ -10,16 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..compute.device import autocast, pick_device, to_float
-from ..compute.inference import batch_size, frozen
+from ..compute.device import autocast, pick_device
+from ..compute.inference import batches, frozen
 from ..core.hyperparameters import Count, NonNegative, Positive
-from ..core.progress import progress
 from ..core.seeding import torch_rng
+from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
+from .detector import Detector
 
 BATCH = 256  # images of 32 px
+CAPTION = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
 KEPT = 8  # masks of the most and least suspicious samples kept for the report
 
 
@@ -94,6 +96,7 @@ def score(
     model: Classifier,
     data: ImageSet,
     reserve: ImageSet,
+    features: Features,
     *,
     seed: int = 0,
     steps: Count = 100,
@@ -106,7 +109,7 @@ def score(
     Args:
         model: the suspect classifier, left as it was.
         data: the suspect training set.
-        reserve: not used.
+        reserve, features: not used.
         seed: of the random colours.
         steps, lr: of Adam (100, 0.1).
         gamma: weight of the L1 norm: 0.01 at 32 px, 0.001 at 224 (the norm is a sum over pixels).
@@ -116,23 +119,22 @@ def score(
     network = frozen(model, device)
     values = np.empty(len(data), np.float32)
     kept: dict[int, NDArray[np.float16]] = {}
-    step = batch_size(data.image_size, BATCH)
-    starts = range(0, len(data), step)
-    for start in progress(starts, what="cd", unit="batch", total=len(starts)):
-        index = np.arange(start, min(start + step, len(data)))
-        images = to_float(data.tensor(index), device)
-        generator = torch_rng(seed, "cd/colours", start)
-        found = distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
-        masks = found[:, 0].half().cpu().numpy()
+    for index, images in batches(data, BATCH, device=device, what="cd"):
+        generator = torch_rng(seed, "cd/colours", int(index[0]))
+        distilled = distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
+        masks = distilled[:, 0].half().cpu().numpy()
         values[index] = -masks.astype(np.float32).mean((1, 2))
         kept |= dict(zip(index.tolist(), masks, strict=True))
         kept = {key: kept[key] for key in _extremes(values, sorted(kept))}
     shown = _extremes(values, sorted(kept))
     aux = {"index": np.array(shown), "masks": np.stack([kept[key] for key in shown])}
-    return Scores(values, forward_passes=1 + 2.0 * steps, aux=aux)
+    return Scores(values, forward_passes=1 + 2.0 * steps, aux=aux, caption=CAPTION)
 
 
 def _extremes(values: NDArray[np.float32], keys: list[int]) -> list[int]:
     """Of these samples the `KEPT` most suspicious ones, then the `KEPT` least suspicious, each by falling score."""
     ordered = sorted(keys, key=lambda key: (-values[key], key))
     return ordered if len(ordered) <= 2 * KEPT else ordered[:KEPT] + ordered[-KEPT:]
+
+
+DETECTOR = Detector(score=score)

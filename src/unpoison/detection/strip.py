@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from ..compute.device import autocast, pick_device, to_float
-from ..compute.inference import batch_size, frozen
-from ..core.errors import UserError
+from ..compute.inference import batches, frozen
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Positive
-from ..core.progress import progress
 from ..core.seeding import numpy_rng
+from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
+from .detector import Detector
 
 PASS = 512  # mixed images of 32 px per forward pass
 
@@ -26,6 +27,7 @@ def score(
     model: Classifier,
     data: ImageSet,
     reserve: ImageSet,
+    features: Features,
     *,
     seed: int = 0,
     overlays: Count = 100,
@@ -42,17 +44,14 @@ def score(
         weight: of the overlay (1 in the public implementations).
     """
     if overlays > len(reserve):
-        raise UserError(f"detect.strip.overlays: {overlays} given, allowed: 1 to {len(reserve)}, the trusted reserve")
+        raise ParameterError(f"overlays: {overlays} given, allowed: 1 to {len(reserve)}, the trusted reserve")
     device = pick_device()
     network = frozen(model, device)
     drawn = numpy_rng(seed, "strip/overlays").choice(len(reserve), overlays, replace=False)
     others = to_float(reserve.tensor(drawn), device) * weight
-    chunk = max(1, batch_size(data.image_size, PASS) // overlays)
     entropy = np.empty(len(data), np.float32)
-    starts = range(0, len(data), chunk)
-    for start in progress(starts, what="strip", unit="batch", total=len(starts)):
-        index = np.arange(start, min(start + chunk, len(data)))
-        images = to_float(data.tensor(index), device)
+    # A pass takes `PASS` mixed images: of each image as many as there are overlays.
+    for index, images in batches(data, max(1, PASS // overlays), device=device, what="strip"):
         mixed = (images[:, None] + others[None]).clamp_(0, 1).flatten(0, 1)
         with autocast(device):
             logits = network(mixed.contiguous(memory_format=torch.channels_last))
@@ -61,3 +60,10 @@ def score(
         each = -(log_p.exp() * log_p).sum(1)
         entropy[index] = each.view(len(index), overlays).mean(1).cpu().numpy()
     return Scores(-entropy, forward_passes=overlays)
+
+
+def _needs_trusted(*, overlays: int = 100, weight: float = 1.0) -> int:
+    return overlays
+
+
+DETECTOR = Detector(score=score, needs_trusted=_needs_trusted)

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-IntArray = NDArray[np.int64]
+from ..core.arrays import IntArray
+
 ROC_GRID = np.concatenate([[0.0], np.logspace(-3, 0, 61)])
 """False positive rates at which ROC curves are written down."""
 

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Images = NDArray[np.uint8]
+from ..core.arrays import Images
+
 _NAMES = ("psnr", "ssim", "linf", "l2", "changed")
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

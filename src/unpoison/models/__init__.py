@@ -12,17 +12,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import UserError
-from ..core.hyperparameters import check, choose
-from .checkpoint import read_checkpoint, save
+from ..core.errors import ParameterError, UserError
+from ..core.hyperparameters import check, one_of
+from .checkpoint import DESCRIPTION, digest_of, read_checkpoint, save
 from .classifier import AUXILIARY_WEIGHT, Backbone, Classifier
 from .densenet import densenet121
 from .preactresnet import preactresnet18
-from .pretrained import check_path, network_options
+from .pretrained import LibraryOptions, check_path
 from .resnet import resnet18, resnet34, resnet50
 from .vgg import vgg19_bn
 
-__all__ = ["AUXILIARY_WEIGHT", "NETWORKS", "Classifier", "build", "fresh_copy", "load", "network_arguments", "save"]
+__all__ = [
+    "AUXILIARY_WEIGHT",
+    "DESCRIPTION",
+    "NETWORKS",
+    "Classifier",
+    "build",
+    "digest_of",
+    "fresh_copy",
+    "load",
+    "network_arguments",
+    "save",
+]
 
 NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
     "resnet18": resnet18,
@@ -92,28 +103,27 @@ def build(
     return model
 
 
-def network_arguments(name: Any, arguments: Mapping[str, Any], *, where: str = "model") -> dict[str, Any]:
+def network_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Check a network's name and arguments without building it.
 
     Args:
         name: what `build` takes; that a library has the network is looked up in the library.
         arguments: the network's own.
-        where: the section's name in the message ("params.yaml: model").
 
     Returns:
         The arguments, defaults not added.
 
     Raises:
-        UserError: names the key, what was given and what is allowed.
+        ParameterError: names the argument, what was given and what is allowed.
     """
     prefix, colon, short = name.partition(":") if isinstance(name, str) else ("", "", "")
     if colon and prefix in PREFIXES:
-        _library(prefix).check_name(short, where=f"{where}.name")
-        checked = check(arguments, network_options, where=where)
-        check_path(checked.get("pretrained"), where=f"{where}.pretrained")
+        _library(prefix).check_name(short)
+        checked = check(arguments, LibraryOptions)
+        check_path(checked.get("pretrained"))
         return checked
     options = {**NETWORKS, **{f"{library}:NAME": None for library in PREFIXES}}
-    return check(arguments, choose(name, options, where=f"{where}.name"), where=where)
+    return check(arguments, one_of(name, options, key="name"))
 
 
 def fresh_copy(model: Classifier, *, seed: int) -> Classifier:
@@ -173,7 +183,7 @@ def _per_channel(
     if given is None and channels == 1:
         values = (sum(values) / len(values),)
     if len(values) != channels:
-        raise UserError(f"model.{key}: {len(values)} values given, allowed: one for each of {channels} channels")
+        raise ParameterError(f"{key}: {len(values)} values given, allowed: one for each of {channels} channels")
     return [float(value) for value in values]
 
 

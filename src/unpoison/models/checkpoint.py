@@ -10,27 +10,48 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import UserError
-from ..core.files import check_file, new_folder, read_json, write_manifest
+from ..core.files import check_file, new_folder, read_manifest, write_manifest
 from .classifier import Classifier
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT, WEIGHTS, DESCRIPTION = "unpoison-model-1", "model.safetensors", "model.json"
 
 
-def save(model: Classifier, folder: Path, *, classes: tuple[str, ...], made_by: dict[str, Any]) -> None:
-    """Write a checkpoint folder. `made_by` (stage, recipe, seed) goes to `model.json` as it is."""
+def save(
+    model: Classifier,
+    folder: Path,
+    *,
+    classes: tuple[str, ...],
+    made_by: dict[str, Any],
+    made_from: dict[str, str] | None = None,
+) -> None:
+    """Write a checkpoint folder.
+
+    Args:
+        classes: class names.
+        made_by: JSON values, to `model.json` as they are: stage, seed, recipe, machine.
+        made_from: name to digest of the artefacts it was made from.
+    """
     with new_folder(folder) as staging:
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, staging / WEIGHTS)
-        about = {"format": "unpoison-model-1", "network": model.description, "classes": list(classes)}
-        write_manifest(staging, DESCRIPTION, {**about, "made_by": made_by})
+        about = {"format": FORMAT, "network": model.description, "classes": list(classes)}
+        write_manifest(staging, DESCRIPTION, {**about, "made_by": made_by, "made_from": made_from or {}})
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights, as its description says."""
+    about = read_manifest(folder, DESCRIPTION, FORMAT)
+    return str(about.get("files", {}).get(WEIGHTS, ""))
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Callable[[Classifier], None]]:
     """The network's description, and a function that loads the weights into a network built from it."""
     folder = Path(folder)
-    about = read_json(folder / DESCRIPTION)
-    if about.get("format") != "unpoison-model-1" or not isinstance(about.get("network"), dict):
-        raise UserError(f"{folder / DESCRIPTION}: format {about.get('format')!r} found, allowed: 'unpoison-model-1'")
+    about = read_manifest(folder, DESCRIPTION, FORMAT)
+    if not isinstance(about.get("network"), dict):
+        raise UserError(
+            f"{folder / DESCRIPTION}: network: {about.get('network')!r} found, allowed: a network's description"
+        )
     path = check_file(folder, about, WEIGHTS)
     try:
         weights = load_file(path)

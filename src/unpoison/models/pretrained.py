@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.errors import ParameterError, UserError
 
 
-def network_options(*, pretrained: bool | str = False) -> None:
-    """The arguments of every `torchvision:` and `timm:` network, for `hyperparameters.check`.
+@dataclass(frozen=True, kw_only=True)
+class LibraryOptions:
+    """The arguments of every `torchvision:` and `timm:` network.
 
-    pretrained: False, True (the publisher's weights, downloaded), or the path of a `.safetensors` file with the network's
-    own state dict.
+    Attributes:
+        pretrained: False, True (the publisher's weights, downloaded), or the path of a `.safetensors` file with the
+            network's own state dict.
     """
 
+    pretrained: bool | str = False
 
-def check_path(pretrained: Any, *, where: str) -> None:
+
+def check_path(pretrained: Any) -> None:
     """Refuse a `pretrained` that names no `.safetensors` file."""
     if isinstance(pretrained, str) and not (pretrained.endswith(".safetensors") and Path(pretrained).is_file()):
-        raise UserError(f"{where}: {pretrained!r} given, allowed: true, false, or the path of a .safetensors file")
+        raise ParameterError(
+            f"pretrained: {pretrained!r} given, allowed: true, false, or the path of a .safetensors file"
+        )
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.errors import ParameterError, UserError
 from .classifier import Backbone
 from .pretrained import put_weights, read_weights, unavailable
 
@@ -50,16 +50,18 @@ class TimmBackbone(Backbone):
         return patches.transpose(1, 2).unflatten(2, (rows, -1))
 
 
-def check_name(name: str, *, where: str) -> None:
-    """Raises UserError for a name or pretrained tag timm does not have."""
+def check_name(name: str) -> None:
+    """Raises ParameterError for a name or pretrained tag timm does not have."""
     architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
         close = ", ".join(get_close_matches(architecture, timm.list_models(), n=5)) or "none is close"
-        raise UserError(f"{where}: 'timm:{name}' given; timm {timm.__version__} has no such network, similar: {close}")
+        raise ParameterError(
+            f"name: 'timm:{name}' given; timm {timm.__version__} has no such network, similar: {close}"
+        )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if dot and tag not in tags:
-        raise UserError(
-            f"{where}: 'timm:{name}' given; {architecture} has no pretrained tag {tag!r}, "
+        raise ParameterError(
+            f"name: 'timm:{name}' given; {architecture} has no pretrained tag {tag!r}, "
             f"allowed: {', '.join(tags) or 'none'}"
         )
 
@@ -74,7 +76,7 @@ def build(
         num_classes: of the head.
         image_size: height and width in pixels; networks made for one size are made for this one.
         channels: of the images; timm sums or repeats a downloaded stem's weights for other than 3.
-        pretrained: see `pretrained.network_options`.
+        pretrained: see `pretrained.LibraryOptions`.
 
     Raises:
         UserError: the classifier is not one linear layer, patches do not divide the image, or pretrained weights are

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.errors import ParameterError, UserError
 from .classifier import Backbone, GlobalAverage
 from .pretrained import put_weights, read_weights, unavailable
 
@@ -195,18 +195,18 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def check_name(name: str, *, where: str) -> None:
-    """Raises UserError for a name torchvision does not have, and for networks of no family."""
+def check_name(name: str) -> None:
+    """Raises ParameterError for a name torchvision does not have, and for networks of no family."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         close = ", ".join(get_close_matches(name, known, n=5)) or "none is close"
-        raise UserError(
-            f"{where}: 'torchvision:{name}' given; torchvision {torchvision.__version__} has no such classifier, "
+        raise ParameterError(
+            f"name: 'torchvision:{name}' given; torchvision {torchvision.__version__} has no such classifier, "
             f"similar: {close}"
         )
     if _family(name) not in FAMILIES:
-        raise UserError(
-            f"{where}: 'torchvision:{name}' given; its classifier is not one linear layer after a backbone that is known "
+        raise ParameterError(
+            f"name: 'torchvision:{name}' given; its classifier is not one linear layer after a backbone that is known "
             f"here, allowed: networks of torchvision.models.{{{', '.join(FAMILIES)}}}"
         )
 
@@ -221,7 +221,7 @@ def build(
         num_classes: of the head and the auxiliary heads.
         image_size: height and width in pixels.
         channels: 3, or 1, which is repeated thrice.
-        pretrained: see `pretrained.network_options`.
+        pretrained: see `pretrained.LibraryOptions`.
     """
     full, family = f"torchvision:{name}", FAMILIES[_family(name)]
     if channels not in (1, 3):

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..crafting.craft import drawn_at_random
+from .choice import drawn_at_random
+from .poisoned import Poisoned
 from .trigger import eight_bit
-from .truth import Truth
 
 
 class InTraining:
@@ -19,9 +19,10 @@ class InTraining:
             images and stay unrounded, as in Struppek et al.'s code. Otherwise the result is rounded to 8 bits.
     """
 
-    def __init__(self, truth: Truth, *, seed: int, classes: int) -> None:
+    def __init__(self, poisoned: Poisoned, *, seed: int, classes: int) -> None:
+        truth = poisoned.truth
         self.after_augmentation = not truth.policy.poison_first
-        self._truth, self._seed, self._classes = truth, seed, classes
+        self._truth, self._triggers, self._seed, self._classes = truth, poisoned.triggers, seed, classes
         self._given = truth.labels_given(classes)
 
     def __call__(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -41,14 +42,14 @@ class InTraining:
             number_of = np.where(drawn, 0, -1)
             wanted = true if policy.label_policy == "clean_label" else policy.new_labels(true, self._classes)
             given = np.where(drawn, wanted, true)
-        for number, part in enumerate(self._truth.parts):
-            mine = np.flatnonzero(number_of == number)
-            rows = torch.from_numpy(mine).to(images.device)
+        for number, trigger in enumerate(self._triggers):
+            carriers = np.flatnonzero(number_of == number)
+            rows = torch.from_numpy(carriers).to(images.device)
             with torch.no_grad():
-                values = part.trigger.apply(images[rows].float() * 255, keys[mine], train=True)
+                values = trigger.apply(images[rows].float() * 255, keys[carriers], train=True)
                 if not self.after_augmentation:
-                    values = eight_bit(values, part.trigger.rounding).float()
-                elif part.trigger.rounding == "wrap":
+                    values = eight_bit(values, trigger.rounding).float()
+                elif trigger.rounding == "wrap":
                     values = values.remainder(256)
                 images[rows] = (values / 255).clamp(0, 1).to(images.dtype)
         return images, torch.from_numpy(given).to(labels)

@@ -18,6 +18,7 @@ from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.loop import cross_entropy, fit
 from ..training.recipe import AugmentationName, Recipe
+from .purifier import Purifier
 
 
 def purify(
@@ -70,3 +71,6 @@ def _draw_anew(head: torch.nn.Linear, seed: int) -> None:
     generator, bound = torch_rng(seed, "fst/head"), head.in_features**-0.5
     for parameter in head.parameters():
         parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+
+PURIFIER = Purifier(purify=purify)

@@ -9,6 +9,7 @@ from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.loop import fit
 from ..training.recipe import AugmentationName, Recipe
+from .purifier import Purifier
 
 
 def purify(
@@ -34,3 +35,6 @@ def purify(
     )
     fit(tuned, reserve, recipe, seed=seed, what="ft")
     return tuned
+
+
+PURIFIER = Purifier(purify=purify)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -66,7 +67,7 @@ def histogram(values: Array, poisoned: NDArray[np.bool_] | None, title: str) -> 
 def roc(fpr: Array, curves: Mapping[str, Array]) -> bytes:
     """True against false positive rate, the latter on a log scale: the left end is what a user pays for."""
     figure, axes = _axes()
-    for (name, tpr), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, tpr), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         axes.plot(fpr[1:], tpr[1:], label=name, color=colour, drawstyle="steps-post")
     axes.plot(fpr[1:], fpr[1:], color="0.6", linestyle=":", label="chance")
     axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate")
@@ -77,7 +78,7 @@ def roc(fpr: Array, curves: Mapping[str, Array]) -> bytes:
 def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     """Each model's clean accuracy and attack success rate; the corner to reach is the lower right."""
     figure, axes = _axes()
-    for (name, (acc, asr)), colour in zip(points.items(), COLOURS, strict=False):
+    for (name, (acc, asr)), colour in zip(points.items(), cycle(COLOURS), strict=False):
         axes.scatter(acc, asr, s=60, color=colour, label=name, zorder=3)
     axes.set(xlabel="ACC (clean test images)", ylabel="ASR (triggered test images)", ylim=(-0.05, 1.05))
     lowest = min(acc for acc, _ in points.values())
@@ -89,7 +90,7 @@ def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
 def training_curves(curves: Mapping[str, tuple[Array, Array]], ylabel: str, *, log: bool = False) -> bytes:
     """Lines over epochs or steps, by name."""
     figure, axes = _axes(4.2, 2.9)
-    for (name, (x, y)), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, (x, y)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         axes.plot(x, y, label=name, color=colour)
     axes.set(xlabel="epoch", ylabel=ylabel, yscale="log" if log else "linear")
     axes.legend(frameon=False, fontsize=8)

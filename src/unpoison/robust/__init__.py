@@ -1,1 +1,10 @@
-"""Training a clean model although the training set is poisoned, one file per method."""
+"""Robust training: a clean model although the training set is poisoned. One file per method, each a `Robust`."""
+
+from __future__ import annotations
+
+from . import distillation
+from .robust import Robust
+
+ROBUST: dict[str, Robust] = {
+    "distillation": distillation.ROBUST,
+}

@@ -4,6 +4,8 @@ Training on Poisoned Data", 2023): the student never sees an image of the suspec
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from ..data.imageset import ImageSet
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
+from .robust import Robust
 
 
 def distillation_loss(
@@ -39,21 +42,21 @@ def distillation_loss(
     return alpha * divergence + (1 - alpha) * labelled
 
 
-def distill(
-    student: Classifier,
+def train(
+    make_model: Callable[[], Classifier],
     variations: ImageSet,
     teacher: Classifier,
     recipe: Recipe,
     *,
-    seed: int,
+    seed: int = 0,
     alpha: Fraction = 0.5,
     temperature: Positive = 10.0,
     ce_temperature: Positive = 1.0,
-) -> History:
-    """Train `student` in place on variations with their sources' labels and the teacher's logits.
+) -> tuple[Classifier, History]:
+    """Train a student on variations with their sources' labels and the teacher's logits.
 
     Args:
-        student: freshly initialised.
+        make_model: gives the student, freshly initialised.
         variations: images that replace the training set.
         teacher: the backdoored model; left as it was, in evaluation mode, on the same augmented batch.
         recipe: of the student's training; its label smoothing is that of the label term.
@@ -63,6 +66,7 @@ def distill(
         ce_temperature: of the label term. 1 is the textbook loss; the published code applies `temperature` to both
             terms, which weakens the labels about tenfold: set it to `temperature` to reproduce that.
     """
+    student = make_model()
     teacher.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,9 +74,9 @@ def distill(
             target = teacher(images).float()
         logits, auxiliary = model.logits_and_auxiliary(images)
 
-        def of(student: Tensor) -> Tensor:
+        def of(student_logits: Tensor) -> Tensor:
             return distillation_loss(
-                student.float(),
+                student_logits.float(),
                 target,
                 labels,
                 alpha=alpha,
@@ -81,10 +85,13 @@ def distill(
                 label_smoothing=recipe.label_smoothing,
             )
 
-        each = of(logits)
+        total = of(logits)
         # An auxiliary head learns from the same teacher; its logits have no counterpart there.
         for more in auxiliary:
-            each = each + AUXILIARY_WEIGHT * of(more)
-        return logits, each
+            total = total + AUXILIARY_WEIGHT * of(more)
+        return logits, total
 
-    return fit(student, variations, recipe, seed=seed, what="student", loss=loss)
+    return student, fit(student, variations, recipe, seed=seed, what="student", loss=loss)
+
+
+ROBUST = Robust(train=train, inputs=("variations", "backdoored"))

@@ -15,10 +15,10 @@ import numpy as np
 from annotated_types import Ge
 from PIL import Image
 
-from ..core.errors import UserError
+from ..core.arrays import Images
+from ..core.errors import ParameterError, UserError
 from ..core.files import new_file
 from ..core.progress import progress
-from ..data.shards import Images
 from ..data.store import new_base
 from .decode import DefectError, Resize, decode, resized
 from .source import Source
@@ -100,8 +100,7 @@ def build_base(
                 raise _broken_error(broken, defects, total + len(source.problems))
             base.about |= {"defects": len(broken), "ignored": len(source.ignored)}
             for file, lines in (("defects.txt", [f"{n}: {why}" for n, why in broken]), ("ignored.txt", source.ignored)):
-                if lines:
-                    base.write_text(file, lines)
+                base.write_text(file, lines)
     finally:
         blocks.close()
     return {**base.counts, "defects": len(broken)}
@@ -166,8 +165,8 @@ def _pixels(content: bytes | Images | str, settings: BuildSettings) -> Images | 
 def _check_shape(shape: tuple[int, int, int], image: Images, name: str) -> None:
     if image.shape != shape:
         sizes = [f"{s[1]}x{s[0]}" for s in (shape, image.shape)]
-        raise UserError(
-            f"data.image_size: null given, but images differ in size ({sizes[0]}, and {name} is {sizes[1]}); "
+        raise ParameterError(
+            f"image_size: null given, but images differ in size ({sizes[0]}, and {name} is {sizes[1]}); "
             "allowed: a number of pixels per side"
         )
 
@@ -177,7 +176,7 @@ def _broken_error(broken: list[tuple[str, str]], path: Path, total: int) -> User
         staging.write_text("".join(f"{name}: {why}\n" for name, why in broken), encoding="utf-8")
     named = ", ".join(f"{name} ({why})" for name, why in broken[:NAMED])
     more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    return UserError(
-        f"data.path: {len(broken)} of {total} files cannot be used: {named}{more}; all of them are listed in {path}; "
-        "allowed: whole images, or data.on_error: skip"
+    return ParameterError(
+        f"path: {len(broken)} of {total} files cannot be used: {named}{more}; all of them are listed in {path}; "
+        "allowed: whole images, or on_error: skip"
     )

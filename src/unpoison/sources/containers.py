@@ -14,7 +14,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TypeVar
 
-from ..core.errors import UserError
+from ..core.errors import ParameterError
 
 Item = TypeVar("Item")
 MAX_FILE_BYTES = 256 << 20
@@ -61,10 +61,10 @@ def _damage_named(path: Path, items: Iterator[Item]) -> Iterator[Item]:
             yield item
             count += 1
     except FileNotFoundError:
-        raise UserError(f"data.path: {path}: no such file or folder") from None
+        raise ParameterError(f"path: {path}: no such file or folder") from None
     except _DAMAGE as error:
-        raise UserError(
-            f"data.path: {path}: {type(error).__name__} after {count} files ({error}); allowed: a folder, .tar, "
+        raise ParameterError(
+            f"path: {path}: {type(error).__name__} after {count} files ({error}); allowed: a folder, .tar, "
             ".tar.gz, .tar.xz, .tar.bz2 or .zip that is whole"
         ) from None
 
@@ -164,8 +164,8 @@ def _too_large(size: int) -> str:
 
 def _check_expansion(path: Path, total: int) -> None:
     if total > max(_FREE_EXPANSION, _MAX_EXPANSION * path.stat().st_size):
-        raise UserError(
-            f"data.path: {path}: expands to more than {_MAX_EXPANSION} times its size; not read any further"
+        raise ParameterError(
+            f"path: {path}: expands to more than {_MAX_EXPANSION} times its size; not read any further"
         )
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.shards import Images
+from ..core.arrays import Images
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 MAX_PIXELS = 64_000_000

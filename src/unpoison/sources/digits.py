@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.errors import UserError
+from ..core.errors import ParameterError
 from ..core.seeding import numpy_rng
 
 SIDE = 32
@@ -38,13 +38,13 @@ def build(sizes: dict[str, int]) -> dict[str, Split]:
         For each split: images uint8 [n, 32, 32, 3] and labels int64 [n], classes as even as n allows.
 
     Raises:
-        UserError: a split too small to hold every class.
+        ParameterError: a split too small to hold every class.
     """
     from sklearn.datasets import load_digits
 
     for name, size in sizes.items():
         if 0 < size < _MIN_SCANS:
-            raise UserError(f"data: {name}: {size} given, allowed: 0 or at least {_MIN_SCANS} (one per class)")
+            raise ParameterError(f"{name}: {size} given, allowed: 0 or at least {_MIN_SCANS} (one per class)")
     scans, classes = load_digits(return_X_y=True)
     scans = (scans.reshape(-1, 8, 8) / 16).astype(np.float32)
     photos = _photo_pyramid()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import UserError
-from ..data.shards import Images
+from ..core.arrays import Images
+from ..core.errors import ParameterError
 from .containers import list_members, read_members, shown
 from .source import Rows, Source
 
@@ -48,8 +48,8 @@ def open_folder(path: Path) -> Source:
     found = _sort_out(path)
     classes = tuple(sorted({label for _, label in found.samples.get("train", [])}))
     if len(classes) < 2:
-        raise UserError(
-            f"data.path: {path}: {len(classes)} classes with images found ({', '.join(map(shown, classes)) or 'none'}), "
+        raise ParameterError(
+            f"path: {path}: {len(classes)} classes with images found ({', '.join(map(shown, classes)) or 'none'}), "
             "allowed: at least two, as CLASS/IMAGE, or as train/CLASS/IMAGE and test/CLASS/IMAGE"
         )
     place = {label: number for number, label in enumerate(classes)}
@@ -57,8 +57,8 @@ def open_folder(path: Path) -> Source:
     for part, samples in found.samples.items():
         strange = sorted({label for _, label in samples} - set(classes)) if part != "public" else []
         if strange:
-            raise UserError(
-                f"data.path: {path}: {part} has classes that train has not: {', '.join(map(shown, strange))}; "
+            raise ParameterError(
+                f"path: {path}: {part} has classes that train has not: {', '.join(map(shown, strange))}; "
                 f"allowed: {', '.join(map(shown, classes))}"
             )
         names[part] = [name for name, _ in samples]

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.errors import UserError
-from ..data.shards import Images, IntArray
+from ..core.arrays import Images, IntArray
+from ..core.errors import ParameterError, UserError
 from .containers import read_members
 from .folder import open_folder
 from .pickles import load_plain
@@ -78,8 +78,8 @@ def _download(name: str, files: list[File], root: Path) -> None:
             torch.hub.download_url_to_file(file.url, str(root / file.name))
     except (urllib.error.URLError, OSError) as error:
         wanted = [file.url for file in files if not (root / file.name).is_file()]
-        raise UserError(
-            f"data.name: {name}: {wanted[0].rsplit('/', 1)[1]} is not in {root} and cannot be downloaded ({error}); put there, "
+        raise ParameterError(
+            f"name: {name}: {wanted[0].rsplit('/', 1)[1]} is not in {root} and cannot be downloaded ({error}); put there, "
             f"by hand: {', '.join(wanted)}"
         ) from None
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.shards import Images, IntArray
+from ..core.arrays import Images, IntArray
 
 Rows = Mapping[str, IntArray]
 """part -> rows of that part, sorted"""

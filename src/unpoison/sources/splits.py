@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Gt, Lt
 
-from ..core.errors import UserError
+from ..core.arrays import IntArray
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Whole
 from ..core.seeding import numpy_rng
-from ..data.shards import IntArray
 
 Place = tuple[str, IntArray]
 """A part of the source and rows of it, sorted."""
@@ -63,8 +63,8 @@ def arrange(labels: dict[str, IntArray], settings: SplitSettings) -> dict[str, P
         # A part of the source's own may be smaller than the number asked for: it is all there is.
         count = min(count, len(rows)) if name in labels else count
         if count > len(rows) or (source in ("train", "test") and count and count == len(rows)):
-            raise UserError(
-                f"data.{name}: {count} given, allowed: fewer than {len(rows)}, what is left of the source's {source} part"
+            raise ParameterError(
+                f"{name}: {count} given, allowed: fewer than {len(rows)}, what is left of the source's {source} part"
             )
         drawn = rows[balanced(labels[part][rows], count, seed, name)]
         splits[name] = part, drawn

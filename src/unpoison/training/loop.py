@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..compute.device import autocast, compiled, pick_device, to_float
-from ..core.errors import UserError
+from ..core.errors import ParameterError, UserError
 from ..core.progress import progress
 from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
@@ -162,7 +162,9 @@ class _Plan:
         self.resident = _resident(data, device) if data.base.nbytes < _memory(device) // 4 else None
         self.steps_per_epoch = len(self._batches(torch.arange(len(data))))
         if not self.steps_per_epoch:
-            raise UserError(f"batch_size: {recipe.batch_size} given, allowed with drop_last: 1 to {len(data)} images")
+            raise ParameterError(
+                f"batch_size: {recipe.batch_size} given, allowed with drop_last: 1 to {len(data)} images"
+            )
         least = min(recipe.batch_size, len(data))
         if here.size > max(1, least // 2):
             raise UserError(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ..core.errors import UserError
-from ..core.hyperparameters import check, choose
+from ..core.errors import ParameterError
+from ..core.hyperparameters import check, one_of
 from .recipe import Recipe
 
 RECIPES: dict[str, Recipe] = {
@@ -110,24 +110,23 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_named(values: Mapping[str, Any], *, where: str) -> Recipe:
+def recipe_named(values: Mapping[str, Any]) -> Recipe:
     """The recipe that a block of settings stands for.
 
     Args:
         values: `recipe`, a name out of `RECIPES` (`default` when absent), and attributes of `Recipe`: null is what the
             named recipe says, anything else takes its place.
-        where: the key in front, for messages ("params.yaml: train").
 
     Raises:
-        UserError: for an unknown name or key, a value of another type or out of range, or Nesterov momentum of 0.
+        ParameterError: for an unknown name or key, a value of another type or out of range, or Nesterov momentum of 0.
     """
     allowed = ("recipe", *(field.name for field in fields(Recipe)))
     for key in values:
         if key not in allowed:
-            raise UserError(f"{where}.{key}: unknown key, allowed: {', '.join(allowed)}")
-    named: Recipe = choose(values.get("recipe", "default"), RECIPES, where=f"{where}.recipe")
+            raise ParameterError(f"{key}: unknown key, allowed: {', '.join(allowed)}")
+    named: Recipe = one_of(values.get("recipe", "default"), RECIPES, key="recipe")
     given = {key: value for key, value in values.items() if key != "recipe" and value is not None}
-    recipe = replace(named, **check(given, Recipe, where=where))
+    recipe = replace(named, **check(given, Recipe))
     if recipe.optimizer == "sgd" and recipe.nesterov and not recipe.momentum:
-        raise UserError(f"{where}.momentum: {recipe.momentum} given, allowed: above 0, as nesterov is true")
+        raise ParameterError(f"momentum: {recipe.momentum} given, allowed: above 0, as nesterov is true")
     return recipe

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..compute.device import autocast, pick_device, to_float
-from ..core.errors import UserError
-from ..core.files import check_file, new_folder, read_json, write_json, write_manifest
+from ..core.errors import ParameterError, UserError
+from ..core.files import check_file, new_folder, read_json, read_manifest, write_json, write_manifest
 from ..core.hyperparameters import Count, Positive
 from ..core.progress import progress
 from ..core.seeding import torch_rng
@@ -31,7 +31,7 @@ from ..data.imageset import ImageSet
 if TYPE_CHECKING:  # it takes four seconds to import, and checking the parameters does not need it
     from diffusers import UNet2DModel
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT, WEIGHTS, DESCRIPTION = "unpoison-prior-1", "model.safetensors", "model.json"
 # The noise schedule, the same in training and sampling. With the cosine schedule an image at 60 % still has a third of its
 # variance; with DDPM's linear one it has 3 %, too little for a small prior to work with.
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
@@ -105,7 +105,7 @@ def train_prior(
     from diffusers import DDPMScheduler, UNet2DModel
 
     if not len(public):
-        raise UserError("data.public: 0 images, allowed: at least 10 to train a prior on")
+        raise ParameterError("public: 0 images, allowed: at least 10 to train a prior on")
     device = pick_device()
     config = _config(public, recipe)
     with torch.random.fork_rng(devices=[]):
@@ -156,21 +156,23 @@ def min_snr_weights(alphas_cumprod: Tensor) -> Tensor:
     return (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=5.0)
 
 
-def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any]) -> None:
+def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any], made_from: dict[str, str] | None = None) -> None:
     with new_folder(folder) as staging:
         _save_tensors(prior.unet.state_dict(), staging / WEIGHTS)
         config = {key: prior.unet.config[key] for key in _KEYS}
-        about = {"format": "unpoison-prior-1", "unet": config, "unshuffle": prior.unshuffle}
-        write_manifest(staging, DESCRIPTION, {**about, "max_strength": prior.max_strength, "made_by": made_by})
+        about = {"format": FORMAT, "unet": config, "unshuffle": prior.unshuffle}
+        write_manifest(
+            staging,
+            DESCRIPTION,
+            {**about, "max_strength": prior.max_strength, "made_by": made_by, "made_from": made_from or {}},
+        )
 
 
 def load_prior(folder: Path) -> Prior:
     """Raises UserError for a missing or changed file or weights of another architecture."""
     from diffusers import UNet2DModel
 
-    about = read_json(folder / DESCRIPTION)
-    if about.get("format") != "unpoison-prior-1":
-        raise UserError(f"{folder / DESCRIPTION}: format {about.get('format')!r} found, allowed: 'unpoison-prior-1'")
+    about = read_manifest(folder, DESCRIPTION, FORMAT)
     weights = load_file(check_file(folder, about, WEIGHTS))
     unet = UNet2DModel(**about["unet"])
     try:
@@ -232,12 +234,12 @@ def _config(public: ImageSet, recipe: PriorRecipe) -> dict[str, Any]:
     levels = len(recipe.channels)
     block = recipe.unshuffle * 2 ** (levels - 1)
     if any(side % block for side in public.image_size):
-        raise UserError(
-            f"prior.channels: {list(recipe.channels)} with prior.unshuffle {recipe.unshuffle} given, allowed: "
+        raise ParameterError(
+            f"channels: {list(recipe.channels)} with unshuffle {recipe.unshuffle} given, allowed: "
             f"sides {public.image_size} must be multiples of unshuffle * 2^(levels - 1) = {block}"
         )
     if any(width % 8 for width in recipe.channels):
-        raise UserError(f"prior.channels: {list(recipe.channels)} given, allowed: multiples of 8")
+        raise ParameterError(f"channels: {list(recipe.channels)} given, allowed: multiples of 8")
     channels = public.channels * recipe.unshuffle**2
     return {
         "sample_size": public.image_size[0] // recipe.unshuffle,

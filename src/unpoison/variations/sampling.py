@@ -14,7 +14,7 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from ..compute.device import autocast, to_float
-from ..core.errors import UserError
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count
 from ..core.seeding import torch_rng
 from .colour import match_colours
@@ -49,11 +49,11 @@ class SamplerSettings:
 
 
 def executed_steps(settings: SamplerSettings) -> int:
-    """How many of the sampler's steps are executed. Raises UserError where that is none."""
+    """How many of the sampler's steps are executed. Raises ParameterError where that is none."""
     executed = min(int(settings.steps * settings.strength + 1e-6), settings.steps)
     if executed < 1:
-        raise UserError(
-            f"variations.strength: {settings.strength} given; with variations.steps {settings.steps} no step would be "
+        raise ParameterError(
+            f"strength: {settings.strength} given; with steps {settings.steps} no step would be "
             f"executed, allowed: strength of at least {1 / settings.steps:.3g}"
         )
     return executed
@@ -94,8 +94,8 @@ def vary(
         uint8 [n, num_variations, c, h, w] on the CPU.
     """
     if settings.strength > prior.max_strength:
-        raise UserError(
-            f"variations.strength: {settings.strength} given, allowed: up to prior.max_strength {prior.max_strength}"
+        raise ParameterError(
+            f"strength: {settings.strength} given, allowed: up to {prior.max_strength}, the most noise the prior was trained on"
         )
     source = to_float(images, device)
     count, padding = len(images), BATCH - len(images)

@@ -1,0 +1,15 @@
+"""No attack: data of unknown origin. Nothing is stamped, and no truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..crafting.attack import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """None."""
+
+
+ATTACK = Plan(parameters=Parameters, intents=lambda attacks, policy, own, sections: [])

@@ -1,0 +1,120 @@
+"""What an attack is to the rest of the project: one typed value, as a detector or a purifier is.
+
+`Attack` has one trigger. `Plan` is made of attacks: of several, or of none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.arrays import IntArray
+from ..core.errors import ParameterError, keys_of
+from ..core.hyperparameters import check
+from ..poisoning.policy import Policy
+from ..poisoning.trigger import Trigger
+from .context import Context
+
+Block = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A published attack.
+
+    Attributes:
+        make: `make(context, *, …) -> Trigger`; its keyword-only arguments are the attack's own parameters.
+        trigger: the trigger's class, which restores it from disk.
+        policy: attributes of `Policy` that the attack is published with, the label policy among them.
+        policies: the label policies that make sense with the trigger.
+        assets: what takes time to make, in words, for the table in docs/attacks.md.
+        optimise: `optimise(trigger, context, index) -> Trigger`, once the training samples to stamp are known (sorted);
+            None where that changes nothing.
+    """
+
+    make: Callable[..., Trigger]
+    trigger: type[Trigger]
+    policy: dict[str, Any]
+    policies: tuple[str, ...]
+    assets: tuple[str, ...] = ()
+    optimise: Callable[[Any, Context, IntArray], Trigger] | None = None
+
+    @property
+    def parameters(self) -> Callable[..., Any]:
+        """Whose keyword-only arguments are the attack's own parameters."""
+        return self.make
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What an attacker wants of one trigger: the attack and its name, its policy, its own arguments."""
+
+    attack: str
+    method: Attack
+    policy: Policy
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An attack that is made of others.
+
+    Attributes:
+        parameters: a dataclass of its own parameters.
+        intents: (attacks by name, policy, own parameters, every attack's parameters by its name) to an intent per trigger.
+    """
+
+    parameters: type[Any]
+    intents: Callable[[Mapping[str, Attack | Plan], Block, Block, Mapping[str, Block]], list[Intent]]
+    assets: tuple[str, ...] = field(default=(), init=False)
+
+
+def intent(attack: str, method: Attack, policy: Block, arguments: Block) -> Intent:
+    """An attack with its published policy where `policy` gives nothing else.
+
+    Args:
+        attack: its name.
+        method: what it is.
+        policy: attributes of `Policy`; None is as good as absent.
+        arguments: keyword-only arguments of `method.make`.
+
+    Raises:
+        ParameterError: an unknown key, a value of another type or out of range, a label policy that the trigger makes no
+            sense under. The attack's own arguments are named `ATTACK.KEY`, those of the policy `KEY`.
+    """
+    given = {key: value for key, value in policy.items() if value is not None}
+    chosen = Policy(**{**method.policy, **check(given, Policy)})
+    if chosen.label_policy not in method.policies:
+        allowed = ", ".join(method.policies)
+        raise ParameterError(f"label_policy: {chosen.label_policy} given, allowed with {attack}: {allowed}")
+    if chosen.in_training and method.trigger.per_sample:
+        key, allowed = ("random_poisoning", "false") if chosen.random_poisoning else ("poison_first", "true")
+        raise ParameterError(
+            f"{key}: {str(getattr(chosen, key)).lower()} given, allowed with {attack}: {allowed}, as each "
+            "training image is optimised once"
+        )
+    with keys_of(attack):
+        return Intent(attack, method, chosen, check(arguments, method.make))
+
+
+def intents_of(
+    attack: str, attacks: Mapping[str, Attack | Plan], policy: Block, sections: Mapping[str, Block]
+) -> list[Intent]:
+    """One intent per trigger of an attack, of whichever kind it is.
+
+    Args:
+        attack: a name out of `attacks`.
+        attacks: every attack by name.
+        policy: attributes of `Policy`.
+        sections: every attack's own parameters, by its name; those that are absent have their defaults.
+
+    Raises:
+        ParameterError: as `intent`.
+    """
+    method, own = attacks[attack], sections.get(attack, {})
+    if isinstance(method, Attack):
+        return [intent(attack, method, policy, own)]
+    with keys_of(attack):
+        checked = check(own, method.parameters)
+    return method.intents(attacks, policy, checked, sections)

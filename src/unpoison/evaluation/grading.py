@@ -1,0 +1,92 @@
+"""Grading: models and scores held against the ground truth and the triggered test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..compute.inference import logits_of
+from ..core.arrays import Mask
+from ..data.imageset import ImageSet
+from ..data.scores import Scores
+from ..models.classifier import Classifier
+from ..poisoning.triggered import Triggered
+from ..poisoning.truth import Truth
+from .metrics import ROC_GRID, accuracy, detection_metrics, roc_points
+from .stealth import Stealth
+
+
+def model_metrics(
+    model: Classifier, test: ImageSet, truth: Truth | None, triggered: Mapping[str, Triggered]
+) -> dict[str, Any]:
+    """ACC on the test split; and, where the attack is known, ACC without the target classes, ASR and RA.
+
+    ASR and RA are of all triggered test images that the policy attacks; of several triggers together, and of each. They
+    are absent where no test image can carry the trigger, as for a semantic one that is rare.
+
+    Args:
+        test: the clean test split.
+        truth: None for data of unknown origin.
+        triggered: the triggers' names and their images.
+    """
+    clean = logits_of(model, test)
+    metrics: dict[str, Any] = {"acc": accuracy(clean, test.labels)}
+    if truth is None:
+        return metrics
+    targets = [part.policy.target for part in truth.parts if part.policy.label_policy != "all2all"]
+    others = ~np.isin(test.labels, targets)
+    if others.any():
+        metrics["acc_without_target"] = accuracy(clean[torch.from_numpy(others)], test.labels[others])
+    counts = {name: _hits(model, images) for name, images in triggered.items()}
+    asr, ra, count = np.sum(list(counts.values()), axis=0)
+    if count:
+        metrics |= {"asr": asr / count, "ra": ra / count}
+    if len(counts) > 1:
+        metrics["asr_of"] = {name: hits[0] / hits[2] for name, hits in counts.items() if hits[2]}
+    return metrics
+
+
+def _hits(model: Classifier, triggered: Triggered) -> np.ndarray:
+    """How many triggered images get the attacker's label, how many their true one, and how many there are: float64 [3]."""
+    hits, seen = np.zeros(3), 0
+    for _, images, received in triggered.chunks():
+        logits, true = logits_of(model, received), triggered.true[seen : seen + len(images)]
+        shares = [accuracy(logits, labels) for labels in (received.labels, true)]
+        hits += np.array([*shares, 1]) * len(images)
+        seen += len(images)
+    return hits
+
+
+def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str, Any]:
+    """Shares of the training set, the number of images behind ASR, and how visible each trigger is on them."""
+    metrics: dict[str, Any] = {"poisoned": truth.mask.mean(), "cover": truth.cover.mean(), "tested": 0, "trigger": {}}
+    for name, images in triggered.items():
+        measured = Stealth()
+        for clean, stamped, _ in images.chunks():
+            measured.add(clean, stamped)
+        metrics["tested"] += len(images)
+        metrics["trigger"][name] = measured.result() if measured.count else {}
+    return metrics
+
+
+def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Each detector's metrics, and the ROC curves as a table: `fpr` and a column per detector.
+
+    Without poison, or without knowing it (None), there is nothing to grade a detector by: both are empty of detectors then.
+    """
+    if poisoned is None or not poisoned.any():
+        return {}, pd.DataFrame({"fpr": ROC_GRID})
+    metrics = {name: detection_metrics(scored.values, poisoned) for name, scored in scores.items()}
+    curves = {name: roc_points(scored.values, poisoned) for name, scored in scores.items()}
+    return metrics, pd.DataFrame({"fpr": ROC_GRID, **curves})
+
+
+def rounded(value: Any) -> Any:
+    """Nested metrics with their figures to six places, as they are written down."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    return round(float(value), 6)

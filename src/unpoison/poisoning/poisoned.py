@@ -1,0 +1,49 @@
+"""A poisoned training set as its attacker has it: the truth and the triggers together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..core.arrays import Images, IntArray
+from ..data.imageset import ImageSet, Overlay
+from ..data.store import new_overlay
+from .trigger import Trigger, stamp
+from .truth import Truth
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """Which samples are stamped, by which trigger, and what label they get; `triggers` has one for each part of `truth`."""
+
+    truth: Truth
+    triggers: tuple[Trigger, ...]
+
+    @property
+    def index(self) -> IntArray:
+        """The stamped training samples, poisoned and cover, sorted."""
+        return np.flatnonzero(self.truth.part >= 0)
+
+    def stamped(self, train: ImageSet, keys: IntArray) -> Images:
+        """Training images as the trigger of each sample leaves them, uint8 [len(keys), h, w, c]."""
+        images = train.gather(keys)
+        for number, trigger in enumerate(self.triggers):
+            carriers = self.truth.part[keys] == number
+            if carriers.any():
+                images[carriers] = stamp(trigger, images[carriers], keys[carriers], train=True)
+        return images
+
+    def received(self, train: ImageSet) -> ImageSet:
+        """The training set as a victim receives it, in memory."""
+        index, labels = self.index, self.truth.labels_given(len(train.classes))
+        overlay = Overlay(index, self.stamped(train, index), labels[index])
+        return ImageSet(train.base, labels, train.classes, "", overlay)
+
+    def write_overlay(self, folder: Path, train: ImageSet) -> None:
+        """What a victim receives, as an overlay over the training set; it says nothing about an attack."""
+        index, labels = self.index, self.truth.labels_given(len(train.classes))
+        with new_overlay(folder, train, index, labels[index]) as overlay:
+            for keys in train.chunks(index):
+                overlay.write(np.searchsorted(index, keys), self.stamped(train, keys))

@@ -1,0 +1,142 @@
+"""The report's sections of pictures, and the list of suspects as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.arrays import Images, IntArray
+from . import figures
+from .page import Page
+from .run import Run
+
+
+def training_samples(page: Page, run: Run) -> None:
+    """The same training images clean, as received, as variations, and as a detector's masks show them."""
+    page.heading("The same images through the pipeline", both=False)
+    masked = {name: scored for name, scored in run.scores.items() if "masks" in scored.aux}
+    candidates = np.arange(len(run.data)) if run.poisoned is None else np.flatnonzero(run.poisoned)
+    candidates = _from_all_over(candidates, run.settings.samples)
+    for scored in masked.values():
+        # Samples whose mask was kept come first, the most suspicious ones in front.
+        kept = scored.aux["index"]
+        candidates = np.concatenate([kept[np.isin(kept, candidates)], candidates[~np.isin(candidates, kept)]])
+    samples = candidates[: run.settings.samples]
+    received = run.data.gather(samples)
+    rows = {"received": received}
+    if run.truth is not None:
+        clean = np.array(run.data.base[samples])
+        rows = {"clean": clean, "received": received, "difference ×10": _difference(clean, received)}
+    if run.variations is not None:
+        rows["variation"] = run.variations.gather(samples * (len(run.variations) // len(run.data)))
+    for name, scored in masked.items():
+        place = {int(sample): row for row, sample in enumerate(scored.aux["index"])}
+        blank, drawn = np.full((*run.data.image_size, 3), 235, np.uint8), figures.heat(scored.aux["masks"])
+        rows[f"{name}: mask"] = np.stack([drawn[place[int(s)]] if int(s) in place else blank for s in samples])
+    titles = [f"{_short(run.sources[s])}\nlabel {run.data.classes[run.data.labels[s]][:9]}" for s in samples]
+    caption = " ".join(scored.caption for scored in masked.values())
+    page.figures([(figures.contact_sheet(rows, titles), caption)], wide=True)
+
+
+def triggered_samples(page: Page, run: Run) -> None:
+    """Test images with each trigger: it may be stronger there than in training, or another one."""
+    sheets = []
+    for name, triggered in run.triggered.items():
+        if not len(triggered):
+            continue
+        rows = np.sort(_from_all_over(np.arange(len(triggered)), run.settings.samples)[: run.settings.samples])
+        clean, stamped = triggered.test.gather(triggered.overlay.index[rows]), triggered.overlay.images[rows]
+        sheet = {"clean": clean, "with the trigger": stamped, "difference ×10": _difference(clean, stamped)}
+        wanted = triggered.overlay.labels[rows]
+        titles = [f"wanted {run.data.classes[label][:9]}" for label in wanted]
+        sheets.append((figures.contact_sheet(sheet, titles), f"{name}: test images that ASR counts"))
+    if sheets:
+        page.heading("The trigger at the test", both=False)
+    for sheet_and_caption in sheets:
+        page.figures([sheet_and_caption], wide=True)
+
+
+def scores(page: Page, run: Run) -> None:
+    """Histograms of every detector's scores, and their ROC curves where the truth is known."""
+    if not run.scores:
+        return
+    page.heading("Scores", both=False)
+    shown = [
+        (figures.histogram(scored.values.astype(float), run.poisoned, name), f"Scores of {name}")
+        for name, scored in run.scores.items()
+    ]
+    if run.roc is not None:
+        curves = {name: run.roc[name].to_numpy() for name in run.scores if name in run.roc}
+        if curves:
+            picture = figures.roc(run.roc["fpr"].to_numpy(), curves)
+            shown.append((picture, "ROC, false positive rate on a log scale"))
+    page.figures(shown)
+
+
+def suspects(page: Page, run: Run) -> None:
+    """The most suspicious samples of each detector."""
+    if not run.scores:
+        return
+    page.heading("Most suspicious samples", both=False)
+    end = "" if run.poisoned is None else " Marked in red: samples that are poisoned."
+    page.text(f"By each detector, in order; all samples with their scores are in suspects.csv.{end}", both=False)
+    for name, scored in run.scores.items():
+        top = np.argsort(-scored.values, kind="stable")[: run.settings.suspects]
+        thumbnails = []
+        for sample, image in zip(top, run.data.gather(top), strict=True):
+            caption = f"{run.sources[sample]} label {run.data.classes[run.data.labels[sample]]}"
+            marked = run.poisoned is not None and bool(run.poisoned[sample])
+            thumbnails.append((figures.thumbnail(image), caption, marked))
+        page.text(f"{name}:", both=False)
+        page.thumbnails(thumbnails)
+
+
+def suspects_table(run: Run) -> pd.DataFrame:
+    """Every sample: source, label, each detector's score and rank (1 = most suspicious), sorted by mean rank."""
+    names = [run.data.classes[label] for label in run.data.labels]
+    table = pd.DataFrame({"sample": run.sources, "label": names})
+    ranks = []
+    for name, scored in run.scores.items():
+        table[f"{name}_score"] = scored.values
+        table[f"{name}_rank"] = pd.Series(scored.values).rank(ascending=False, method="first").astype(int)
+        ranks.append(table[f"{name}_rank"])
+    if not ranks:
+        return table
+    table["mean_rank"] = pd.concat(ranks, axis=1).mean(axis=1)
+    return table.sort_values("mean_rank", kind="stable")
+
+
+def training(page: Page, run: Run) -> None:
+    """Accuracy of every trained model over its epochs, and the backdoored model's loss on clean and poisoned samples."""
+    curves = {name: table for name, table in run.curves.items() if len(table)}
+    if not curves:
+        return
+    page.heading("Training", both=False)
+    accuracy = {name: (table["epoch"].to_numpy(), table["accuracy"].to_numpy()) for name, table in curves.items()}
+    shown = [(figures.training_curves(accuracy, "accuracy"), "Accuracy on the labels trained with")]
+    if run.losses is not None:
+        epochs = np.arange(1, len(run.losses) + 1)
+        kinds: dict[str, Any] = {"all samples": (epochs, np.nanmean(run.losses, 1))}
+        if run.poisoned is not None:
+            split = {"clean": ~run.poisoned, "poisoned": run.poisoned}
+            kinds = {name: (epochs, np.nanmean(run.losses[:, mask], 1)) for name, mask in split.items()}
+        loss = figures.training_curves(kinds, "loss", log=True)
+        shown.append((loss, "Loss of the backdoored model: poison is learned early"))
+    page.figures(shown)
+
+
+def _from_all_over(candidates: IntArray, count: int) -> IntArray:
+    """The candidates with neighbours far apart: in a folder's order neighbours are of one class."""
+    return np.concatenate([candidates[start::count] for start in range(count)])
+
+
+def _difference(clean: Images, stamped: Images) -> Images:
+    return (np.abs(stamped.astype(int) - clean) * 10).clip(0, 255).astype(np.uint8)
+
+
+def _short(name: str) -> str:
+    """The file's name, for a column of a sheet: its end, where it is long. The full name is in the list of suspects."""
+    name = name.rsplit("/", 1)[-1]
+    return name if len(name) <= 11 else "…" + name[-10:]

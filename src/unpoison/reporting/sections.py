@@ -1,0 +1,174 @@
+"""The report's sections of words and tables, in the order they appear on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..poisoning.truth import Truth
+from . import figures, pictures
+from .page import Page, Table
+from .run import Run
+
+
+def report(run: Run) -> Page:
+    """The page of a run."""
+    page = Page("unpoison: report")
+    if run.settings.note:
+        page.text(run.settings.note)
+    what_was_run(page, run)
+    models(page, run)
+    detection(page, run)
+    pictures.training_samples(page, run)
+    pictures.triggered_samples(page, run)
+    pictures.scores(page, run)
+    pictures.suspects(page, run)
+    pictures.training(page, run)
+    return page
+
+
+def what_was_run(page: Page, run: Run) -> None:
+    """Data, attack, network, recipe, variations, seed and machine, as the artefacts record them."""
+    page.heading("What was run")
+    rows = [("data", _data(run)), ("attack", _attack(run.truth))]
+    if run.model is not None:
+        network, made_by = run.model["network"], run.model["made_by"]
+        rows.append(("network", _inline({"name": network["name"], **network["arguments"]})))
+        rows.append(("training", _inline(made_by.get("recipe", {}))))
+    if run.sampler is not None:
+        rows.append(("variations", _inline(run.sampler)))
+    if run.model is not None:
+        rows += [("seed", str(made_by["seed"])), ("trained on", str(made_by["machine"]))]
+    page.table(Table(("", "setting"), rows, frozenset({1})))
+
+
+def models(page: Page, run: Run) -> None:
+    """ACC, ASR and RA of every model, and how visible the triggers are."""
+    if run.metrics is None:
+        page.heading("Models")
+        page.text("No model of this run was graded: `evaluate` does that, where there is a backdoored model.")
+        return
+    page.heading("Models")
+    graded = _models(run.metrics)
+    columns = {"ACC": "acc"}
+    if run.truth is not None:
+        columns |= {"ACC without target": "acc_without_target", "ASR": "asr", "RA": "ra"}
+    rows = [[name, *(_figure(values, key) for key in columns.values())] for name, values in graded.items()]
+    page.table(Table(["model", *columns], rows))
+    if run.truth is None:
+        page.text("ACC is accuracy on the test split. Nothing is known about an attack, so there is no ASR.")
+        return
+    page.text(
+        f"ACC: accuracy on clean test images. ASR: share of {run.metrics['attack']['tested']:.0f} triggered test images "
+        f"({_tested(run.truth)}) that get the attacker's label (lower is better for a defence). RA: share of the same images "
+        "that still get their true label. ACC without target: on clean test images of other classes than the target, as "
+        "D-BR reports it."
+    )
+    _triggers(page, run.metrics)
+    if all("asr" in values for values in graded.values()):
+        points = {name: (values["acc"], values["asr"]) for name, values in graded.items()}
+        page.figures([(figures.acc_against_asr(points), "ACC against ASR")])
+
+
+def detection(page: Page, run: Run) -> None:
+    """How well each detector ranks the poison, and where the poison breaks what it assumes."""
+    if run.metrics is None or "detection" not in run.metrics or run.truth is None:
+        return
+    page.heading("Detection")
+    share, label = _worst_class(run, run.truth)
+    rows = []
+    for method, values in run.metrics["detection"].items():
+        numbers = [f"{values[key]:.3f}" for key in ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr")]
+        scored = run.scores.get(method)
+        passes = f"{scored.forward_passes:g}" if scored is not None else "–"
+        rows.append([method, *numbers, passes, _remark(run, method, values["auroc"], share, label)])
+    header = ("detector", "AUROC", "AP", "TPR at 1 % FPR", "TPR at 5 % FPR", "passes per sample", "remark")
+    page.table(Table(header, rows, frozenset({6})))
+
+
+def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Every graded model's figures, by the name that the page gives it."""
+    graded = {name: metrics[name] for name in ("backdoored", "student") if name in metrics}
+    for family in ("purified", "robust"):
+        graded |= {f"{family}: {name}": values for name, values in metrics.get(family, {}).items()}
+    return graded
+
+
+def _attack(truth: Truth | None) -> str:
+    if truth is None:
+        return "unknown: data of unknown origin"
+    several = len(truth.parts) > 1
+    goals = []
+    for part in truth.parts:
+        policy = part.policy
+        goal = {
+            "all2one": f"target class {policy.target}",
+            "all2all": f"class y to y + {policy.shift}",
+            "clean_label": f"clean label, target class {policy.target}",
+            "source_specific": f"classes {policy.sources} to target class {policy.target}",
+        }[policy.label_policy]
+        settings = f"{part.attack} {_inline(part.arguments)}".strip()
+        goals.append(f"{settings}: {goal}" if several else f"{settings}; {goal}")
+    poisoned, covers, total = int(truth.mask.sum()), int(truth.cover.sum()), len(truth.mask)
+    counts = f"{poisoned} of {total} samples ({poisoned / total:.2%})"
+    counts += f", {covers} cover samples ({covers / total:.2%})" if covers else ""
+    counts += " in one draw: triggers are stamped in training" if truth.in_training else ""
+    return "; ".join([*([truth.attack] if several else []), *goals, counts])
+
+
+def _data(run: Run) -> str:
+    height, width, channels = run.data.base.shape[1:]
+    counts = ", ".join(f"{count} {split}" for split, count in run.about["counts"].items())
+    text = f"{run.about['name']} ({run.about['source']}): {counts}; {height}x{width}x{channels}"
+    if left_out := run.about.get("defects"):
+        text += f"; files that could not be used and were left out: {left_out}, listed in data/base/defects.txt"
+    if run.truth is None and run.about.get("trusted") == "train":
+        text += "; the reserve and the public images come from the same part as the suspect ones, so nothing vouches for them"
+    return text
+
+
+def _tested(truth: Truth) -> str:
+    """Which test images ASR counts."""
+    return {
+        "all2one": "of other classes than the target",
+        "clean_label": "of other classes than the target",
+        "all2all": "of all classes",
+        "source_specific": "of the source classes",
+    }[truth.policy.label_policy]
+
+
+def _triggers(page: Page, metrics: Mapping[str, Any]) -> None:
+    """How visible the triggers are, and, where there are several, which of them work."""
+    keys = {"PSNR, dB": "psnr", "SSIM": "ssim", "L∞": "linf", "L2": "l2", "changed pixels": "changed"}
+    rows, backdoored = [], metrics["backdoored"]
+    for name, values in metrics["attack"]["trigger"].items():
+        asr = backdoored.get("asr_of", {name: backdoored.get("asr")})
+        rows.append([name, _figure(asr, name), *(_figure(values, key) for key in keys.values())])
+    page.table(Table(["trigger at the test", "ASR of the backdoored", *keys], rows))
+
+
+def _worst_class(run: Run, truth: Truth) -> tuple[float, int]:
+    """The largest share of poison in a class, by the labels given, and that class."""
+    classes = np.unique(run.data.labels)
+    shares = [float(truth.mask[run.data.labels == label].mean()) for label in classes]
+    return max(shares), int(classes[int(np.argmax(shares))])
+
+
+def _remark(run: Run, method: str, auroc: float, share: float, label: int) -> str:
+    """Where the poison breaks what a detector assumes of it."""
+    assumption = run.scores[method].assumption if method in run.scores else None
+    if assumption is None or share < assumption.least_share:
+        return ""
+    end = "so it fails" if auroc < 0.9 else "the edge of what it can take"
+    return f"{assumption.text}; here poison is {share:.0%} of class {run.data.classes[label]}, {end}"
+
+
+def _figure(values: Mapping[str, Any], key: str) -> str:
+    """A figure to three places; a dash where there is none, such as the ASR of a trigger that no test image can carry."""
+    return "–" if values.get(key) is None else f"{values[key]:.3f}"
+
+
+def _inline(block: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in block.items() if value is not None)

@@ -1,0 +1,58 @@
+"""Variations of a whole data set, those that were generated before taken from the store.
+
+A variation is found by (image bytes, sample key) and by what all of them depend on: the prior, the sampler's settings, the
+seed and the code of the sampler. Changing an attack or its rate therefore generates only the images that changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..compute.device import pick_device
+from ..core.arrays import Images, IntArray
+from ..core.code import digest_of
+from ..core.content_store import ContentStore, Entries
+from ..data.imageset import ImageSet
+from .prior import Prior
+from .sampling import BATCH, SamplerSettings, vary
+
+# The two files that say how an image is drawn. With all that they import, an edit of a progress bar would generate anew
+# what takes days with a large model.
+_CODE = ("sampling.py", "colour.py")
+
+
+def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: int, store: Path | None) -> Entries:
+    """Variations of every sample of `data`, uint8 [num_variations, h, w, c] each, by the sample's index.
+
+    Args:
+        data: the images; a sample's key is its index.
+        prior: moved to the device.
+        settings: the sampler's.
+        seed: of the noise.
+        store: the folder of the store; None keeps nothing.
+    """
+    device = pick_device()
+    prior.unet.to(device=device, memory_format=torch.channels_last)
+    code = {name: digest_of(Path(__file__).parent / name) for name in _CODE}
+    determined_by = {"prior": prior.digest, "sampler": settings.as_json(), "seed": seed, "code": code}
+
+    def make(positions: IntArray) -> Images:
+        batch = data.tensor(positions)
+        varied = vary(prior, batch, positions.tolist(), settings, seed=seed, device=device)
+        return varied.permute(0, 1, 3, 4, 2).numpy()
+
+    return ContentStore(store).entries("variations", determined_by, names_of(data), make, batch=BATCH)
+
+
+def names_of(data: ImageSet) -> Images:
+    """What a sample's variation depends on besides: SHA-256 of its bytes and its index, uint8 [n, 32]."""
+    digests = [
+        hashlib.sha256(image.tobytes() + int(key).to_bytes(8, "little")).digest()
+        for keys in data.chunks()
+        for key, image in zip(keys, data.gather(keys), strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(data), 32)

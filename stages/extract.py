@@ -1,0 +1,22 @@
+"""One pass of the backdoored model over the training set: the logits and features that several detectors share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import BACKDOORED, BASE, FEATURES, POISONED, run_stage
+from unpoison import models
+from unpoison.compute.inference import passes
+from unpoison.data.features import write_features
+from unpoison.data.store import open_poisoned
+
+
+def main() -> list[Path]:
+    data, model = open_poisoned(BASE, POISONED), models.load(BACKDOORED)
+    made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
+    write_features(FEATURES, passes(model, data), len(data), made_from)
+    return [FEATURES]
+
+
+if __name__ == "__main__":
+    run_stage("extract", main)

@@ -1,0 +1,108 @@
+"""Write `params/FAMILY.yaml` from the methods' signatures: `make params`, or `python stages/method_params.py`.
+
+Every method has a block there, every parameter of its own a line, with its meaning and its published default. New methods
+and parameters come with that default, those that are gone go, and a value that somebody set stays as it is and is marked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from parameters import FAMILIES, read_yaml
+from unpoison.attacks import ATTACKS
+from unpoison.detection import DETECTORS
+from unpoison.purification import PURIFIERS
+from unpoison.robust import ROBUST
+
+HEADER = """\
+# {Family}: the methods' own parameters, with their published defaults. Written by `make params` from the signatures in
+# src/unpoison/{folder}/: values that are set here stay, all else is written anew. For one experiment:
+# dvc exp run -S params/{family}.yaml:{example}
+"""
+METHODS: dict[str, tuple[str, Mapping[str, Any], str]] = {
+    "attacks": ("attacks", ATTACKS, "badnets.size=3"),
+    "detectors": ("detection", DETECTORS, "cd.steps=100"),
+    "purifiers": ("purification", PURIFIERS, "fst.alpha=0.2"),
+    "robust": ("robust", ROBUST, "distillation.alpha=0.7"),
+}
+WIDTH, COLUMN = 132, 30
+
+
+def family_text(family: str, present: Mapping[str, Any]) -> str:
+    """The text of a family's file, in which the values of `present` that are the methods' stay."""
+    folder, methods, example = METHODS[family]
+    parts = [HEADER.format(Family=family.capitalize(), family=family, folder=folder, example=example)]
+    for name, method in methods.items():
+        parts.append(_block(name, method.parameters, present.get(name) or {}))
+    return "\n".join(parts)
+
+
+def defaults_of(method: Callable[..., Any]) -> dict[str, Any]:
+    """A method's own parameters and their defaults, without the seed, which is the run's."""
+    if is_dataclass(method):
+        made = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(method)}  # type: ignore[misc]
+        return dict(made)
+    parameters = inspect.signature(method).parameters.values()
+    own = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "seed"]
+    return {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in own}
+
+
+def meanings_of(method: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring says of each parameter, up to the first sentence's end."""
+    text = inspect.getdoc(method) or ""
+    found: dict[str, str] = {}
+    listed = re.search(r"(?:Args|Attributes):\n(.*?)(?:\n\S|\Z)", text, re.S)
+    for entry in re.findall(r"^    (\S.*(?:\n {8,}.*)*)", listed[1] if listed else "", re.M):
+        names, _, meaning = entry.partition(": ")
+        for name in names.split(", "):
+            found[name.strip()] = _first_sentence(" ".join(meaning.split()))
+    return found
+
+
+def _first_sentence(text: str) -> str:
+    end = re.search(r"(?<!et al)(?<!cf)\.(?=\s|$)", text)
+    return text[: end.start()] if end else text
+
+
+def _block(name: str, method: Callable[..., Any], present: Mapping[str, Any]) -> str:
+    meanings, defaults = meanings_of(method), defaults_of(method)
+    if not defaults:
+        return f"{name}: {{}}\n"
+    lines = [f"{name}:"]
+    for key, default in defaults.items():
+        value = present.get(key, default)
+        published = [] if value == default else [f"published: {_yaml(default)}"]
+        comment = "; ".join([*published, *filter(None, [meanings.get(key)])])
+        line = f"  {key}: {_yaml(value)}"
+        if comment:
+            line = f"{line.ljust(COLUMN - 2)}  # "
+            comment = textwrap.shorten(comment, max(40, WIDTH - len(line)), placeholder=" …")
+        lines.append(f"{line}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    """A value in one line, as DVC would write it."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[" + ", ".join("{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in item.items()) + "}" for item in value) + "]"
+    stream, yaml = StringIO(), YAML(typ="safe", pure=True)
+    yaml.default_flow_style = True
+    yaml.width = 4096
+    yaml.dump(value, stream)
+    return stream.getvalue().removesuffix("...\n").strip()
+
+
+if __name__ == "__main__":
+    for family, path in FAMILIES.items():
+        path.parent.mkdir(exist_ok=True)
+        text = family_text(family, read_yaml(path) if path.is_file() else {})
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")

@@ -1,0 +1,25 @@
+"""Stamp the test split with the attacker's final triggers: what `evaluate` and `report` show is read, not stamped again.
+
+A stage of its own, so that no training sees the test split, and none runs again for what a trigger does at the test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import ATTACKER_TRIGGERS, BASE, TRIGGERED, run_stage
+from unpoison.attacks import restored
+from unpoison.data.store import open_split
+from unpoison.poisoning.attacker import read_triggers
+from unpoison.poisoning.triggered import write_triggered
+
+
+def main() -> list[Path]:
+    attacker, made_from = read_triggers(ATTACKER_TRIGGERS, restored)
+    counts = write_triggered(TRIGGERED, open_split(BASE, "test"), attacker, made_from)
+    print(f"stamp_test: {', '.join(f'{n} images with {name}' for name, n in counts.items()) or 'no trigger is known'}")
+    return [TRIGGERED]
+
+
+if __name__ == "__main__":
+    run_stage("stamp_test", main)

@@ -1,0 +1,48 @@
+"""Train a clean model on the suspect set with one robust method: `python stages/train_robust.py METHOD`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from common import BASE, ROBUST, TRAINING, run_stage
+from parameters import PARAMS, load_params, seed_of
+from training import fresh_model, network_of, recipe_of, train_robustly
+from unpoison import models
+from unpoison.core.errors import UserError, file_of
+from unpoison.core.hyperparameters import one_of
+from unpoison.core.seeding import derive
+from unpoison.data.store import open_split
+from unpoison.robust import ROBUST as METHODS
+from unpoison.robust.robust import RECEIVED
+
+
+def main(name: str) -> list[Path]:
+    params = load_params()
+    with file_of(PARAMS):
+        method = one_of(name, METHODS, key="robust.methods")
+    if missing := sorted(set(method.inputs) - set(RECEIVED)):
+        # This stage does not depend on them, so DVC would not know when to run it again.
+        raise UserError(
+            f"{PARAMS}: robust.methods: {name!r} given, which needs {', '.join(missing)} and has its own stage"
+        )
+    network, base = network_of(params), open_split(BASE, "train")
+
+    def make_model() -> models.Classifier:
+        return fresh_model(network, base, seed=derive(seed_of(params), f"{name}/weights"))
+
+    return train_robustly(
+        name,
+        method,
+        params,
+        make_model,
+        recipe_of(params, "train"),
+        stage=f"train_robust@{name}",
+        folder=ROBUST / name,
+        curve=TRAINING / "robust" / f"{name}.csv",
+    )
+
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    run_stage(f"train_robust@{name}", lambda: main(name), together=True)
