@@ -40,7 +40,20 @@ from unpoison.robust import ROBUST
 from unpoison.robust.robust import RECEIVED
 from unpoison.sources import digits
 
-SECTIONS = "seed data attack model train prior variations distill purify robust detect report".split()
+SECTIONS = [
+    "seed",
+    "data",
+    "attack",
+    "model",
+    "train",
+    "prior",
+    "variations",
+    "distill",
+    "purify",
+    "robust",
+    "detect",
+    "report",
+]
 METHODS: dict[str, Mapping[str, Any]] = {
     "attacks": ATTACKS,
     "detectors": DETECTORS,

@@ -5,7 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import BACKDOORED, BASE, CURVES, GRADED, METRICS, PURIFIED, ROBUST, SCORES, STUDENT, TRIGGERED, TRUTH, run_stage
+from common import (
+    BACKDOORED,
+    BASE,
+    CURVES,
+    GRADED,
+    METRICS,
+    PURIFIED,
+    ROBUST,
+    SCORES,
+    STUDENT,
+    TRIGGERED,
+    TRUTH,
+    run_stage,
+)
 from parameters import Params, load_params, methods_of
 from unpoison import models
 from unpoison.core.errors import UserError
@@ -21,6 +34,7 @@ from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST as METHODS
+
 
 def main() -> list[Path]:
     params = load_params()

@@ -10,7 +10,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import is_dataclass
 from io import StringIO
 from typing import Any
 
@@ -48,8 +48,7 @@ def family_text(family: str, present: Mapping[str, Any]) -> str:
 def defaults_of(method: Callable[..., Any]) -> dict[str, Any]:
     """A method's own parameters and their defaults, without the seed, which is the run's."""
     if is_dataclass(method):
-        made = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(method)}  # type: ignore[misc]
-        return dict(made)
+        return dict(vars(method()))
     parameters = inspect.signature(method).parameters.values()
     own = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "seed"]
     return {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in own}
@@ -92,7 +91,9 @@ def _block(name: str, method: Callable[..., Any], present: Mapping[str, Any]) ->
 def _yaml(value: Any) -> str:
     """A value in one line, as DVC would write it."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[" + ", ".join("{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in item.items()) + "}" for item in value) + "]"
+        return (
+            "[" + ", ".join("{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in item.items()) + "}" for item in value) + "]"
+        )
     stream, yaml = StringIO(), YAML(typ="safe", pure=True)
     yaml.default_flow_style = True
     yaml.width = 4096

@@ -93,7 +93,7 @@ def main() -> list[Path]:
     made_from = {"poisoned": poisoned_digest(train, POISONED)}
     write_training(ATTACKER_TRAINING, poisoned)
     write_triggers(ATTACKER_TRIGGERS, poisoned, made_from)
-    write_truth(TRUTH, poisoned and poisoned.truth, made_from)
+    write_truth(TRUTH, None if poisoned is None else poisoned.truth, made_from)
     print(f"poison: {_said(poisoned, len(train))}", flush=True)
     return [POISONED, ATTACKER_TRAINING, ATTACKER_TRIGGERS, TRUTH]
 
