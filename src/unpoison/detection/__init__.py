@@ -1,4 +1,4 @@
-"""Detection: which training samples are suspicious, one file per published method, each a `Detector`."""
+"""Detection: which training samples are suspicious. One file per published method, each with a `Detector`."""
 
 from __future__ import annotations
 

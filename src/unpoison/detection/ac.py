@@ -1,6 +1,9 @@
 """Activation Clustering (Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering", 2018).
 
-Per class, the penultimate features are split in two clusters; poison is expected to form the small, compact one.
+The penultimate features of each class are split into two clusters; poison is expected to form the small, compact one.
+
+Published code of a port, with the silhouette alone as the score and no reduction of dimensions:
+https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/analysis/activation_clustering.py
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ from ..data.scores import Assumption, Scores
 from ..models.classifier import Classifier
 from .detector import Detector
 
+# From a quarter of a class on, poison is no clear minority, and which of the two clusters is the smaller is left to chance.
 ASSUMPTION = Assumption("takes the smaller of two clusters of a class for the poison", least_share=0.25)
 EXACT = 10_000
-"""Classes up to this size get exact silhouettes."""
+"""Largest class with exact silhouettes."""
 
 
 def score(
@@ -34,16 +38,16 @@ def score(
 
     Args:
         model: not used.
-        data: the suspect training set; its labels say the class.
+        data: the suspect training set; its labels are the classes that are split.
         reserve: not used.
-        features: of the suspect classifier.
-        seed: of k-means.
-        components: dimensions kept by PCA (10 in the paper, which uses ICA; 0 is not offered).
+        features: the suspect classifier's features of `data`.
+        seed: seed for k-means and for the samples that distances are measured to.
+        components: dimensions kept by PCA; the paper keeps 10, by ICA. 0, the features as they are, is not offered.
 
-    The smaller cluster is the suspect one in the paper (section 4.3): where half of a class is poison, as all2one at
-    10 % makes it with ten classes, the rule has nothing to go by. The public CD code scores the silhouette alone.
-    Past `EXACT` samples in a class, mean distances are those to a random part of each cluster: all pairs of 100,000
-    samples would take hours, and time is to grow with the samples, not with their square.
+    The smaller cluster is the suspect one in the paper (section 4.3). Where half of a class is poison, as all2one at 10 %
+    makes it with ten classes, that rule has nothing to go by. Past `EXACT` samples in a class, mean distances are those
+    to a random part of each cluster: all pairs of 100,000 samples would take hours, and time should grow with the number
+    of samples, not with its square.
     """
     # Here and not above: every detector's stage imports the table of detectors, and scikit-learn takes two seconds.
     from sklearn.cluster import KMeans
@@ -54,13 +58,16 @@ def score(
         members = np.flatnonzero(data.labels == label)
         if len(members) < 3:
             continue  # two clusters need three samples to tell anything; their score stays 0, the neutral value
+        # Step 1 of the paper: few dimensions, as distances in hundreds of them hardly differ. A small class has fewer.
         rows = features.penultimate[members]
         kept = min(components, len(members), rows.shape[1])
         rows = PCA(kept, svd_solver="full").fit_transform(rows)
+        # Step 2: two clusters. The seed is the class's own, so another class's size does not shift its split.
         drawn_from = derive(seed, "ac", int(label)) % 2**32
         clusters = KMeans(2, n_init=10, random_state=drawn_from).fit_predict(rows)
         if len(np.unique(clusters)) < 2:
             continue  # identical features cannot be split
+        # Step 3: how well a sample sits in its cluster, and which cluster is the suspect one. The sign joins the two.
         silhouette = silhouettes(rows, clusters, np.random.default_rng(drawn_from))
         smaller = int(np.bincount(clusters, minlength=2).argmin())
         values[members] = np.where(clusters == smaller, silhouette, -silhouette)
@@ -70,28 +77,31 @@ def score(
 def silhouettes(
     rows: NDArray[np.float32], clusters: NDArray[np.int32], rng: np.random.Generator, *, exact: int = EXACT
 ) -> NDArray[np.float64]:
-    """Silhouette of each sample of a split in two (Rousseeuw 1987).
+    """Silhouette of each sample of a split into two (Rousseeuw 1987), float64 [n] in [-1, 1].
 
     Args:
-        rows: [n, d].
-        clusters: [n], 0 or 1, both present.
-        rng: draws the part of each cluster that distances are measured to, `exact` / 2 samples at most.
-        exact: up to that many samples, all distances are measured.
+        rows: features, [n, d].
+        clusters: cluster of each sample, [n], 0 or 1, both present.
+        rng: generator for the part of each cluster that distances are measured to, `exact` / 2 samples at most.
+        exact: largest n with all distances measured.
     """
     from scipy.spatial.distance import cdist
     from sklearn.metrics import silhouette_samples
 
     if len(rows) <= exact:
         return silhouette_samples(rows, clusters)
+    # Mean distance of every sample to either cluster, estimated from a random part of it, a block of rows at a time:
+    # 4096 x 5000 distances take 160 MB, those of a class of 100,000 all at once 4 GB.
     means = np.empty((len(rows), 2))
     for cluster in (0, 1):
         members = np.flatnonzero(clusters == cluster)
         part = rng.permutation(members)[: exact // 2]
         for start in range(0, len(rows), 4096):
             means[start : start + 4096, cluster] = cdist(rows[start : start + 4096], rows[part]).sum(1)
-        # A sample is no neighbour of its own: where it was drawn, one distance fewer was measured (its own, 0).
+        # A sample is not its own neighbour: where it was drawn itself, one distance fewer counts (its own, 0).
         drawn = np.isin(np.arange(len(rows)), part)
         means[:, cluster] /= np.maximum(len(part) - drawn, 1)
+    # Rousseeuw's (b - a) / max(a, b): a the mean distance within, b that to the other cluster; 0 for a sample alone.
     own, other = means[np.arange(len(rows)), clusters], means[np.arange(len(rows)), 1 - clusters]
     alone = np.bincount(clusters, minlength=2)[clusters] == 1
     return np.where(alone, 0.0, (other - own) / np.maximum(np.maximum(own, other), 1e-12))

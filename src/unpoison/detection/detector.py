@@ -1,4 +1,4 @@
-"""What a detector is to the rest of the project: one typed value."""
+"""The type of a detector: what its file hands to the rest of the project."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ class Detector:
     """A published detector.
 
     Attributes:
-        score: `score(model, data, reserve, features, *, seed, …) -> Scores`: the suspect classifier, the suspect training
-            set, the trusted images, the model's logits and features of the training set; one score per training sample,
-            higher = more suspicious. Its keyword-only arguments, without the seed, are the method's own parameters.
-        needs_trusted: `needs_trusted(**own parameters)`: how many trusted images it needs at least.
+        score: `score(model, data, reserve, features, *, seed, …) -> Scores`, from the suspect classifier, the suspect
+            training set, the trusted images, and the classifier's logits and features of the training set, to one score
+            per training sample, higher = more suspicious. Its keyword-only arguments but the seed are the method's own
+            parameters.
+        needs_trusted: `needs_trusted(**own parameters)`, the least number of trusted images it can work with.
     """
 
     score: Callable[..., Scores]
@@ -28,5 +29,5 @@ class Detector:
 
     @property
     def parameters(self) -> Callable[..., Scores]:
-        """Whose keyword-only arguments are the detector's own parameters."""
+        """The function whose keyword-only arguments are the detector's own parameters."""
         return self.score
