@@ -55,7 +55,6 @@ def distill_masks(
     # One channel, so the mask hides a pixel in all colours; theta = 1 starts it at 0.88, nearly open.
     theta = torch.ones(n, 1, height, width, device=images.device)
     first, second = torch.zeros_like(theta), torch.zeros_like(theta)
-    # The reference: the logits of the whole image, computed once.
     with torch.no_grad(), autocast(images.device):
         target = network(images).float()
     for step in range(1, steps + 1):
@@ -129,7 +128,7 @@ def score(
         steps: steps of Adam per image; each one costs a forward and a backward pass.
         lr: learning rate of Adam.
         gamma: weight of the L1 norm, a sum over pixels: 0.01 at 32 px, 0.001 at 224 px.
-        beta: weight of the total variation; 10 in the paper, 1 as the published code's default.
+        beta: weight of the total variation; 10 in the paper, 1 by default in the published code.
     """
     device = pick_device()
     network = frozen(model, device)

@@ -44,8 +44,8 @@ def score(
         reserve: trusted images, from which the overlays are drawn, as in the paper.
         features: not used.
         seed: seed for the choice of overlays, the same ones for all samples.
-        overlays: number of overlays, 100 in the paper; no more than the trusted reserve has.
-        weight: weight of the overlay; 1 in public implementations.
+        overlays: number of overlays, at most the size of the trusted reserve. 100 in the paper.
+        weight: weight of the overlay in the sum. 1 in public implementations.
     """
     if overlays > len(reserve):
         raise ParameterError(f"overlays: {overlays} given, allowed: 1 to {len(reserve)}, the trusted reserve")

@@ -2,6 +2,8 @@
 
 The head is drawn anew and kept away from the compromised one, so the features have to move: minimise
 CE + alpha * <W, W_ori> subject to the head keeping its original norm, ||W||_F = ||W_ori||_F.
+
+Published code: https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine_tune/ft.py
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ def purify(
     Args:
         model: the backdoored classifier, left as it was.
         reserve: trusted, labelled images.
-        seed: of the new head, order and augmentation.
-        epochs, batch_size, lr: SGD with momentum 0.9 and a cosine to 0 (public code: 10, 128, 0.01).
-        weight_decay: 0 in the public code.
-        alpha: weight of the inner product; 0.1 in the paper's example for CIFAR-10, 0.2 the code's default.
-        augment: names from `unpoison.data.augment`.
+        seed: seed for the new head, the order of the images and their augmentation.
+        epochs: passes over the trusted reserve. 10 in the published code.
+        batch_size: images per step. 128 in the published code.
+        lr: learning rate of the first step, lowered to 0 along a cosine. 0.01 in the published code.
+        weight_decay: L2 penalty of SGD, whose momentum is 0.9; none in the published code.
+        alpha: weight of the inner product; 0.1 in the published example for CIFAR-10, 0.2 by default there.
+        augment: augmentations by name, in order, out of `training.augment`; the published code crops and flips.
     """
+    # The compromised head is kept apart before the copy's own is overwritten: both terms of the method refer to it.
     tuned = deepcopy(model).to(pick_device())
     head = tuned.head
     original = head.weight.detach().clone()
@@ -51,11 +56,13 @@ def purify(
     _draw_anew(head, seed)
 
     def loss(network: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits, each = cross_entropy(network, images, labels)
-        # A constant per batch: adding it to every sample adds it once to their mean.
-        return logits, each + alpha * (network.head.weight * original).sum()
+        logits, entropy = cross_entropy(network, images, labels)
+        # The loop minimises the mean over samples, so what is added to every sample counts once.
+        return logits, entropy + alpha * (network.head.weight * original).sum()
 
     def keep_norm(network: Classifier) -> None:
+        # The constraint, as the published code enforces it: back onto the sphere after each step, momentum untouched. The
+        # inner product alone could be minimised by an ever longer head.
         network.head.weight.mul_(norm / network.head.weight.norm())
 
     recipe = Recipe(
@@ -67,7 +74,7 @@ def purify(
 
 @torch.no_grad()
 def _draw_anew(head: torch.nn.Linear, seed: int) -> None:
-    """Weights and bias uniform in (-s, s), s = 1 / sqrt(number of features), as in the public code."""
+    """New weights and bias, uniform in (-s, s), s = 1 / sqrt(number of features), as in the published code."""
     generator, bound = torch_rng(seed, "fst/head"), head.in_features**-0.5
     for parameter in head.parameters():
         parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)

@@ -1,4 +1,9 @@
-"""Fine-tuning: the plain baseline of every purification paper."""
+"""Fine-tuning: the plain baseline of every purification paper.
+
+The setting is that of FST's `ft` baseline (Min et al. 2023), whose published code also keeps the head's norm fixed in this
+mode. Plain fine-tuning does not, and neither does this.
+https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine_tune/ft.py
+"""
 
 from __future__ import annotations
 
@@ -25,10 +30,17 @@ def purify(
 ) -> Classifier:
     """Tune all weights on the trusted reserve with cross entropy; a new model is returned.
 
-    The setting is FST's for its `ft` baseline (Min et al. 2023, public code): SGD with momentum 0.9, learning rate 0.01
-    with a cosine to 0, batches of 128, 10 epochs. That code also keeps the head's norm fixed in this mode; plain
-    fine-tuning does not, and neither does this.
+    Args:
+        model: the backdoored classifier, left as it was.
+        reserve: trusted, labelled images.
+        seed: seed for the order of the images and their augmentation.
+        epochs: passes over the trusted reserve. 10 in FST's published code.
+        batch_size: images per step. 128 in FST's published code.
+        lr: learning rate of the first step, lowered to 0 along a cosine. 0.01 in FST's published code.
+        weight_decay: L2 penalty of SGD, whose momentum is 0.9; none in FST's published code.
+        augment: augmentations by name, in order, out of `training.augment`; the published code crops and flips.
     """
+    # A copy, so the backdoored model can still be graded, and purified by other methods, beside this one.
     tuned = deepcopy(model)
     recipe = Recipe(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule="cosine", augment=augment

@@ -1,4 +1,4 @@
-"""What a purifier is to the rest of the project: one typed value."""
+"""The type of a purifier: what its file hands to the rest of the project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Purifier:
     """A published way to purify a model.
 
     Attributes:
-        purify: `purify(model, reserve, *, seed, …) -> Classifier`: the suspect classifier and the trusted images to a new
-            classifier; the input is left as it was. Its keyword-only arguments, without the seed, are the method's own
+        purify: `purify(model, reserve, *, seed, …) -> Classifier`, from the suspect classifier, which is left as it was,
+            and the trusted images, to a new classifier. Its keyword-only arguments but the seed are the method's own
             parameters.
     """
 
@@ -22,5 +22,5 @@ class Purifier:
 
     @property
     def parameters(self) -> Callable[..., Classifier]:
-        """Whose keyword-only arguments are the purifier's own parameters."""
+        """The function whose keyword-only arguments are the purifier's own parameters."""
         return self.purify

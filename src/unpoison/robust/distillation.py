@@ -1,5 +1,7 @@
 """Knowledge distillation on variations only (Struppek et al., "Leveraging Diffusion-Based Image Variations for Robust
 Training on Poisoned Data", 2023): the student never sees an image of the suspect set.
+
+Published code: https://github.com/LukasStruppek/Robust_Training_on_Poisoned_Samples/blob/94f0d35/losses/kl_loss.py
 """
 
 from __future__ import annotations
@@ -29,12 +31,21 @@ def distillation_loss(
     ce_temperature: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Per-sample loss [n] from logits float [n, classes] and labels int64 [n].
+    """Loss of each sample, float [n]: a distillation term and a label term.
 
     alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * CE(student / ce_temperature, labels)
 
-    `label_smoothing` is of the labels alone: the teacher's distribution is soft as it is.
+    Args:
+        student: logits of the student, float [n, classes].
+        teacher: logits of the teacher, float [n, classes].
+        labels: labels, int64 [n].
+        alpha: weight of the distillation term; the label term has the rest.
+        temperature: T of the distillation term.
+        ce_temperature: temperature of the label term.
+        label_smoothing: share of each label spread over all classes; the teacher's distribution is soft as it is.
     """
+    # Both in log space: at a low temperature a probability underflows, and its logarithm would be infinite. T^2 brings the
+    # gradient of the softened term, which falls with 1 / T^2, back to that of the label term (Hinton et al. 2015).
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1) * temperature**2
@@ -53,28 +64,30 @@ def train(
     temperature: Positive = 10.0,
     ce_temperature: Positive = 1.0,
 ) -> tuple[Classifier, History]:
-    """Train a student on variations with their sources' labels and the teacher's logits.
+    """Train a student on variations, with their sources' labels and the teacher's logits.
 
     Args:
-        make_model: gives the student, freshly initialised.
+        make_model: maker of the student, freshly initialised.
         variations: images that replace the training set.
-        teacher: the backdoored model; left as it was, in evaluation mode, on the same augmented batch.
-        recipe: of the student's training; its label smoothing is that of the label term.
-        seed: of order and augmentation.
-        alpha: weight of the teacher against the labels (0.5 in the paper's code).
-        temperature: of the distillation term (10 in the paper's code).
-        ce_temperature: of the label term. 1 is the textbook loss; the published code applies `temperature` to both
-            terms, which weakens the labels about tenfold: set it to `temperature` to reproduce that.
+        teacher: the backdoored model, whose weights stay; it sees each batch as augmented, in evaluation mode.
+        recipe: recipe of the student's training; its label smoothing is that of the label term.
+        seed: seed for the order of the images and their augmentation.
+        alpha: weight of the teacher's term; the label term has the rest. 0.5 in the published code.
+        temperature: temperature of the teacher's term. 10 in the published code.
+        ce_temperature: temperature of the label term; 1 is the textbook loss. The published code applies `temperature` to
+            both terms, which weakens the labels about tenfold: set it to `temperature` to reproduce that.
     """
     student = make_model()
+    # In evaluation mode, or the teacher's batch norm would adapt to the variations and no longer be the suspect model's.
     teacher.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        # The teacher answers for what the student sees, augmentation included; its logits cannot be kept from epoch to epoch.
         with torch.no_grad():
             target = teacher(images).float()
         logits, auxiliary = model.logits_and_auxiliary(images)
 
-        def of(student_logits: Tensor) -> Tensor:
+        def distilled(student_logits: Tensor) -> Tensor:
             return distillation_loss(
                 student_logits.float(),
                 target,
@@ -85,10 +98,10 @@ def train(
                 label_smoothing=recipe.label_smoothing,
             )
 
-        total = of(logits)
-        # An auxiliary head learns from the same teacher; its logits have no counterpart there.
-        for more in auxiliary:
-            total = total + AUXILIARY_WEIGHT * of(more)
+        total = distilled(logits)
+        # An auxiliary head learns from the teacher's one output: in evaluation mode the teacher's own auxiliary heads are off.
+        for head_logits in auxiliary:
+            total = total + AUXILIARY_WEIGHT * distilled(head_logits)
         return logits, total
 
     return student, fit(student, variations, recipe, seed=seed, what="student", loss=loss)

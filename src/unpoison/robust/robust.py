@@ -1,4 +1,4 @@
-"""What a method of robust training is to the rest of the project: one typed value."""
+"""The type of a robust training method: what its file hands to the rest of the project."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..models.classifier import Classifier
 from ..training.loop import History
 
 RECEIVED = ("data", "reserve")
-"""What every stage of the family has: the training set as received, and the trusted images."""
+"""What every stage of the family is given: the training set as received, and the trusted images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +18,10 @@ class Robust:
 
     Attributes:
         train: `train(make_model, *inputs, recipe, *, seed, …) -> (Classifier, History)`. `make_model()` gives the network
-            with fresh weights, `recipe` is the training's. Its keyword-only arguments, without the seed, are the method's
-            own parameters.
+            with fresh weights, `recipe` says how to train it. Its keyword-only arguments but the seed are the method's own
+            parameters.
         inputs: what it trains on, in the order of its arguments: `data` (the training set as received), `reserve` (trusted
-            images), `variations` of the training set, `backdoored` (the model trained on it as it is).
+            images), `variations` (of the training set), `backdoored` (the model trained on the set as it is).
     """
 
     train: Callable[..., tuple[Classifier, History]]
@@ -29,5 +29,5 @@ class Robust:
 
     @property
     def parameters(self) -> Callable[..., tuple[Classifier, History]]:
-        """Whose keyword-only arguments are the method's own parameters."""
+        """The function whose keyword-only arguments are the method's own parameters."""
         return self.train
