@@ -7,14 +7,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 
 from unpoison import models
-from unpoison.crafting.context import Scene
-from unpoison.crafting.craft import intent, poison
-from unpoison.data.imageset import ImageSet, Overlay
-from unpoison.poisoning.truth import Truth
+from unpoison.attacks import SINGLE
+from unpoison.crafting.attack import intent
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import craft
+from unpoison.data.imageset import ImageSet
+from unpoison.poisoning.poisoned import Poisoned
 from unpoison.sources import digits
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
@@ -24,10 +25,10 @@ RECIPE = Recipe(epochs=14, batch_size=32, lr=0.1)
 
 @dataclass(frozen=True)
 class Planted:
-    """A poisoned training set, its truth, clean splits, and the model trained on it."""
+    """A poisoned training set, how it was made, clean splits, and the model trained on it."""
 
     data: ImageSet
-    truth: Truth
+    poisoned: Poisoned
     test: ImageSet
     reserve: ImageSet
     model: models.Classifier
@@ -53,12 +54,9 @@ def splits() -> dict[str, ImageSet]:
 @pytest.fixture(scope="session")
 def planted(splits: dict[str, ImageSet]) -> Planted:
     train = splits["train"]
-    wanted = intent("badnets", {"poison_rate": 0.06}, {"pattern": "checkerboard", "size": 8})
-    truth = poison("badnets", [wanted], Scene(train=train, seed=0))
-    index, labels = np.flatnonzero(truth.mask), truth.labels_given(10)
-    data = ImageSet(
-        train.base, labels, train.classes, "planted", Overlay(index, truth.stamped(train, index), labels[index])
-    )
+    wanted = intent("badnets", SINGLE["badnets"], {"poison_rate": 0.06}, {"pattern": "checkerboard", "size": 8})
+    poisoned = craft("badnets", [wanted], Context(train=train, seed=0))
+    data = poisoned.received(train)
     model = models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool")
     fit(model, data, RECIPE, seed=0, what="planted")
-    return Planted(data, truth, splits["test"], splits["reserve"], model)
+    return Planted(data, poisoned, splits["test"], splits["reserve"], model)
