@@ -1,1 +1,1 @@
-"""The one training loop, recipes, device and precision, forward passes."""
+"""Training: the one loop, its recipes and optimiser, augmentation, several processes."""

@@ -1,7 +1,7 @@
 """Augmentation as batched tensor functions: float images [n, c, h, w] in [0, 1] in, the same out.
 
-Drawing and applying are apart: random numbers come from a CPU generator, one per training run, so that results do not
-depend on the device, and those of a whole epoch move to the device at once.
+Drawing and applying are separate steps: random numbers come from a CPU generator, one per training run, so results do
+not depend on the device, and the numbers of a whole epoch move to the device at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What a draw may look at: `index` of the samples [n], `epoch` from 0, `size` (height, width), the generator."""
+    """What a draw may look at.
+
+    Attributes:
+        index: samples in the batch, int64 [n].
+        epoch: number of the epoch, from 0.
+        size: height and width of the images.
+        generator: CPU generator of the training run.
+    """
 
     index: Tensor
     epoch: int
@@ -29,13 +36,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`draw` gives one row of random numbers per image, [n, ...]; `apply` uses them."""
+    """An augmentation in two steps.
+
+    Attributes:
+        draw: a batch to random numbers, one row per image, [n, ...].
+        apply: images and these numbers, on the images' device, to augmented images.
+    """
 
     draw: Callable[[Batch], Tensor]
     apply: Callable[[Tensor, Tensor], Tensor]
 
 
 def _draw_shift(batch: Batch, pad: int) -> Tensor:
+    # Offsets into the padded image, from 0 to twice the padding; all rows are drawn before all columns.
     return torch.randint(0, 2 * pad + 1, (2, len(batch)), generator=batch.generator).T
 
 
@@ -60,6 +73,8 @@ def translate(images: Tensor, offsets: Tensor) -> Tensor:
 def _shifted(images: Tensor, offsets: Tensor, pad: int, mode: str) -> Tensor:
     n, channels, height, width = images.shape
     device = images.device
+    # One gather for the whole batch: index tensors of shapes [n, 1, 1, 1], [1, c, 1, 1], [n, 1, h, 1] and [n, 1, 1, w]
+    # broadcast to the pixels of every image's own window into its padded version.
     rows = (offsets[:, 0, None] + torch.arange(height, device=device))[:, None, :, None]
     columns = (offsets[:, 1, None] + torch.arange(width, device=device))[:, None, None, :]
     sample = torch.arange(n, device=device)[:, None, None, None]
@@ -72,12 +87,13 @@ def _draw_flip(batch: Batch) -> Tensor:
 
 
 def _draw_alternating_flip(batch: Batch) -> Tensor:
-    """Every image in every second epoch; which half begins is settled by a hash of its index, the same in all epochs."""
+    """Every image in every second epoch; a hash of its index, the same in all epochs, decides which half begins."""
+    # Knuth's multiplicative hash (2^32 over the golden ratio) spreads neighbours in the set over both halves.
     return ((batch.index * 2654435761 >> 16) + batch.epoch) % 2 == 0
 
 
 def flip(images: Tensor, chosen: Tensor) -> Tensor:
-    """Horizontal flip: with probability one half, or in every second epoch (`alternating_flip`, cifar10-airbench)."""
+    """Horizontal flip, with probability one half or in every second epoch (`alternating_flip`, as in cifar10-airbench)."""
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
@@ -91,6 +107,7 @@ def _draw_cutout(batch: Batch) -> Tensor:
 def cutout(images: Tensor, centres: Tensor) -> Tensor:
     """One square of a quarter of the side set to 0 at a random centre (DeVries & Taylor, 2017)."""
     _, _, height, width = images.shape
+    # Half the square's side. A centre near the border leaves part of the square outside, as in the paper.
     half = max(1, height // 8)
     row, column = centres[:, 0:1], centres[:, 1:2]
     rows = torch.arange(height, device=images.device)[None, :, None]
@@ -105,6 +122,7 @@ def _draw_rotation(batch: Batch) -> Tensor:
 
 def rotation(images: Tensor, angle: Tensor) -> Tensor:
     """Rotation by up to 15 degrees around the centre, bilinear, zero fill."""
+    # One 2 x 3 matrix per image, from output to input coordinates, in which the centre is the origin.
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
     grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
@@ -118,6 +136,7 @@ def _draw_colour_jitter(batch: Batch) -> Tensor:
 def colour_jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Brightness, then contrast, each scaled by a factor in [0.6, 1.4]."""
     brightness, contrast = factors[:, 0, None, None, None], factors[:, 1, None, None, None]
+    # Clamped after either step: contrast stretches around the mean of what an image can hold.
     images = (images * brightness).clamp(0, 1)
     mean = images.mean((1, 2, 3), keepdim=True)
     return ((images - mean) * contrast + mean).clamp(0, 1)
@@ -135,12 +154,12 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def draw(names: Sequence[str], batch: Batch) -> list[Tensor]:
-    """The random numbers of the named augmentations for a batch, on the CPU, in the order given."""
+    """Random numbers of the named augmentations for a batch, on the CPU, drawn in the order given."""
     return [AUGMENTATIONS[name].draw(batch) for name in names]
 
 
 def apply(images: Tensor, names: Sequence[str], drawn: Sequence[Tensor]) -> Tensor:
-    """Apply the named augmentations in the order given; `drawn` on the device of the images."""
+    """Images after the named augmentations, in the order given; the numbers in `drawn` lie on the images' device."""
     for name, numbers in zip(names, drawn, strict=True):
         images = AUGMENTATIONS[name].apply(images, numbers)
     return images

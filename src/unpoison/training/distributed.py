@@ -1,8 +1,8 @@
 """One training run in several processes, one per GPU, started by `torchrun` or by `UNPOISON_PROCESSES`.
 
 Every process draws the same order and augmentation for the whole batch and takes its share; gradients are summed, so the
-step is that of one process. Batch norm sees the share only, as is usual in data-parallel training, and so that it has two
-samples to average over, an epoch's last batch of fewer than two per process joins the one before.
+step is that of one process. Batch norm sees the share alone, as is usual in data-parallel training. It needs two samples
+to average over, so an epoch's last batch joins the one before where it has fewer than two per process.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together: `rank` of `size`."""
+    """This process among those that train together: number `rank`, from 0, of `size`."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's samples of a batch: every `size`-th, so that shares differ by one sample at most."""
+        """This process's samples of a batch: every `size`-th, so shares differ by one sample at most."""
         return batch[self.rank :: self.size]
 
     def sum(self, values: Tensor) -> None:
@@ -40,8 +40,9 @@ class World:
 
     @torch.no_grad()
     def average_buffers(self, model: nn.Module) -> None:
-        """Batch norm's running statistics: the mean over the processes."""
+        """Average batch norm's running statistics over the processes, in place."""
         if self.size > 1:
+            # Floating-point buffers only: batch norm's count of batches is the same everywhere, and an integer.
             buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
             self._sum_together(buffers)
             for buffer in buffers:
@@ -50,6 +51,7 @@ class World:
     def _sum_together(self, tensors: list[Tensor]) -> None:
         if not tensors:
             return
+        # Hundreds of small messages cost their latency each; one flat message costs it once.
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         self.sum(flat)
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -57,15 +59,16 @@ class World:
 
 
 def started() -> bool:
-    """Whether this process is one of several that `torchrun` started."""
+    """Whether `torchrun` started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def world() -> World:
-    """This process's place. The first call joins the group: NCCL between GPUs, gloo between CPUs."""
+    """This process's place among the others. The first call joins the group, over NCCL for GPUs and gloo for CPUs."""
     if not started():
         return World()
     if not dist.is_initialized():
+        # The rule by which `compute.device.pick_device` chooses.
         on_gpu = torch.cuda.is_available() and os.environ.get("UNPOISON_DEVICE", "cuda").startswith("cuda")
         dist.init_process_group("nccl" if on_gpu else "gloo")
         atexit.register(dist.destroy_process_group)

@@ -1,8 +1,8 @@
 """The training loop that every stage uses: backdoored model, student, purification, robust training.
 
 A method hands it a loss, the parameters to train, and what to do after a step; the loop knows about batches, devices,
-precision, augmentation, the schedule and the processes that train together. The data are one uint8 tensor on the device
-when they fit in a quarter of its memory, and are gathered batch by batch from disk otherwise, one batch ahead.
+precision, augmentation, the schedule and the processes that train together. The images are one uint8 tensor on the device
+where they fit in a quarter of its memory; otherwise they are read from disk batch by batch, one batch ahead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ Loss = Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Poisoning(Protocol):
-    """An attacker's hand in training: called with each batch (`attacks.in_training`)."""
+    """An attacker's hand in training, called with each batch: `poisoning.in_training.InTraining`.
+
+    Attributes:
+        after_augmentation: whether it sees the images after their augmentation, or before.
+    """
 
     after_augmentation: bool
 
@@ -46,12 +50,12 @@ class Poisoning(Protocol):
 
 @dataclass(frozen=True)
 class History:
-    """What training left behind.
+    """Record of a training run.
 
     Attributes:
-        epochs: one row per epoch: epoch (from 1), loss (mean), accuracy (on the labels given), lr (of its last step).
-        losses: float32 [epochs, n], each sample's loss at the moment it was trained on (augmented, training mode); NaN
-            where the recipe's `drop_last` left it out.
+        epochs: a row per epoch, with epoch (from 1), loss (mean), accuracy (on the labels given), lr (of the last step).
+        losses: loss of each sample in the batch it was trained in (augmented, training mode), float32 [epochs, n]; NaN
+            where the recipe's `drop_last` left the sample out.
     """
 
     epochs: list[dict[str, float]]
@@ -61,13 +65,14 @@ class History:
 def cross_entropy(
     model: Classifier, images: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the logits, and with `AUXILIARY_WEIGHT` that of each auxiliary head (Inception, GoogLeNet)."""
+    """Logits, and the cross entropy of each sample; auxiliary heads (Inception, GoogLeNet) add theirs at `AUXILIARY_WEIGHT`."""
     logits, auxiliary = model.logits_and_auxiliary(images)
     entropy = partial(F.cross_entropy, target=labels, reduction="none", label_smoothing=label_smoothing)
-    each = entropy(logits.float())
-    for more in auxiliary:
-        each = each + AUXILIARY_WEIGHT * entropy(more.float())
-    return logits, each
+    # In float32: under autocast the logits are bf16, too coarse to compute a loss from.
+    losses = entropy(logits.float())
+    for head_logits in auxiliary:
+        losses = losses + AUXILIARY_WEIGHT * entropy(head_logits.float())
+    return logits, losses
 
 
 def fit(
@@ -82,53 +87,58 @@ def fit(
     after_step: Callable[[Classifier], None] | None = None,
     poisoning: Poisoning | None = None,
 ) -> History:
-    """Train `model` in place; it ends on the device, in evaluation mode. In several processes all end with the same.
+    """Train `model` in place; it ends on the device, in evaluation mode, and the same in every process.
 
     Args:
         model: any classifier; the same in every process.
-        data: what to train on; every label must be a class.
-        recipe: optimiser, schedule, augmentation.
-        seed: of order and augmentation; the purpose is `what`.
-        what: a name for the progress bar and the random draws ("backdoored").
-        loss: per-sample loss, default cross entropy with the recipe's smoothing; the mean over the batch is minimised.
-        parameters: those to train, default all.
-        after_step: called with the model after each optimiser step, without gradients.
-        poisoning: stamps and relabels images of each batch; for attacks that do so in training.
+        data: training set; every label must be a class.
+        recipe: optimiser, schedule and augmentation.
+        seed: seed for the order of the samples and their augmentation.
+        what: name of the run ("backdoored"), for the progress bar and as the purpose of its random draws.
+        loss: loss of each sample, by default cross entropy with the recipe's smoothing; its mean over a batch is minimised.
+        parameters: parameters to train, by default all.
+        after_step: function called with the model after each step of the optimiser, without gradients.
+        poisoning: stamps and labels put on the images of each batch, for attacks that poison in training.
 
     Raises:
-        UserError: for a set too small for one batch of the recipe.
+        UserError: too few samples for one batch of the recipe, or for the number of processes.
     """
     device, here = pick_device(), world()
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    # One generator for the order and the augmentation of the whole run, in the same state in every process.
     plan = _Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"), poisoning)
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     optimizer = Optimizer(recipe, model.parameters() if parameters is None else parameters)
     schedule = iter(rates(recipe, plan.steps_per_epoch))
     fast = compiled(plain, device, recipe.epochs * len(data))
+    # On the device: reading a loss in each step would make the CPU wait for the GPU.
     losses = torch.zeros(recipe.epochs, len(data), device=device)
     rows: list[dict[str, float]] = []
     for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
         correct = torch.zeros((), device=device)
         order, batches = plan.epoch(epoch)
-        for where, images, labels, total in batches:
+        for samples, images, labels, total in batches:
             # A batch of another size would be compiled anew, for one step per epoch.
             function = fast if total == recipe.batch_size else plain
             with autocast(device):
-                logits, each = function(model, images, labels)
+                logits, batch_losses = function(model, images, labels)
             optimizer.zero_grad()
-            (each.sum() / total).backward()
+            # Over the whole batch, not this process's share of it: the summed gradients are then those of the mean.
+            (batch_losses.sum() / total).backward()
             here.sum_gradients(optimizer.parameters)
             rate = next(schedule)
             optimizer.step(rate)
             with torch.no_grad():
-                losses[epoch, where] = each.float()
+                losses[epoch, samples] = batch_losses.float()
                 correct += (logits.argmax(1) == labels).sum()
                 if after_step is not None:
                     after_step(model)
+        # Each process has filled its own samples; the others' are zeros there, so the sum is the whole row.
         here.sum(losses[epoch])
         here.sum(correct)
         mean = losses[epoch].sum().item() / len(order)
         rows.append({"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / len(order), "lr": rate.lr})
+        # Only now, as NaN would have spoilt the mean.
         losses[epoch, plan.left_out(order)] = torch.nan
     here.average_buffers(model)
     model.eval()
@@ -136,7 +146,7 @@ def fit(
 
 
 def _split(order: Tensor, size: int, *, drop_last: bool = False, least: int = 2) -> list[Tensor]:
-    """Batches; a last one of fewer than `least` joins the one before: batch norm needs something to average over."""
+    """Batches of `size`; a last one below `least` joins the one before, as batch norm needs something to average over."""
     batches = list(order.split(size))
     if drop_last and len(batches[-1]) < size:
         batches.pop()
@@ -146,7 +156,7 @@ def _split(order: Tensor, size: int, *, drop_last: bool = False, least: int = 2)
 
 
 class _Plan:
-    """The order and the augmentation of every epoch, drawn on the CPU and moved at once, and the images of a batch."""
+    """Order and augmentation of every epoch, drawn on the CPU and moved in one go, and the images of each batch."""
 
     def __init__(
         self,
@@ -165,6 +175,7 @@ class _Plan:
             raise ParameterError(
                 f"batch_size: {recipe.batch_size} given, allowed with drop_last: 1 to {len(data)} images"
             )
+        # Two samples per process are the least that batch norm can average over.
         least = min(recipe.batch_size, len(data))
         if here.size > max(1, least // 2):
             raise UserError(
@@ -172,16 +183,18 @@ class _Plan:
             )
 
     def epoch(self, epoch: int) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, Tensor, int]]]:
-        """The samples in order, and per batch: this process's samples, images, labels, the size of the whole batch."""
+        """The samples in order; and per batch this process's samples, images and labels, and the whole batch's size."""
         batches = self._batches(torch.randperm(len(self.data), generator=self.generator))
         names, size = self.recipe.augment, self.data.image_size
+        # Drawn for whole batches, so the numbers do not depend on how many processes share them; what this process needs of
+        # an epoch's numbers then goes to the device as one tensor per augmentation.
         drawn = [draw(names, Batch(index, epoch, size, self.generator)) for index in batches]
         shares = [self.here.share(index) for index in batches]
-        numbers = [torch.cat([self.here.share(each[i]) for each in drawn]).to(self.device) for i in range(len(names))]
+        numbers = [torch.cat([self.here.share(rows[i]) for rows in drawn]).to(self.device) for i in range(len(names))]
         return torch.cat(batches), self._load(epoch, batches, shares, numbers)
 
     def left_out(self, order: Tensor) -> Tensor:
-        """Samples that are not in `order`."""
+        """Mask of the samples that are not in `order`, bool [n]."""
         missing = torch.ones(len(self.data), dtype=torch.bool)
         missing[order] = False
         return missing.to(self.device)
@@ -192,12 +205,14 @@ class _Plan:
     def _load(
         self, epoch: int, batches: list[Tensor], shares: list[Tensor], numbers: list[Tensor]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-        where = torch.cat(shares).to(self.device)
+        # An epoch's samples and numbers lie on the device as a whole; `split` cuts them into batches without a copy.
+        indices = torch.cat(shares).to(self.device)
         sizes = [len(share) for share in shares]
-        parts = zip(where.split(sizes), *(each.split(sizes) for each in numbers), strict=True)
+        parts = zip(indices.split(sizes), *(rows.split(sizes) for rows in numbers), strict=True)
         stamp, names = self.poisoning, self.recipe.augment
-        for batch, loaded, (samples, *drawn) in zip(batches, self._images(shares, where, sizes), parts, strict=True):
+        for batch, loaded, (samples, *drawn) in zip(batches, self._images(shares, indices, sizes), parts, strict=True):
             images, labels = to_float(loaded, self.device), self.labels[samples]
+            # An attacker who poisons files stamps before the augmentation; one who controls the loop may stamp after it.
             if stamp is not None and not stamp.after_augmentation:
                 images, labels = stamp(images, labels, samples, epoch)
             images = apply(images, names, drawn)
@@ -205,11 +220,12 @@ class _Plan:
                 images, labels = stamp(images, labels, samples, epoch)
             yield samples, images, labels, len(batch)
 
-    def _images(self, shares: list[Tensor], where: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-        """uint8 images of each share; from disk the next ones are read while these are trained on."""
+    def _images(self, shares: list[Tensor], indices: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+        """Images of each share, uint8 [b, c, h, w]; from disk, the next ones are read while these are trained on."""
         if self.resident is not None:
-            yield from (self.resident[samples] for samples in where.split(sizes))
+            yield from (self.resident[samples] for samples in indices.split(sizes))
             return
+        # One thread, so at most two batches are in memory and the disk is read in the order of the batches.
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self.data.tensor, shares[0].numpy())
             for following in [*shares[1:], None]:
@@ -220,7 +236,8 @@ class _Plan:
 
 
 def _resident(data: ImageSet, device: torch.device) -> Tensor:
-    """All images on the device, uint8 [n, c, h, w], through a small part of the host's memory."""
+    """All images on the device, uint8 [n, c, h, w], copied in chunks so that the host never holds a second copy."""
+    # Filled as [n, h, w, c], the layout on disk, and only viewed as [n, c, h, w].
     height, width, channels = data.base.shape[1:]
     images = torch.empty(len(data), height, width, channels, dtype=torch.uint8, device=device)
     for index in data.chunks():
@@ -229,5 +246,5 @@ def _resident(data: ImageSet, device: torch.device) -> Tensor:
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes a resident data set may be measured against: the GPU's free memory, or 4 GiB of the host's."""
+    """Memory that a resident data set is measured against, in bytes: the GPU's free memory, or 4 GiB of the host's."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 << 30

@@ -1,4 +1,4 @@
-"""What a training run is made of, as one value, and the learning rates it stands for."""
+"""The recipe of a training run as one value, and the learning rates it stands for."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ Smoothing = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Batches, optimiser, schedule, loss smoothing and augmentation. Published ones by name: `training.recipes`.
+    """Batches, optimiser, schedule, label smoothing and augmentation. Published ones by name: `training.recipes`.
 
     Attributes:
         epochs: passes over the data.
         batch_size: images per step.
-        drop_last: leave out an epoch's last batch when it is smaller; otherwise it is kept.
+        drop_last: whether an epoch's last batch is left out where it is smaller than the others.
         optimizer: `sgd` (with `momentum`) or `adam` (betas 0.9, which `onecycle` moves as it does momentum, and 0.999).
         lr: peak learning rate.
-        momentum: of SGD. `onecycle` moves it from 0.95 to 0.85 at the peak and back, whatever is given here.
-        nesterov: Nesterov momentum (SGD); needs a momentum above 0.
+        momentum: momentum of SGD. `onecycle` moves it from 0.95 to 0.85 at the peak and back, whatever is given here.
+        nesterov: whether SGD's momentum is Nesterov's; it then has to be above 0.
         weight_decay: L2 penalty of the optimiser.
         schedule: `onecycle` (Smith & Topin 2018), `cosine` to 0, `multistep` (times `gamma` at each of `milestones`),
             `constant`.
-        schedule_per: how often the schedule moves: after every `batch`, or after every `epoch` as published CIFAR code
-            does it.
-        schedule_epochs: the schedule's length in epochs; None: `epochs`. A longer one is cut off by the end of training.
-            After the end of a shorter one `onecycle` stays where it is and `cosine` rises again, as in torch.
-        milestones: epochs after which `multistep` acts; None: 50 % and 75 % of the schedule.
+        schedule_per: how often the learning rate changes, after every `batch` or, as in published CIFAR code, every
+            `epoch`.
+        schedule_epochs: length of the schedule in epochs; None for `epochs`. A longer one is cut off by the end of
+            training; after the end of a shorter one `onecycle` stays where it is and `cosine` rises again, as in torch.
+        milestones: epochs after which `multistep` acts; None for 50 % and 75 % of the schedule.
         gamma: factor on the learning rate at a milestone.
         label_smoothing: share of each label that is spread evenly over all classes.
-        augment: names from `unpoison.data.augment`, applied in this order.
+        augment: names out of `training.augment`, applied in this order.
     """
 
     epochs: Count = 20
@@ -57,19 +57,20 @@ class Recipe:
 
 
 class Rate(NamedTuple):
-    """Of one step: the learning rate, and the momentum (SGD) or first beta (Adam)."""
+    """Learning rate and momentum (SGD) or first beta (Adam) for one step."""
 
     lr: float
     momentum: float
 
 
 def rates(recipe: Recipe, steps_per_epoch: int) -> list[Rate]:
-    """The rate of every step; those of torch.optim.lr_scheduler, without its optimiser.
+    """Rate of every step of a run, as torch.optim.lr_scheduler gives it, without a torch optimiser.
 
     Args:
-        recipe: whose schedule it is; one that moves per epoch is constant within an epoch.
+        recipe: recipe with the schedule; one that moves per epoch is constant within an epoch.
         steps_per_epoch: batches in an epoch.
     """
+    # Positions count what the schedule moves by, batches or epochs; a step's position is that of its batch or epoch.
     every = steps_per_epoch if recipe.schedule_per == "epoch" else 1
     per_epoch = steps_per_epoch // every
     length = (recipe.schedule_epochs or recipe.epochs) * per_epoch
@@ -79,7 +80,9 @@ def rates(recipe: Recipe, steps_per_epoch: int) -> list[Rate]:
 def _rate(recipe: Recipe, position: int, length: int, per_epoch: int) -> Rate:
     momentum = recipe.momentum if recipe.optimizer == "sgd" else 0.9
     if recipe.schedule == "onecycle":
-        # Up during three tenths of the way, then down; one position more than steps, so the end is never reached.
+        # torch's OneCycleLR and its defaults: up from lr / 25 during three tenths of the way, down to lr / 250,000 for the
+        # rest, momentum the other way round. Its first phase ends at 0.3 * total - 1, a position that need not be whole.
+        # Here total is one more than there are steps, so the very end is never reached.
         top = 0.3 * (length + 1) - 1
         if position <= top:
             share = position / top
@@ -87,6 +90,7 @@ def _rate(recipe: Recipe, position: int, length: int, per_epoch: int) -> Rate:
         share = (min(position, length) - top) / (length - top)
         return Rate(_between(recipe.lr, recipe.lr / 250_000, share), _between(0.85, 0.95, share))
     if recipe.schedule == "cosine":
+        # Past its length the cosine rises again: published recipes that rely on torch's formula do as well.
         return Rate(_between(recipe.lr, 0.0, position / length), momentum)
     if recipe.schedule == "multistep":
         milestones: list[int] = [length // 2, length * 3 // 4]

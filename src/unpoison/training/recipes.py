@@ -11,7 +11,7 @@ from ..core.hyperparameters import check, one_of
 from .recipe import Recipe
 
 RECIPES: dict[str, Recipe] = {
-    # This project's own: few epochs, for the narrow networks and small sets of a CPU run.
+    # This project's own: few epochs, for the narrow networks and small sets of a run on a CPU.
     "default": Recipe(
         epochs=20,
         batch_size=128,
@@ -23,7 +23,8 @@ RECIPES: dict[str, Recipe] = {
         schedule="onecycle",
         augment=("crop",),
     ),
-    # FST (Min et al., NeurIPS 2023), public code, CIFAR-10 and ResNet-18. Its cosine always ends at epoch 100.
+    # FST (Min et al., NeurIPS 2023), CIFAR-10 and ResNet-18. Its cosine always ends at epoch 100.
+    # https://github.com/AISafety-HKUST/stable_backdoor_purification/tree/37d2ef5
     "fst": Recipe(
         epochs=100,
         batch_size=128,
@@ -37,7 +38,8 @@ RECIPES: dict[str, Recipe] = {
         schedule_epochs=100,
         augment=("crop", "flip"),
     ),
-    # D-BR (Chen et al., NeurIPS 2022), public code, CIFAR-10: the backdoored model that it repairs.
+    # D-BR (Chen et al., NeurIPS 2022), CIFAR-10: the backdoored model that it repairs.
+    # https://github.com/SCLBD/Effective_backdoor_defense/tree/63fda0e
     "dbr": Recipe(
         epochs=200,
         batch_size=128,
@@ -51,8 +53,8 @@ RECIPES: dict[str, Recipe] = {
         gamma=0.1,
         augment=("crop", "flip"),
     ),
-    # Cognitive Distillation (Huang et al., ICLR 2023), public configurations, CIFAR-10. Epoch 60 is the last, so the
-    # second milestone never acts; no augmentation.
+    # Cognitive Distillation (Huang et al., ICLR 2023), CIFAR-10. Epoch 60 is the last, so the second milestone never acts;
+    # no augmentation. https://github.com/HanxunH/CognitiveDistillation/tree/6aba6f9
     "cd": Recipe(
         epochs=60,
         batch_size=100,
@@ -67,6 +69,7 @@ RECIPES: dict[str, Recipe] = {
         augment=(),
     ),
     # BackdoorBench (Wu et al., NeurIPS 2022), CIFAR-10 and PreActResNet-18. Its cosine always ends at epoch 100.
+    # https://github.com/SCLBD/BackdoorBench/tree/f02e353
     "backdoorbench": Recipe(
         epochs=100,
         batch_size=128,
@@ -80,7 +83,8 @@ RECIPES: dict[str, Recipe] = {
         schedule_epochs=100,
         augment=("crop", "flip"),
     ),
-    # Struppek et al. 2023, public configurations, ImageNette at 224 px and ResNet-101; teacher and student alike.
+    # Struppek et al. 2023, ImageNette at 224 px and ResNet-101; teacher and student alike.
+    # https://github.com/LukasStruppek/Robust_Training_on_Poisoned_Samples/tree/94f0d35
     "struppek": Recipe(
         epochs=100,
         batch_size=128,
@@ -114,11 +118,11 @@ def recipe_named(values: Mapping[str, Any]) -> Recipe:
     """The recipe that a block of settings stands for.
 
     Args:
-        values: `recipe`, a name out of `RECIPES` (`default` when absent), and attributes of `Recipe`: null is what the
-            named recipe says, anything else takes its place.
+        values: `recipe`, a name out of `RECIPES` (`default` where absent), and attributes of `Recipe` that replace those of
+            the named recipe; null leaves an attribute as it is there.
 
     Raises:
-        ParameterError: for an unknown name or key, a value of another type or out of range, or Nesterov momentum of 0.
+        ParameterError: an unknown name or key, a value of another type or out of range, or Nesterov momentum of 0.
     """
     allowed = ("recipe", *(field.name for field in fields(Recipe)))
     for key in values:
@@ -126,6 +130,7 @@ def recipe_named(values: Mapping[str, Any]) -> Recipe:
             raise ParameterError(f"{key}: unknown key, allowed: {', '.join(allowed)}")
     named: Recipe = one_of(values.get("recipe", "default"), RECIPES, key="recipe")
     given = {key: value for key, value in values.items() if key != "recipe" and value is not None}
+    # Only now, as either of the two may come from the named recipe and the other from the block.
     recipe = replace(named, **check(given, Recipe))
     if recipe.optimizer == "sgd" and recipe.nesterov and not recipe.momentum:
         raise ParameterError(f"momentum: {recipe.momentum} given, allowed: above 0, as nesterov is true")
