@@ -1,5 +1,9 @@
 """Low-frequency trigger (Zeng et al., "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV 2021):
-one smooth perturbation for all images, which itself sends some of them to the target class."""
+one smooth perturbation for all images, which by itself sends some of them to the target class.
+
+Published code: https://github.com/SCLBD/BackdoorBench/blob/f02e353/attack/lf.py, which adds patterns made beforehand;
+for `minmax` https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/datasets/cifar_smooth.py
+"""
 
 from __future__ import annotations
 
@@ -22,17 +26,18 @@ from ..crafting.attack import Attack
 from ..crafting.context import Context
 from ..poisoning.trigger import Rounding, Trigger
 
-RANGE = 0.2  # of images in [0, 1]
-# Images whose way to the target is sought at once, from the same perturbation.
+RANGE = 0.2
+"""Largest value of the perturbation, for images in [0, 1]: 51 of 255, as in BackdoorBench's files."""
 GROUP = 10
+"""Images whose ways to the target are sought at once, from the same perturbation."""
 
 
 @dataclass(frozen=True)
 class LowFrequency(Trigger):
-    """image + pattern, for `minmax` then stretched to 0…255 by the image's own minimum and maximum.
+    """image + pattern; with `minmax` the sum is stretched to 0…255 by its own minimum and maximum.
 
     Attributes:
-        pattern: float32 [c, h, w], 0 to 51.
+        pattern: the perturbation, float32 [c, h, w], 0 to 51.
         form: `add` or `minmax`.
     """
 
@@ -44,8 +49,9 @@ class LowFrequency(Trigger):
         stamped = images + torch.from_numpy(self.pattern).to(images)
         if self.form == "add":
             return stamped
+        # One range per image, over all its channels: a stretch channel by channel would turn the colours as well.
         low, high = stamped.amin((1, 2, 3), keepdim=True), stamped.amax((1, 2, 3), keepdim=True)
-        # An image that is the same everywhere has no range; it becomes black.
+        # A sum that is the same everywhere has no range to stretch; it becomes black.
         return (stamped - low) / (high - low).clamp(min=1e-6) * 255
 
 
@@ -63,24 +69,29 @@ def make(
     """A universal perturbation, made on the attacker's own clean network.
 
     A pass goes through training images of other classes than the target. For those that the perturbation does not yet
-    send there, targeted DeepFool (Moosavi-Dezfooli et al. 2016) finds a way; it is smoothed and added, and the sum is
-    scaled to 0…0.2 (of images in [0, 1]). The published algorithm does this after each image; here ten images start
-    from the same perturbation, and the mean of their ways is smoothed and added. So no image sees what the other nine
-    contribute, and one image moves the perturbation less. The perturbation of the best pass is kept.
+    send there, targeted DeepFool (Moosavi-Dezfooli et al. 2016) finds a way. The way is smoothed and added to the
+    perturbation, and the sum is scaled to 0…0.2, for images in [0, 1].
+
+    The published algorithm does this after each image. Here ten images start from the same perturbation, and the mean
+    of their ways is smoothed and added: no image sees what the other nine contribute, and a single image moves the
+    perturbation less. The perturbation of the best pass is kept.
 
     Args:
-        context: what the attacker has; `target` is where images are to go.
-        form: `add` adds and clips (BackdoorBench); `minmax` stretches the sum to 0…255 per image (CD's Smooth).
-        images: training images it is made on; all, if there are fewer of other classes (BackdoorBench).
-        sigma: standard deviation of the Gaussian in pixels (ours).
-        overshoot: relative length that DeepFool goes beyond the boundary (DeepFool, BackdoorBench).
-        iterations: of DeepFool per image, at most (BackdoorBench).
-        passes: through the images, at most (BackdoorBench).
-        fooling_rate: share of the images sent to the target where it ends (BackdoorBench's code: 0.2; its text: 0.8).
+        context: the attacker's data and network; `target` is the class that images are sent to.
+        form: `add`: added and clipped (BackdoorBench); `minmax`: the sum stretched to 0…255 per image (CD's Smooth).
+        images: number of training images it is made on (BackdoorBench: 100). All of the other classes, if there are
+            fewer.
+        sigma: standard deviation of the Gaussian low-pass filter in pixels (our choice).
+        overshoot: share by which DeepFool goes beyond the class boundary (DeepFool, BackdoorBench: 0.02).
+        iterations: largest number of DeepFool steps per image (BackdoorBench: 200).
+        passes: largest number of passes through the images (BackdoorBench: 50).
+        fooling_rate: share of the images sent to the target that ends the search (BackdoorBench's code: 0.2). The text
+            of that code says 0.8.
 
     Raises:
         ParameterError: no training image of another class; DeepFool finds no way for any image.
     """
+    # `form` is left out: it changes the stamp and not the perturbation, so both forms share an asset.
     settings: dict[str, Any] = {"images": images, "sigma": sigma, "overshoot": overshoot}
     settings |= {"iterations": iterations, "passes": passes, "fooling_rate": fooling_rate}
     if (context.train.labels == context.target).all():
@@ -90,6 +101,7 @@ def make(
         context.determined_by(__name__, surrogate=surrogate.clean_settings(context), target=context.target, **settings),
         lambda: {"perturbation": universal(context, **settings)},
     )
+    # A perturbation of zero would poison nothing, and the victim's low ASR would hide the reason.
     if not perturbation["perturbation"].any():
         raise ParameterError(
             f"iterations: {iterations} given, with which DeepFool brings no image to class {context.target}; "
@@ -107,63 +119,73 @@ def universal(
     passes: int,
     fooling_rate: float,
 ) -> Pixels:
-    """The perturbation, float32 [c, h, w], 0 to 0.2. See `make` for the arguments."""
+    """The perturbation, float32 [c, h, w], 0 to 0.2; arguments as for `make`."""
     device, rng = pick_device(), numpy_rng(context.seed, "lf/images")
     network = frozen(surrogate.clean_network(context), device)
-    others = rng.permutation(np.flatnonzero(context.train.labels != context.target))[:images]
-    clean = to_float(context.train.tensor(others), device)
+    # Images of the target class have nowhere to go. A sample does, as the perturbation is to be universal.
+    sources = rng.permutation(np.flatnonzero(context.train.labels != context.target))[:images]
+    clean = to_float(context.train.tensor(sources), device)
     perturbation = best = torch.zeros_like(clean[0])
-    most = -1.0
+    best_share = -1.0
     for _ in range(passes):
-        for group in torch.from_numpy(rng.permutation(len(others))).to(device).split(GROUP):
+        # A new order in each pass, so that the groups differ and no image always has the last word.
+        for group in torch.from_numpy(rng.permutation(len(sources))).to(device).split(GROUP):
+            # Where these images are with the perturbation so far; those that are at the target already contribute 0.
             start = (clean[group] + perturbation).clamp(0, 1)
             ways = deepfool(network, start, context.target, overshoot=overshoot, iterations=iterations)
+            # Each way is noise of high frequency. The Gaussian runs over rows and columns, never across channels.
             update = gaussian_filter(ways.mean(0).cpu().numpy(), (0, sigma, sigma))
             if update.any():
+                # Min-max scaling keeps the strength fixed from step to step: only the shape is searched for.
                 raw = perturbation + torch.from_numpy(update).to(perturbation)
                 perturbation = (raw - raw.min()) / (raw.max() - raw.min()) * RANGE
         with torch.no_grad():
-            sent = network((clean + perturbation).clamp(0, 1)).argmax(1) == context.target
-        # The share goes up and down from pass to pass.
-        if sent.float().mean().item() > most:
-            best, most = perturbation, sent.float().mean().item()
-        if most >= fooling_rate:
+            at_target = network((clean + perturbation).clamp(0, 1)).argmax(1) == context.target
+        # The share goes up and down from pass to pass, so the best pass is remembered.
+        if at_target.float().mean().item() > best_share:
+            best, best_share = perturbation, at_target.float().mean().item()
+        if best_share >= fooling_rate:
             break
     print(
-        f"lf: {most:.0%} of {len(others)} images go to class {context.target}, {fooling_rate:.0%} asked for", flush=True
+        f"lf: {best_share:.0%} of {len(sources)} images go to class {context.target}, {fooling_rate:.0%} asked for",
+        flush=True,
     )
     return np.ascontiguousarray(best.cpu().numpy())
 
 
 def deepfool(network: nn.Module, images: Tensor, target: int, *, overshoot: float, iterations: int) -> Tensor:
-    """Targeted DeepFool: per image the small perturbation that sends it to `target`.
+    """Targeted DeepFool: for each image the small perturbation that sends it to `target`.
 
-    Each step goes to where the linearised logits of the present class and the target are equal. Finished images stay.
+    Each step goes to where the linearised logits of the present class and the target are equal.
 
     Args:
         network: images to logits; its weights need no gradients.
         images: float32 [n, c, h, w] in [0, 1].
-        target: the class.
-        overshoot: the sum of the steps is stretched by 1 + overshoot.
-        iterations: at most.
+        target: class to arrive at.
+        overshoot: share by which the sum of the steps is stretched.
+        iterations: largest number of steps.
 
     Returns:
         As `images`, not limited to [0, 1]; zero for an image that is there already or does not arrive.
     """
     total = torch.zeros_like(images)
+    # Rows of the images still on their way: an image that arrives leaves the batch, and its sum stays as it is.
     active = torch.arange(len(images), device=images.device)
     for _ in range(iterations):
-        found = (images[active] + (1 + overshoot) * total[active]).requires_grad_()
-        logits = network(found)
+        # The overshoot is tested with the step, as the stretched sum is what is returned.
+        candidates = (images[active] + (1 + overshoot) * total[active]).requires_grad_()
+        logits = network(candidates)
+        # How far the target's logit is behind, and its gradient; images do not mix, so one backward pass does for all.
         gap = logits.amax(1) - logits[:, target]
-        (slope,) = torch.autograd.grad(gap.sum(), found)
+        (slope,) = torch.autograd.grad(gap.sum(), candidates)
         away = logits.argmax(1) != target
         active, slope, gap = active[away], slope[away], gap.detach()[away]
         if not len(active):
             break
-        # The small constant crosses boundaries that are met exactly.
+        # Newton's step to gap = 0: gap / ||slope||² against the slope. The small constant crosses boundaries met exactly.
         length = (gap + 1e-4) / slope.square().sum((1, 2, 3)).clamp(min=1e-12)
         total[active] -= length[:, None, None, None] * slope
+    # An image that ran out of steps is somewhere on its way; its half way would only add noise to the mean.
     with torch.no_grad():
         ways = (1 + overshoot) * total
         arrived = network(images + ways).argmax(1) == target
