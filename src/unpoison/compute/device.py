@@ -1,7 +1,7 @@
-"""Where and in what precision to compute. These are engines, not parameters: they come from the machine.
+"""Device, precision and compilation. They are engines, not parameters: the machine decides them.
 
-`UNPOISON_DEVICE` (``cpu``, ``cuda``, ``cuda:1``) overrides the choice of the device, `UNPOISON_COMPILE` (``0``, ``1``)
-whether training is compiled.
+`UNPOISON_DEVICE` (``cpu``, ``cuda``, ``cuda:1``) overrides the choice of the device, and `UNPOISON_COMPILE` (``0``, ``1``)
+that of compiling the training.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def pick_device() -> torch.device:
-    """The GPU when there is one, else the CPU; or what `UNPOISON_DEVICE` says.
+    """The GPU where there is one, else the CPU; or what `UNPOISON_DEVICE` says.
 
     On a GPU, deterministic algorithms are asked for where they exist; an operation without one only warns.
+
+    Raises:
+        UserError: a device that does not exist here, or one GPU for several processes.
     """
     given = os.environ.get("UNPOISON_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -38,11 +41,12 @@ def pick_device() -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"UNPOISON_DEVICE: {given!r} given, but torch finds no GPU; allowed here: cpu")
+        # cuBLAS is deterministic with a workspace of its own per stream only, and reads this variable when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device.index is None:
-            # Of several processes each has a GPU of its own.
+            # Each of several processes has a GPU of its own.
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         elif together > 1:
             raise UserError(f"UNPOISON_DEVICE: {given!r} given, allowed with {together} processes: cpu, cuda")
@@ -60,25 +64,34 @@ def pick_device() -> torch.device:
 def _keep_freed_memory() -> None:
     """Let glibc keep what is freed: it returns large blocks at once, and every activation is then mapped in anew.
 
-    What it gains: bench/results/allocator.csv. Elsewhere than on glibc: nothing.
+    The gain is in bench/results/allocator.csv. Without glibc, nothing happens.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-        # glibc before 2.35 takes no more than 32 MiB. Setting either one ends its own adaptation of both.
+        # glibc before 2.35 takes no more than 32 MiB. Setting either of the two ends glibc's own adjustment of both.
         if libc.mallopt(threshold, 1 << 30) or libc.mallopt(threshold, 32 << 20):
             libc.mallopt(trim, 2**31 - 1)
 
 
 def compiled(function: Function, device: torch.device, images: int) -> Function:
-    """`function`, compiled where that pays back when this many images are trained on: on a GPU after a million.
+    """`function`, compiled where that pays off: on a GPU, for a million images and more.
 
-    Where nobody asked for it, a machine that cannot compile (no C compiler, say) goes on without, with a warning.
+    Where nobody asked for it, a machine that cannot compile (it may have no C compiler) goes on without, with a warning.
+
+    Args:
+        function: function of the training loop that takes batches of one size.
+        device: device it runs on.
+        images: images it is trained on in all, over all epochs.
+
+    Raises:
+        UserError: another value of `UNPOISON_COMPILE` than 0, 1, auto.
     """
     given = os.environ.get("UNPOISON_COMPILE", "auto")
     if given not in ("0", "1", "auto"):
         raise UserError(f"UNPOISON_COMPILE: {given!r} given, allowed: 0, 1, auto")
     if given == "0" or (given == "auto" and (device.type != "cuda" or images < 1_000_000)):
         return function
+    # Here, not above: torch's compiler takes two seconds to import, and most runs do without.
     import torch._dynamo
 
     torch._dynamo.config.suppress_errors = given == "auto"
@@ -86,7 +99,8 @@ def compiled(function: Function, device: torch.device, images: int) -> Function:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the hardware has it (GPUs, CPUs with AVX512-BF16 or AMX), fp32 elsewhere."""
+    """Context of mixed precision: bf16 where the hardware has it (GPUs, CPUs with AVX512-BF16 or AMX), else fp32."""
+    # bf16 has the range of fp32, so losses need no scaling as they do in fp16. Emulated, it only costs time.
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -96,7 +110,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def machine() -> str:
-    """Device, precision, exactness and torch version, for a report."""
+    """Device, precision, exactness and torch's version, in words, for a report."""
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     precision = "bf16 autocast" if autocast(device)._enabled else "fp32"
@@ -105,8 +119,9 @@ def machine() -> str:
 
 
 def hardware() -> dict[str, str]:
-    """The device that stages use, with its model and the cores, and torch's version, for a record of runs."""
+    """Device of the stages, with its model and the cores, and torch's version, for a record of runs."""
     device = pick_device()
+    # The cores this process may use, which can be fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{_cpu_model()}, {cores} cores, {torch.get_num_threads()} threads"
     name = f"cuda: {torch.cuda.get_device_name(device)}; host {cpu}" if device.type == "cuda" else f"cpu: {cpu}"
@@ -122,6 +137,7 @@ def _cpu_model() -> str:
 
 
 def to_float(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [n, c, h, w] to float32 in [0, 1] on the device, channels_last."""
+    """Images uint8 [n, c, h, w] as float32 in [0, 1] on the device, channels_last."""
+    # Moved first, a quarter of the bytes; divided in place, as the copy is ours.
     images = images.to(device, non_blocking=True)
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -20,15 +20,16 @@ BATCH = 256  # images of 32 px
 
 
 def batch_size(image_size: tuple[int, int], at_32: int) -> int:
-    """Images per forward pass: `at_32` up to 32 px, and no more pixels than that for larger ones."""
+    """Images per forward pass: `at_32` of up to 32 px, and of larger ones as many as have no more pixels."""
     return max(1, min(at_32, at_32 * 32 * 32 // (image_size[0] * image_size[1])))
 
 
 def frozen(model: Classifier, device: torch.device) -> nn.Module:
-    """A copy for many passes: images to logits, in evaluation mode, on the device, without gradients of its weights.
+    """A copy for many passes, images to logits, on the device, in evaluation mode and with fixed weights.
 
-    Batch norm in evaluation mode is a fixed affine map: folded into the convolutions, the same logits faster.
+    Batch norm in evaluation mode is a fixed affine map: folded into the convolutions, it gives the same logits faster.
     """
+    # Folded on the CPU, so the folded weights are the same whatever the device.
     network: nn.Module = deepcopy(model).cpu().eval()
     if model.traceable:
         from torch.fx.experimental.optimization import fuse
@@ -41,16 +42,17 @@ def frozen(model: Classifier, device: torch.device) -> nn.Module:
 def batches(
     data: ImageSet, at_32: int, *, device: torch.device, what: str, index: IntArray | None = None
 ) -> Iterator[tuple[IntArray, Tensor]]:
-    """The samples `index` (all by default) batch by batch, with progress.
+    """Samples batch by batch, with progress.
 
     Args:
         data: any images.
         at_32: images of 32 px per batch; fewer of larger ones (`batch_size`).
-        device: where the images go.
-        what: the name of the work.
+        device: device that the images go to.
+        what: name of the work, for the progress bar.
+        index: samples to take, int64 [n], by default all.
 
     Yields:
-        The samples int64 [b], and their images float32 [b, c, h, w] in [0, 1] on the device, channels_last.
+        Samples int64 [b], and their images float32 [b, c, h, w] in [0, 1] on the device, channels_last.
     """
     index = np.arange(len(data)) if index is None else index
     step = batch_size(data.image_size, at_32)
@@ -62,7 +64,8 @@ def batches(
 
 @torch.inference_mode()
 def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Tensor:
-    """Logits float32 [n, classes] on the CPU."""
+    """Logits of all samples, float32 [n, classes], on the CPU."""
+    # The network itself, not a `frozen` copy, which rounds differently: metrics are those of the network as saved.
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     logits = []
@@ -73,18 +76,19 @@ def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Ten
 
 
 def passes(model: Classifier, data: ImageSet, *, what: str = "features") -> Iterator[tuple[Rows, Rows]]:
-    """One pass over all samples, batch by batch: logits float32 [b, classes] and penultimate features [b, d]."""
+    """One pass over all samples, batch by batch: logits float32 [b, classes] and penultimate features float32 [b, d]."""
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     for _, images in batches(data, BATCH, device=device, what=what):
         with torch.inference_mode(), autocast(device):
+            # Head apart from body: the same logits as `model(images)`, with the features at hand.
             features = model.features(images)
             logits = model.head(features)
-        # Copied: the features of some networks are a view of a whole batch's tokens.
+        # Copied: the features of token networks are a view that would keep the tokens of the whole batch in memory.
         yield logits.float().cpu().numpy(), features.float().cpu().numpy().copy()
 
 
 def features_of(model: Classifier, data: ImageSet, *, what: str = "features") -> Features:
-    """Logits and penultimate features of all samples, in memory; the stage `extract` keeps them on disk instead."""
+    """Logits and penultimate features of all samples in memory; the stage `extract` keeps them on disk instead."""
     logits, features = zip(*passes(model, data, what=what), strict=True)
     return Features(np.concatenate(logits), np.concatenate(features))

@@ -1,1 +1,1 @@
-"""Grading: the only library code that is handed the ground truth."""
+"""Evaluation: the library's grading, which is handed the ground truth, as no method is."""

@@ -1,4 +1,4 @@
-"""Grading: models and scores held against the ground truth and the triggered test images."""
+"""Grading: models and scores compared with the ground truth and the triggered test images."""
 
 from __future__ import annotations
 
@@ -25,22 +25,25 @@ def model_metrics(
 ) -> dict[str, Any]:
     """ACC on the test split; and, where the attack is known, ACC without the target classes, ASR and RA.
 
-    ASR and RA are of all triggered test images that the policy attacks; of several triggers together, and of each. They
-    are absent where no test image can carry the trigger, as for a semantic one that is rare.
+    ASR and RA are taken over all triggered test images that the policy attacks: over all triggers, and over each where
+    there are several. They are absent where no test image can carry the trigger, as with a rare semantic one.
 
     Args:
+        model: the model to grade.
         test: the clean test split.
-        truth: None for data of unknown origin.
-        triggered: the triggers' names and their images.
+        truth: the ground truth; None for data of unknown origin.
+        triggered: triggered test images by the trigger's name.
     """
     clean = logits_of(model, test)
     metrics: dict[str, Any] = {"acc": accuracy(clean, test.labels)}
     if truth is None:
         return metrics
+    # D-BR's ACC, without the target classes, whose images ASR does not count. Under all2all every class is a target.
     targets = [part.policy.target for part in truth.parts if part.policy.label_policy != "all2all"]
     others = ~np.isin(test.labels, targets)
     if others.any():
         metrics["acc_without_target"] = accuracy(clean[torch.from_numpy(others)], test.labels[others])
+    # Counts, not rates, per trigger: rates over several triggers weigh every image alike, however many each has.
     counts = {name: _hits(model, images) for name, images in triggered.items()}
     asr, ra, count = np.sum(list(counts.values()), axis=0)
     if count:
@@ -51,8 +54,9 @@ def model_metrics(
 
 
 def _hits(model: Classifier, triggered: Triggered) -> np.ndarray:
-    """How many triggered images get the attacker's label, how many their true one, and how many there are: float64 [3]."""
+    """Numbers of triggered images with the attacker's label, with their true one, and in all: float64 [3]."""
     hits, seen = np.zeros(3), 0
+    # Chunk by chunk: triggered images of a large test split need not fit in memory. The two logit comparisons share a pass.
     for _, images, received in triggered.chunks():
         logits, true = logits_of(model, received), triggered.true[seen : seen + len(images)]
         shares = [accuracy(logits, labels) for labels in (received.labels, true)]
@@ -62,7 +66,7 @@ def _hits(model: Classifier, triggered: Triggered) -> np.ndarray:
 
 
 def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str, Any]:
-    """Shares of the training set, the number of images behind ASR, and how visible each trigger is on them."""
+    """Shares of poison and cover in the training set, the number of images behind ASR, and each trigger's visibility."""
     metrics: dict[str, Any] = {"poisoned": truth.mask.mean(), "cover": truth.cover.mean(), "tested": 0, "trigger": {}}
     for name, images in triggered.items():
         measured = Stealth()
@@ -74,9 +78,12 @@ def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str
 
 
 def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Each detector's metrics, and the ROC curves as a table: `fpr` and a column per detector.
+    """Metrics by detector, and the ROC curves as a table with `fpr` and a column per detector.
 
-    Without poison, or without knowing it (None), there is nothing to grade a detector by: both are empty of detectors then.
+    Args:
+        scores: scores of the training set by detector.
+        poisoned: mask of the poisoned samples, None where it is not known. Without poison to find there is nothing to grade
+            a detector by, and neither result names one.
     """
     if poisoned is None or not poisoned.any():
         return {}, pd.DataFrame({"fpr": ROC_GRID})
@@ -86,7 +93,7 @@ def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tup
 
 
 def rounded(value: Any) -> Any:
-    """Nested metrics with their figures to six places, as they are written down."""
+    """Nested metrics with their figures to six places, as they are written to disk."""
     if isinstance(value, Mapping):
         return {key: rounded(item) for key, item in value.items()}
     return round(float(value), 6)
