@@ -67,6 +67,12 @@ class Trigger(ABC):
         """Which test samples the trigger can be shown on: all, unless it is a property that an image has or has not."""
         return np.ones(len(keys), bool)
 
+    def check_complete(self) -> None:
+        """Raises ValueError where the trigger lacks what the test needs, as one that was kept for training alone."""
+        for name in self.of_the_test:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: not kept, allowed: a trigger that was saved for the test as well")
+
     def state(self) -> dict[str, Any]:
         """Its fields by name: what rebuilds it."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
@@ -104,7 +110,12 @@ def stamp(
         keys: int64 [n], each image's index in its split.
         train: as for `Trigger.apply`.
         device: where to compute; None: the CPU. Memory: the result and a few MiB.
+
+    Raises:
+        ValueError: a trigger that was kept for training alone, asked for the test.
     """
+    if not train:
+        trigger.check_complete()
     stamped = np.empty_like(images)
     step = max(1, _CHUNK_BYTES // max(1, int(np.prod(images.shape[1:]))))
     with torch.inference_mode():
@@ -134,7 +145,7 @@ def save_trigger(folder: Path, attack: str, trigger: Trigger, *, at_the_test: bo
 
 
 def read_trigger(folder: Path) -> Kept:
-    """What `save_trigger` wrote. `attacks.load_trigger` makes a trigger of it.
+    """What `save_trigger` wrote. `attacks.restored` makes a trigger of it.
 
     Raises:
         UserError: a file is missing, changed or of another format.

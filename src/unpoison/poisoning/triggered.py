@@ -51,6 +51,7 @@ class Triggered:
 
 def attacked(test: ImageSet, policy: Policy, trigger: Trigger) -> IntArray:
     """The test samples that ASR counts, sorted: those the policy attacks that can carry the trigger."""
+    trigger.check_complete()
     keys = np.flatnonzero(policy.attacked(test.labels))
     return keys[trigger.carried_by(test, keys)]
 
