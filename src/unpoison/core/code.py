@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def imports_of(path: Path, package: str) -> dict[str, Path]:
+@cache
+def imports_of(path: Path, package: str) -> Mapping[str, Path]:
     """Name to file of the project's modules that a file's import statements name, wherever they stand in it.
 
     A package's `__init__` counts where something of its own is imported, and not for standing above a module: above all
