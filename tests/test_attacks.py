@@ -1,115 +1,250 @@
-"""What holds for every attack: local, seeded, kept without pickle, batched; and the truth on disk."""
+"""The contract that every attack of one trigger keeps, in every form: local, seeded, typed, kept without pickle."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from unpoison.attacks import ATTACKS, load_trigger
-from unpoison.core.errors import UserError
-from unpoison.crafting.assets import AssetStore
-from unpoison.crafting.context import Scene
-from unpoison.crafting.craft import intent, poison
+from unpoison.attacks import ATTACKS, SINGLE, restored
+from unpoison.core.arrays import Images, IntArray
+from unpoison.core.content_store import ContentStore
+from unpoison.core.errors import ParameterError
+from unpoison.core.hyperparameters import check
+from unpoison.crafting.attack import Intent, Plan, intent
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import craft, make_trigger, optimised
 from unpoison.data.imageset import ImageSet
 from unpoison.poisoning.policy import Policy
-from unpoison.poisoning.trigger import eight_bit, save_trigger, stamp
-from unpoison.poisoning.truth import Truth, read_truth, write_truth
+from unpoison.poisoning.trigger import Kept, Trigger, eight_bit, read_trigger, save_trigger, stamp
 from unpoison.training.recipe import Recipe
 
-RNG = np.random.default_rng(0)
-# Smooth images, as photographs are: noise would hide what a filter does.
-COARSE = RNG.integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
-IMAGES = COARSE.repeat(8, 1).repeat(8, 2)
+COLOUR, WIDE, GREY = (16, 16, 3), (18, 29, 3), (29, 34, 1)
 LABELS = np.arange(60) % 10
-CLASSES = tuple("0123456789")
-DATA = ImageSet(IMAGES, LABELS, CLASSES, "attack-tests")
-TINY = {
+# Training images of the target class, which the clean-label attacks optimise.
+KEYS = np.flatnonzero(LABELS == 0)
+TINY: dict[str, Any] = {
     "network": {"name": "resnet18", "width": 8, "stem": "conv3_pool"},
-    "recipe": Recipe(epochs=2, batch_size=20, lr=0.01),
+    "recipe": Recipe(epochs=1, batch_size=20, lr=0.01),
 }
-# One row per attack and form: name, arguments small enough for a test, whether every image is changed at the test.
-TABLE: list[tuple[str, dict[str, Any], bool]] = [
-    ("badnets", {"pattern": "checkerboard", "size": 4}, True),
-    ("badnets", {"pattern": "dbr_grid", "location": "random"}, True),
-    ("badnets", {"pattern": "backdoors101", "location": "dynamic"}, True),
-    ("blended", {}, True),
-    ("sig", {"test_delta": 60.0}, True),
-    ("trojan", {}, True),
-    ("trojan", {"form": "optimised", "iterations": 3}, True),
-    ("lc", {"steps": 2, "adversarial": False}, True),
-    ("lf", {"images": 4, "passes": 1}, True),
-    ("ssba", {"steps": 2, "l2_wait": 0, "l2_ramp": 1, "width": 4, "batch_size": 8}, True),
-    ("nashville", {}, True),
-    ("dfst", {"steps": 2, "width": 8, "batch_size": 8}, True),
-    ("feature_collision", {"steps": 2}, True),
-    ("ctrl", {}, True),
-    ("ftrojan", {}, True),
-    ("adaptive_blend", {}, True),
-    ("adaptive_patch", {}, True),
-    ("tact", {}, True),
-    ("semantic", {}, False),
+LABEL_POLICIES = {"all2one", "all2all", "clean_label", "source_specific"}
+
+
+class Case(NamedTuple):
+    """A form of an attack, small enough for a test.
+
+    Attributes:
+        attack: its name.
+        arguments: its own.
+        shape: height, width and channels of the images.
+        draws: whose stamps change with the seed.
+        constant: whether the test shows what training shows.
+        visible: whether the stamp changes an image at all.
+    """
+
+    attack: str
+    arguments: dict[str, Any]
+    shape: tuple[int, int, int] = COLOUR
+    draws: Literal["nobody", "training", "both"] = "nobody"
+    constant: bool = True
+    visible: bool = True
+
+
+ENCODER: dict[str, Any] = {"steps": 2, "l2_wait": 0, "l2_ramp": 1, "width": 4, "batch_size": 8}
+STYLE: dict[str, Any] = {"steps": 2, "width": 4, "batch_size": 8}
+INSIDE = [[7, 7], [15, 15]]
+CASES = [
+    Case("badnets", {}),
+    Case("badnets", {"pattern": "checkerboard", "size": 4}, GREY),
+    Case("badnets", {"pattern": "lc_corners"}, WIDE),
+    Case("badnets", {"pattern": "backdoors101"}, WIDE),
+    Case("badnets", {"pattern": "#102030", "location": "random"}, draws="both"),
+    Case("badnets", {"pattern": "dbr_grid", "location": "random"}, GREY, draws="both"),
+    Case("badnets", {"pattern": "backdoors101", "location": "dynamic"}, WIDE, draws="both"),
+    Case("blended", {}, GREY, draws="both"),
+    Case("blended", {"test_ratio": 0.4}, draws="both", constant=False),
+    Case("sig", {"test_delta": 60.0}, constant=False),
+    Case("sig", {"form": "strip"}, GREY),
+    Case("trojan", {}),
+    Case("trojan", {"wrap": True}, WIDE),
+    Case("trojan", {"form": "optimised", "size": 5, "iterations": 3}, draws="both"),
+    Case("lc", {"steps": 2, "adversarial": False, "random_start": True}, draws="training", constant=False),
+    Case("lc", {"steps": 1, "adversarial_steps": 1, "pattern": "four_corners"}, draws="training", constant=False),
+    Case("lf", {"images": 2, "passes": 1}, draws="both"),
+    Case("lf", {"images": 2, "passes": 1, "form": "minmax"}, draws="both"),
+    Case("ssba", ENCODER, draws="both"),
+    Case("ssba", {**ENCODER, "bits": 8}, GREY, draws="both"),
+    Case("nashville", {}),
+    Case("nashville", {"filter": "1977"}, WIDE),
+    Case("dfst", STYLE, draws="both"),
+    Case("dfst", STYLE, GREY, draws="both"),
+    Case("feature_collision", {"steps": 2, "size": 5}, draws="both", constant=False),
+    Case("ctrl", {"positions": INSIDE}),
+    Case("ctrl", {"positions": INSIDE, "wrap": True, "test_magnitude": 50.0}, WIDE, constant=False),
+    Case("ftrojan", {"window": 16, "positions": INSIDE}, WIDE),
+    Case("adaptive_blend", {}, draws="both", constant=False),
+    Case("adaptive_blend", {}, GREY, draws="both", constant=False),
+    Case("adaptive_patch", {"size": 5}, WIDE, draws="training", constant=False),
+    Case("adaptive_patch", {"size": 8}, GREY, draws="training", constant=False),
+    Case("tact", {}),
+    Case("tact", {"size": 5}, GREY),
+    Case("semantic", {}, visible=False),
+    Case("semantic", {"colour": "bright"}, GREY, visible=False),
+    Case("semantic", {"predicate": "index", "train_index": [3, 11, 20], "test_index": [0]}, visible=False),
 ]
-IDS = [f"{name}{number}" for number, (name, _, _) in enumerate(TABLE)]
+FORMS = pytest.mark.parametrize("case", CASES, ids=[f"{case.attack}-{number}" for number, case in enumerate(CASES)])
+
+
+def images_of(shape: tuple[int, int, int]) -> Images:
+    """Large shapes, as photographs have: noise would hide what a filter does."""
+    height, width, channels = shape
+    coarse = np.random.default_rng(0).integers(0, 256, (len(LABELS), 4, 4, channels), dtype=np.uint8)
+    return coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> AssetStore:
-    return AssetStore(tmp_path_factory.mktemp("assets"))
+def store(tmp_path_factory: pytest.TempPathFactory) -> ContentStore:
+    """Networks, perturbations and optimised images of all cases, each made once."""
+    return ContentStore(tmp_path_factory.mktemp("store"))
 
 
-def made(name: str, arguments: dict[str, Any], store: AssetStore, **policy: Any) -> Truth:
-    scene = Scene(train=DATA, seed=5, store=store, **TINY)
-    # Without candidates of class 1 there would be no TaCT: 6 of 60 samples are of it.
-    return poison(name, [intent(name, {"poison_rate": 0.5, "cover_ratio": 0, **policy}, arguments)], scene)
+def context_of(case: Case, store: ContentStore, seed: int = 5) -> Context:
+    train = ImageSet(images_of(case.shape), LABELS, tuple("0123456789"), f"contract {case.shape}")
+    return Context(train=train, seed=seed, store=store, **TINY)
 
 
-def test_table_covers_every_attack() -> None:
-    assert {row[0] for row in TABLE} == set(ATTACKS)
+def intent_of(case: Case, **policy: Any) -> Intent:
+    return intent(case.attack, SINGLE[case.attack], policy, case.arguments)
 
 
-@pytest.mark.parametrize(("name", "arguments", "changes"), TABLE, ids=IDS)
-def test_trigger_is_local_seeded_and_survives_the_disk(
-    name: str, arguments: dict[str, Any], changes: bool, store: AssetStore, tmp_path: Path
-) -> None:
-    truth = made(name, arguments, store)
-    trigger = truth.parts[0].trigger
-    keys = np.flatnonzero(truth.mask)[:6]
-    clean = DATA.gather(keys)
-    before = clean.copy()
-    for train in (True, False):
-        stamped = stamp(trigger, clean, keys, train=train)
-        assert (clean == before).all()
-        changed = (stamped != clean).any((1, 2, 3))
-        assert changed.all() if changes else not changed.any()
-        alone = [stamp(trigger, clean[i : i + 1], keys[i : i + 1], train=train) for i in reversed(range(len(keys)))]
-        assert (np.concatenate(alone[::-1]) == stamped).all()
-        folder = tmp_path / f"trigger-{train}"
-        save_trigger(folder, name, trigger)
-        kept_name, kept = load_trigger(folder)
-        assert kept_name == name
-        assert (stamp(kept, clean, keys, train=train) == stamped).all()
-    again = made(name, arguments, store)
-    assert (stamp(again.parts[0].trigger, clean, keys, train=True) == stamp(trigger, clean, keys, train=True)).all()
+def trigger_of(case: Case, store: ContentStore, seed: int = 5) -> Trigger:
+    """The trigger for the training samples `KEYS`."""
+    context, wanted = context_of(case, store, seed), intent_of(case)
+    return optimised(wanted, make_trigger(wanted, context), context, KEYS)
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_declares_a_policy_that_it_can_take(name: str) -> None:
-    module = ATTACKS[name]
-    policy = Policy(**module.POLICY)
-    assert policy.label_policy in module.POLICIES
-    assert all(isinstance(word, str) for word in module.ASSETS)
-    assert module.make.__doc__
+def stamps(trigger: Trigger, case: Case) -> tuple[Images, Images]:
+    """The images `KEYS` in training and at the test."""
+    images = images_of(case.shape)[KEYS]
+    return stamp(trigger, images, KEYS, train=True), stamp(trigger, images, KEYS, train=False)
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_other_label_policies_are_refused(name: str) -> None:
-    for policy in {"all2one", "all2all", "clean_label", "source_specific"} - set(ATTACKS[name].POLICIES):
-        with pytest.raises(UserError, match=rf"attack\.label_policy: {policy} given, allowed with {name}: "):
-            intent(name, {"label_policy": policy}, {})
+@FORMS
+class TestContract:
+    def test_images_of_the_same_shape_come_back_and_the_given_ones_stay(self, case: Case, store: ContentStore) -> None:
+        trigger, images = trigger_of(case, store), images_of(case.shape)[KEYS]
+        floats = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        clean, before = images.copy(), floats.clone()
+        stamped = {train: stamp(trigger, images, KEYS, train=train) for train in (True, False)}
+        for train, made in stamped.items():
+            assert (made.dtype, made.shape) == (np.uint8, images.shape)
+            changed = (made != clean).any((1, 2, 3))
+            assert changed.all() if case.visible else not changed.any()
+            raw = trigger.apply(floats, KEYS, train=train)
+            assert (raw.dtype, raw.shape) == (torch.float32, floats.shape)
+            assert trigger.apply(floats[:0], KEYS[:0], train=train).shape == floats[:0].shape
+        assert (images == clean).all()
+        assert torch.equal(floats, before)
+        assert np.array_equal(stamped[True], stamped[False]) == case.constant
+
+    def test_an_image_s_stamp_is_its_own(self, case: Case, store: ContentStore) -> None:
+        trigger, images = trigger_of(case, store), images_of(case.shape)[KEYS]
+        backwards = np.arange(len(KEYS))[::-1]
+        for train, together in zip((True, False), stamps(trigger, case), strict=True):
+            alone = [stamp(trigger, images[[row]], KEYS[[row]], train=train) for row in backwards]
+            assert (np.concatenate(alone) == together[backwards]).all()
+
+    def test_same_seed_same_bytes(self, case: Case, store: ContentStore) -> None:
+        # Without a store everything is made a second time.
+        first, second = (stamps(trigger_of(case, place), case) for place in (store, ContentStore(None)))
+        for one, other in zip(first, second, strict=True):
+            assert (one == other).all()
+
+    def test_another_seed_gives_other_bytes_where_something_is_drawn(self, case: Case, store: ContentStore) -> None:
+        first, second = (stamps(trigger_of(case, store, seed), case) for seed in (5, 6))
+        differs = [bool((one != other).any()) for one, other in zip(first, second, strict=True)]
+        assert differs == [case.draws in ("training", "both"), case.draws == "both"]
+
+    def test_survives_the_disk(self, case: Case, store: ContentStore, tmp_path: Path) -> None:
+        trigger = trigger_of(case, store)
+        save_trigger(tmp_path / "trigger", case.attack, trigger)
+        assert {path.name for path in (tmp_path / "trigger").iterdir()} == {"trigger.json", "trigger.npz"}
+        kept = read_trigger(tmp_path / "trigger")
+        again = restored(kept)
+        assert kept.attack == case.attack
+        assert type(again) is type(trigger)
+        for one, other in zip(stamps(again, case), stamps(trigger, case), strict=True):
+            assert (one == other).all()
+
+    def test_copy_for_training_alone(self, case: Case, store: ContentStore, tmp_path: Path) -> None:
+        trigger, images = trigger_of(case, store), images_of(case.shape)[KEYS]
+        save_trigger(tmp_path / "trigger", case.attack, trigger, at_the_test=False)
+        kept = read_trigger(tmp_path / "trigger")
+        assert set(kept.values) == set(trigger.state()) - set(trigger.of_the_test)
+        again = restored(kept)
+        assert (stamp(again, images, KEYS, train=True) == stamps(trigger, case)[0]).all()
+        if trigger.of_the_test:
+            with pytest.raises(ValueError, match=f"{trigger.of_the_test[0]}: not kept"):
+                stamp(again, images, KEYS, train=False)
+        else:
+            assert (stamp(again, images, KEYS, train=False) == stamps(trigger, case)[1]).all()
+
+    def test_received_set_differs_in_the_chosen_samples_alone(self, case: Case, store: ContentStore) -> None:
+        context = context_of(case, store)
+        poisoned = craft(case.attack, [intent_of(case, poison_rate=0.34, cover_ratio=0)], context)
+        received, images = poisoned.received(context.train), images_of(case.shape)
+        everything: IntArray = np.arange(len(LABELS))
+        differs = (received.gather(everything) != images).any((1, 2, 3))
+        assert poisoned.truth.mask.any()
+        assert (differs == (poisoned.truth.mask & case.visible)).all()
+        assert (received.labels[poisoned.truth.mask] == 0).all()
+        assert (received.labels == LABELS)[~poisoned.truth.mask].all()
+
+
+def own_arguments() -> list[tuple[str, str]]:
+    return [(name, key) for name, attack in SINGLE.items() for key in attack.make.__kwdefaults__]
+
+
+@pytest.mark.parametrize(("name", "key"), own_arguments())
+def test_wrong_type_of_an_argument_is_refused_in_a_line_that_names_it(name: str, key: str) -> None:
+    default = SINGLE[name].make.__kwdefaults__[key]
+    text = isinstance(default, str) or (name, key) == ("badnets", "location")
+    for value in ({"a": 1}, 7 if text else "7"):
+        with pytest.raises(ParameterError, match=rf"^{name}\.{key}: {re.escape(repr(value))} given; [^\n]+$"):
+            intent(name, SINGLE[name], {}, {key: value})
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_unknown_argument_is_refused(name: str) -> None:
+    with pytest.raises(ParameterError, match=rf"^{name}\.colours: unknown key, allowed: \w+"):
+        intent(name, SINGLE[name], {}, {"colours": 1})
+
+
+def test_cases_cover_every_attack_of_one_trigger() -> None:
+    assert {case.attack for case in CASES} == set(SINGLE)
+    assert set(ATTACKS) - set(SINGLE) == {"none", "multi"}
+    assert all(isinstance(ATTACKS[name], Plan) for name in ("none", "multi"))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_publishes_a_policy_that_it_can_take(name: str) -> None:
+    attack = SINGLE[name]
+    assert check(attack.policy, Policy) == attack.policy
+    assert attack.policy["label_policy"] in attack.policies
+    assert set(attack.policies) <= LABEL_POLICIES
+    assert intent(name, attack, {}, {}).policy == Policy(**attack.policy)
+    for policy in LABEL_POLICIES - set(attack.policies):
+        with pytest.raises(ParameterError, match=rf"^label_policy: {policy} given, allowed with {name}: "):
+            intent(name, attack, {"label_policy": policy}, {})
+
+
+def test_kept_trigger_of_an_unknown_attack_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"^attack: 'wanet' given, allowed: badnets, blended, "):
+        restored(Kept("wanet", {}))
 
 
 def test_eight_bits() -> None:
@@ -118,31 +253,3 @@ def test_eight_bits() -> None:
     assert eight_bit(values, "round").tolist() == [0, 0, 1, 51, 51, 128, 255, 255, 255, 255]
     # As a cast to uint8 without a clip: -40.5 becomes -40 and then 216, 300 becomes 44.
     assert eight_bit(values, "wrap").tolist() == [216, 0, 0, 51, 51, 127, 254, 255, 0, 44]
-
-
-def test_truth_round_trip(tmp_path: Path, store: AssetStore) -> None:
-    truth = made("badnets", {"size": 2}, store, target=2, cover_ratio=0.5)
-    write_truth(tmp_path / "truth", truth)
-    back = read_truth(tmp_path / "truth")
-    assert back is not None
-    assert (back.mask == truth.mask).all()
-    assert (back.part == truth.part).all()
-    assert back.policy == truth.policy
-    assert truth.mask.sum() == 27
-    assert truth.cover.sum() == 14
-    assert (truth.labels_given(10)[truth.mask] == 2).all()
-    assert (truth.labels_given(10)[~truth.mask] == LABELS[~truth.mask]).all()
-    seen = list(back.triggered(DATA, back.parts[0]))
-    true = np.concatenate([some.true for some in seen])
-    assert true.tolist() == [label for label in LABELS if label != 2]
-    assert all((some.wanted == 2).all() for some in seen)
-    assert (np.concatenate([some.clean for some in seen]) == IMAGES[LABELS != 2]).all()
-    write_truth(tmp_path / "truth", None)
-    assert read_truth(tmp_path / "truth") is None
-
-
-def test_damaged_truth_is_named(tmp_path: Path, store: AssetStore) -> None:
-    write_truth(tmp_path / "truth", made("badnets", {"size": 2}, store))
-    (tmp_path / "truth" / "part.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"part\.npy: digest mismatch"):
-        read_truth(tmp_path / "truth")
