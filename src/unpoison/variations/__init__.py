@@ -1,1 +1,1 @@
-"""Variations of images by diffusion: the prior, the samplers, the content-keyed store."""
+"""Variations of images by diffusion: the prior, the samplers, colour transfer, and whole data sets through the store."""

@@ -1,4 +1,7 @@
-"""Colour transfer: mean and standard deviation per RGB channel (as in Struppek et al.'s code)."""
+"""Colour transfer: mean and standard deviation per RGB channel, as in Struppek et al.'s published code.
+
+https://github.com/LukasStruppek/Robust_Training_on_Poisoned_Samples/blob/94f0d35/generate_variations.py
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,14 @@ from torch import Tensor
 
 
 def match_colours(images: Tensor, sources: Tensor) -> Tensor:
-    """Give each image its source's mean and (population) standard deviation per channel.
+    """Images with their sources' mean and (population) standard deviation per channel, clamped to [0, 1].
 
     Args:
-        images, sources: float [n, c, h, w] in [0, 1]; sides may differ between the two.
-
-    Returns:
-        As `images`, clamped to [0, 1]. A channel without variance takes the source's mean (the original gives NaN).
+        images: images, float [n, c, h, w] in [0, 1].
+        sources: source of each image, likewise; sides may differ between the two.
     """
     axes = (2, 3)
+    # The floor is for a channel without variance, which takes the source's mean: the published code gives NaN there.
     std = images.std(axes, correction=0, keepdim=True).clamp_min(1e-6)
     scaled = (images - images.mean(axes, keepdim=True)) / std * sources.std(axes, correction=0, keepdim=True)
     return (scaled + sources.mean(axes, keepdim=True)).clamp(0, 1)

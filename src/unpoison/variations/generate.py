@@ -1,7 +1,8 @@
-"""Variations of a whole data set, those that were generated before taken from the store.
+"""Variations of a whole data set; those generated before come from the store.
 
-A variation is found by (image bytes, sample key) and by what all of them depend on: the prior, the sampler's settings, the
-seed and the code of the sampler. Changing an attack or its rate therefore generates only the images that changed.
+A variation is found by its image's bytes and its sample key, and by what all of them depend on: the prior, the sampler's
+settings, the seed and the sampler's code. A change of the attack or its rate therefore generates only the images that
+changed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from ..data.imageset import ImageSet
 from .prior import Prior
 from .sampling import BATCH, SamplerSettings, vary
 
-# The two files that say how an image is drawn. With all that they import, an edit of a progress bar would generate anew
-# what takes days with a large model.
+# The two files that say how an image is drawn, without all that they import: an edit of a progress bar would otherwise
+# generate anew what takes days with a large model.
 _CODE = ("sampling.py", "colour.py")
 
 
@@ -29,11 +30,11 @@ def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: i
     """Variations of every sample of `data`, uint8 [num_variations, h, w, c] each, by the sample's index.
 
     Args:
-        data: the images; a sample's key is its index.
-        prior: moved to the device.
-        settings: the sampler's.
-        seed: of the noise.
-        store: the folder of the store; None keeps nothing.
+        data: images to vary; a sample's key is its index.
+        prior: diffusion prior, moved to the device.
+        settings: settings of the sampler.
+        seed: seed for the noise.
+        store: folder of the store; None keeps nothing.
     """
     device = pick_device()
     prior.unet.to(device=device, memory_format=torch.channels_last)
@@ -43,13 +44,15 @@ def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: i
     def make(positions: IntArray) -> Images:
         batch = data.tensor(positions)
         varied = vary(prior, batch, positions.tolist(), settings, seed=seed, device=device)
+        # Channels last, the layout of every image on disk.
         return varied.permute(0, 1, 3, 4, 2).numpy()
 
     return ContentStore(store).entries("variations", determined_by, names_of(data), make, batch=BATCH)
 
 
 def names_of(data: ImageSet) -> Images:
-    """What a sample's variation depends on besides: SHA-256 of its bytes and its index, uint8 [n, 32]."""
+    """What a sample's variation depends on besides: SHA-256 of its image's bytes and its index, uint8 [n, 32]."""
+    # The index belongs to it, as the noise is drawn by it: equal images get variations of their own.
     digests = [
         hashlib.sha256(image.tobytes() + int(key).to_bytes(8, "little")).digest()
         for keys in data.chunks()

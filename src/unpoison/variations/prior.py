@@ -39,18 +39,18 @@ SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecipe:
-    """How the prior is built and trained.
+    """Network and training of the prior.
 
     Attributes:
-        steps: optimiser steps.
+        steps: steps of the optimiser.
         batch_size: images per step, drawn with replacement.
+        lr: peak learning rate of AdamW, reached after 5 % of the steps and lowered to 0 along a cosine.
+        ema_decay: decay of the moving average of the weights; the average is what is kept.
+        unshuffle: side of the pixel blocks moved to channels; 1 leaves the image as it is.
+        channels: channels of the U-Net at each resolution, each half of the one before; multiples of 8.
+        checkpoint_every: steps between checkpoints.
         max_strength: the most noise it is trained on, as a share of the schedule; variations may not ask for more. A
             prior that only ever denoises from half way need not learn to start from nothing.
-        lr: peak learning rate of AdamW, reached after 5 % of the steps, then a cosine to 0.
-        ema_decay: of the moving average of the weights, which is what is kept.
-        unshuffle: side of the pixel blocks moved to channels; 1 leaves the image as it is.
-        channels: U-Net channels per resolution, each halving the side; multiples of 8.
-        checkpoint_every: steps between checkpoints.
     """
 
     steps: Count = 1000
@@ -68,10 +68,10 @@ class Prior:
     """A trained prior.
 
     Attributes:
-        unet: predicts the clean image from a noisy one, pixel-unshuffled and scaled to [-1, 1].
+        unet: network from a noisy image to the clean one, both pixel-unshuffled and in [-1, 1].
         unshuffle: side of the pixel blocks.
         max_strength: the most noise it was trained on, as a share of the schedule.
-        digest: SHA-256 of its weights, "" before it is saved.
+        digest: SHA-256 of its weights, "" before they are saved.
     """
 
     unet: UNet2DModel
@@ -80,24 +80,24 @@ class Prior:
     digest: str = ""
 
     def encode(self, images: Tensor) -> Tensor:
-        """float [n, c, h, w] in [0, 1] to the U-Net's space."""
+        """Images, float [n, c, h, w] in [0, 1], in the U-Net's space."""
         return F.pixel_unshuffle(images * 2 - 1, self.unshuffle)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Back to images in [0, 1]."""
+        """Images in [0, 1] from the U-Net's space."""
         return (F.pixel_shuffle(latents, self.unshuffle) / 2 + 0.5).clamp(0, 1)
 
 
 def train_prior(
     public: ImageSet, recipe: PriorRecipe, *, seed: int, scratch: Path
 ) -> tuple[Prior, list[dict[str, float]]]:
-    """Train on the public split; labels are not looked at.
+    """Train a prior on the public split; labels are not looked at.
 
     Args:
         public: trusted images.
         recipe: network and training.
-        seed: of weights, batches, noise.
-        scratch: a folder of its own for checkpoints, removed at the end.
+        seed: seed for weights, batches and noise.
+        scratch: folder for the checkpoints of this run alone, removed at the end.
 
     Returns:
         The prior, and a row per `checkpoint_every` steps: step, loss (mean since the last row).
@@ -108,6 +108,7 @@ def train_prior(
         raise ParameterError("public: 0 images, allowed: at least 10 to train a prior on")
     device = pick_device()
     config = _config(public, recipe)
+    # diffusers draws initial weights from the global random state, which is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_rng(seed, "prior/weights").initial_seed())
         unet, average = UNet2DModel(**config), UNet2DModel(**config)
@@ -115,17 +116,20 @@ def train_prior(
     for network in (unet, average):
         network.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), recipe.lr, fused=device.type == "cuda")
+    # After a kill: weights, average, moments and rows as the last checkpoint has them.
     state = _State(unet, average, optimizer, scratch)
     rows = state.load()
     first = int(rows[-1]["step"]) if rows else 0
     noise_schedule = DDPMScheduler(**SCHEDULE)
     noisiest = max(1, round(recipe.max_strength * len(noise_schedule.timesteps)))
     weights = min_snr_weights(noise_schedule.alphas_cumprod).to(device)
+    # All images in the host's memory: a public split is small, and each step draws from the whole of it.
     images = public.tensor()
     running = 0.0
     unet.train()
     steps = range(first, recipe.steps)
     for step in progress(steps, what="prior", unit="step", total=recipe.steps, done=first):
+        # A generator per step, so that a run which goes on from a checkpoint draws what it would have drawn.
         generator = torch_rng(seed, "prior/step", step)
         index = torch.randint(len(images), (recipe.batch_size,), generator=generator)
         clean = F.pixel_unshuffle(to_float(images[index], device) * 2 - 1, recipe.unshuffle)
@@ -134,6 +138,7 @@ def train_prior(
         noisy = noise_schedule.add_noise(clean, noise, at)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _warm_cosine(step, recipe.steps)
+        # The loss in x0: squared error of the predicted image, weighted by the noise of its timestep.
         with autocast(device):
             error = (unet(noisy, at).sample.float() - clean).square().mean((1, 2, 3))
         loss = (weights[at] * error).mean()
@@ -141,22 +146,33 @@ def train_prior(
         loss.backward()
         optimizer.step()
         running += loss.item()
+        # The decay rises to its value over the first steps, or the average would long remember the initial weights.
         _update_average(average, unet, min(recipe.ema_decay, (1 + step) / (10 + step)))
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
             done = step + 1 - (int(rows[-1]["step"]) if rows else 0)
             rows.append({"step": step + 1, "loss": running / done})
             running = 0.0
             state.save(rows)
+    # Sampling uses the average: single steps of a short training are noisy.
     shutil.rmtree(scratch, ignore_errors=True)
     return Prior(average.eval(), recipe.unshuffle, recipe.max_strength), rows
 
 
 def min_snr_weights(alphas_cumprod: Tensor) -> Tensor:
-    """Loss weight per timestep for a network that predicts the image: min(SNR, 5) (Hang et al. 2023, section 3.4)."""
+    """Loss weight of each timestep for a network that predicts the image: min(SNR, 5) (Hang et al. 2023, section 3.4)."""
+    # SNR = alpha^2 / sigma^2, and with variance preserved sigma^2 = 1 - alpha^2.
     return (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=5.0)
 
 
 def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any], made_from: dict[str, str] | None = None) -> None:
+    """Write the prior's weights and description.
+
+    Args:
+        prior: prior to write.
+        folder: folder that is made or replaced.
+        made_by: JSON values for the description, as they are: stage, seed, recipe, machine.
+        made_from: digest by name of each artefact it was made from.
+    """
     with new_folder(folder) as staging:
         _save_tensors(prior.unet.state_dict(), staging / WEIGHTS)
         config = {key: prior.unet.config[key] for key in _KEYS}
@@ -169,7 +185,11 @@ def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any], made_from
 
 
 def load_prior(folder: Path) -> Prior:
-    """Raises UserError for a missing or changed file or weights of another architecture."""
+    """The prior in a folder, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: a missing or changed file, or weights of another architecture.
+    """
     from diffusers import UNet2DModel
 
     about = read_manifest(folder, DESCRIPTION, FORMAT)
@@ -183,7 +203,7 @@ def load_prior(folder: Path) -> Prior:
 
 
 class _State:
-    """Everything a killed run needs to go on, in safetensors files; the file of rows is written last and says so."""
+    """Everything a killed run needs to go on, in safetensors files; a checkpoint is complete where its rows are there."""
 
     def __init__(
         self, unet: UNet2DModel, average: UNet2DModel, optimizer: torch.optim.Optimizer, scratch: Path
@@ -194,6 +214,7 @@ class _State:
         with new_folder(self.folder) as staging:
             _save_tensors(self.unet.state_dict(), staging / "unet.safetensors")
             _save_tensors(self.average.state_dict(), staging / "average.safetensors")
+            # safetensors holds a flat dictionary: "3.exp_avg" is the first moment of parameter 3.
             moments = self.optimizer.state_dict()["state"]
             flat = {f"{i}.{key}": value for i, entry in moments.items() for key, value in entry.items()}
             _save_tensors(flat, staging / "optimizer.safetensors")
@@ -208,7 +229,7 @@ class _State:
         parameters = list(self.unet.parameters())
         for name, value in load_file(self.folder / "optimizer.safetensors").items():
             index, key = name.split(".", 1)
-            # A fused step walks through memory: the moments must lie in it as the parameter does (channels_last).
+            # A fused step walks through memory, so the moments must lie there as the parameter does (channels_last).
             laid_out = torch.empty_like(parameters[int(index)]).copy_(value) if value.ndim else value
             moments.setdefault(int(index), {})[key] = laid_out
         groups = self.optimizer.state_dict()["param_groups"]
@@ -218,6 +239,7 @@ class _State:
         return rows
 
 
+# The settings of the U-Net that rebuild it; all others are diffusers' defaults.
 _KEYS = (
     "sample_size",
     "in_channels",
@@ -231,6 +253,8 @@ _KEYS = (
 
 
 def _config(public: ImageSet, recipe: PriorRecipe) -> dict[str, Any]:
+    """Settings of the U-Net for these images. Raises ParameterError where sides or channels do not fit."""
+    # Each level but the last halves the side, which unshuffling has divided before.
     levels = len(recipe.channels)
     block = recipe.unshuffle * 2 ** (levels - 1)
     if any(side % block for side in public.image_size):
@@ -254,6 +278,7 @@ def _config(public: ImageSet, recipe: PriorRecipe) -> dict[str, Any]:
 
 
 def _warm_cosine(step: int, steps: int) -> float:
+    """Factor on the peak learning rate: linear over the first 5 % of the steps, then a cosine to 0."""
     warm = max(1, steps // 20)
     if step < warm:
         return (step + 1) / warm

@@ -1,7 +1,10 @@
 """Variations of images: re-noise, then denoise with the prior (SDEdit, Meng et al. 2022), sample by sample.
 
-Struppek et al. (2023) generate a variation of every training image with a hub-sized image-to-image model; this is the
-same step with a prior small enough to train. What is drawn for an image depends on (seed, sample key) only.
+Struppek et al. (2023) generate a variation of every training image with a large image-to-image model from a hub; this is
+the same step with a prior small enough to train. What is drawn for an image depends on the seed and the sample key alone.
+
+Published code of that step:
+https://github.com/LukasStruppek/Robust_Training_on_Poisoned_Samples/blob/94f0d35/generate_variations.py
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ class SamplerSettings:
 
     Attributes:
         strength: how far an image is re-noised, as a share of the diffusion's 1,000 steps.
-        steps: sampler steps over the whole schedule; strength * steps of them are executed, as in diffusers' image to
-            image pipelines.
+        steps: sampler steps over the whole schedule; strength * steps of them are executed, as in diffusers'
+            image-to-image pipelines.
         scheduler: `ddim` (eta 0) or `dpmsolver++` (second order, multistep).
         num_variations: variations per image.
-        color_transfer: give each variation its source's mean and standard deviation per channel.
+        color_transfer: whether each variation takes its source's mean and standard deviation per channel.
     """
 
     strength: Annotated[float, Gt(0), Le(1)] = 0.6
@@ -49,7 +52,8 @@ class SamplerSettings:
 
 
 def executed_steps(settings: SamplerSettings) -> int:
-    """How many of the sampler's steps are executed. Raises ParameterError where that is none."""
+    """Number of the sampler's steps that are executed. Raises ParameterError where there is none."""
+    # The small term is for products such as 100 * 0.29, which in floating point is just below 29.
     executed = min(int(settings.steps * settings.strength + 1e-6), settings.steps)
     if executed < 1:
         raise ParameterError(
@@ -60,7 +64,7 @@ def executed_steps(settings: SamplerSettings) -> int:
 
 
 def make_scheduler(settings: SamplerSettings) -> tuple[Any, Tensor]:
-    """The diffusers scheduler, and the timesteps that will be executed, from the noisiest down."""
+    """The diffusers scheduler, and the timesteps to execute, from the noisiest down."""
     # Here, not above: diffusers takes four seconds to import, and checking the parameters does not need it.
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
@@ -72,6 +76,7 @@ def make_scheduler(settings: SamplerSettings) -> tuple[Any, Tensor]:
         scheduler = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", final_sigmas_type="zero")
     scheduler.set_timesteps(settings.steps)
     first = len(scheduler.timesteps) - executed_steps(settings)
+    # As in diffusers' image-to-image pipelines: a multistep scheduler is told where in its schedule it begins.
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return scheduler, scheduler.timesteps[first:]
@@ -84,11 +89,12 @@ def vary(
     """Variations of a few images.
 
     Args:
-        prior: on `device`.
-        images: uint8 [n, c, h, w], n at most `BATCH`.
-        keys: each image's sample key.
-        settings: the sampler's.
-        seed: of the noise.
+        prior: diffusion prior, on `device`.
+        images: images, uint8 [n, c, h, w], n at most `BATCH`.
+        keys: sample key of each image.
+        settings: settings of the sampler.
+        seed: seed for the noise.
+        device: device to sample on.
 
     Returns:
         uint8 [n, num_variations, c, h, w] on the CPU.
@@ -98,6 +104,7 @@ def vary(
             f"strength: {settings.strength} given, allowed: up to {prior.max_strength}, the most noise the prior was trained on"
         )
     source = to_float(images, device)
+    # Blank images fill the batch up to its fixed size; their results are cut off again below.
     count, padding = len(images), BATCH - len(images)
     latents = torch.cat(
         [prior.encode(source), torch.zeros(padding, *prior.encode(source[:1]).shape[1:], device=device)]
@@ -105,10 +112,13 @@ def vary(
     latents = latents.contiguous(memory_format=torch.channels_last)
     drawn = []
     for variation in range(settings.num_variations):
+        # The noise of an image is its own, by key and number of the variation, drawn on the CPU.
         noise = torch.zeros(latents.shape)
         for row, key in enumerate(keys):
             noise[row] = torch.randn(latents.shape[1:], generator=torch_rng(seed, "variation", key, variation))
+        # A scheduler of its own for every variation: a multistep one remembers its last predictions.
         scheduler, timesteps = make_scheduler(settings)
+        # SDEdit: start from the image re-noised to the first executed timestep, not from pure noise.
         x = scheduler.add_noise(latents, noise.to(latents), timesteps[:1].repeat(BATCH))
         x = x.contiguous(memory_format=torch.channels_last)
         for timestep in timesteps:
@@ -118,5 +128,6 @@ def vary(
         result = prior.decode(x)[:count]
         if settings.color_transfer:
             result = match_colours(result, source)
+        # Rounded, where the published code truncates, which darkens an image by half a level on average.
         drawn.append((result * 255).round().to(torch.uint8).cpu())
     return torch.stack(drawn, dim=1)
