@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup repro report costs params test test-slow suite suite-table lint bench clean
+.PHONY: setup repro report costs params test test-slow suite suite-table suite-sheet lint bench clean
 
 setup: $(READY)
 
@@ -42,13 +42,18 @@ params: setup
 test: setup
 	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
 
-# One published table. SCALE=small (default) or full; DATA=folder or archive of images; FRESH=1: everything again.
+# One published table. SCALE: the suite's first if not given; DATA=folder or archive of images; FRESH=1: everything again.
 suite: setup
-	@$(RUN) python suites/suite.py run "$(SUITE)" --scale "$(or $(SCALE),small)" $(if $(DATA),--data "$(DATA)") \
+	@$(RUN) python -m unpoison.suites run "$(SUITE)" $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") \
 		$(if $(filter 1,$(FRESH)),--fresh)
 
 suite-table: setup
-	@$(RUN) python suites/suite.py table "$(SUITE)"
+	@$(RUN) python -m unpoison.suites table "$(SUITE)"
+
+# A picture of every trigger of a suite; EXPERIMENTS="badnets sig": only these.
+suite-sheet: setup
+	@$(RUN) python -m unpoison.suites sheet "$(SUITE)" $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") \
+		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS))
 
 test-slow: setup
 	$(RUN) pytest -m slow

@@ -1,0 +1,53 @@
+"""Run a published table, print it, or draw its triggers: `python -m unpoison.suites run NAME --scale small`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..core.errors import UserError
+from .git import Repository
+from .run import run
+from .table import write_table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Raises SystemExit with one line for what the user can put right; `arguments` None: those of the command line."""
+    given = _parser().parse_args(arguments)
+    try:
+        repository = Repository.here()
+        if given.command == "run":
+            run(repository, given.name, given.scale, given.data, fresh=given.fresh)
+        elif given.command == "table":
+            print(write_table(repository, given.name), end="")
+        else:
+            from .sheet import sheet  # torch and matplotlib, which the other commands do without
+
+            path = sheet(repository, given.name, given.scale, given.data, only=given.experiments, images=given.images)
+            print(f"wrote {path.relative_to(repository.root)}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command goes on where it stopped")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m unpoison.suites", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run", help="make the runs that do not exist yet")
+    table = commands.add_parser("table", help="print and write the table")
+    drawer = commands.add_parser("sheet", help="draw every trigger on the same images")
+    for command in (runner, table, drawer):
+        command.add_argument("name", help="suites/NAME.yaml")
+    for command in (runner, drawer):
+        command.add_argument("--scale", help="one of the suite's, the first if not given")
+        command.add_argument("--data", help="a folder or archive of images, in the place of the suite's data set")
+    runner.add_argument("--fresh", action="store_true", help="make all runs again, without the cache")
+    drawer.add_argument("--experiments", nargs="+", default=[], metavar="NAME", help="only these")
+    drawer.add_argument("--images", type=int, default=3, help="how many images")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

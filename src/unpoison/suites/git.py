@@ -1,0 +1,67 @@
+"""Git as a subprocess, and where the things of the repository lie."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from ..core.errors import UserError
+
+
+def git(folder: Path, *command: str) -> str:
+    """What git prints, run in `folder`. Raises UserError with git's own words where it fails."""
+    done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"git {' '.join(command)}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The working copy whose suites are run."""
+
+    root: Path
+
+    @classmethod
+    def here(cls) -> Repository:
+        """The one that the working directory is in."""
+        return cls(Path(git(Path(), "rev-parse", "--show-toplevel")))
+
+    @property
+    def suites(self) -> Path:
+        return self.root / "suites"
+
+    @property
+    def scratch(self) -> Path:
+        """Unfinished and reusable work, which outlives the clone; never in DVC's or Git's sight."""
+        return self.root / ".unpoison" / "suites"
+
+    @property
+    def clone(self) -> Path:
+        """What runs are made in."""
+        return self.scratch / "clone"
+
+    def report(self, name: str) -> Path:
+        """A file about a suite: its record `NAME.runs.csv`, its page `NAME.md`."""
+        return self.root / "reports" / "suites" / name
+
+    @contextmanager
+    def locked(self) -> Iterator[TextIO]:
+        """One `make suite` at a time. The lock is the operating system's, so it goes with the processes that hold it."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with (self.scratch / "lock").open("w") as file:
+            for _ in range(10):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.5)
+            else:
+                raise UserError("another `make suite` is running in this working copy, allowed: one")
+            yield file

@@ -1,0 +1,245 @@
+"""A suite's YAML file, read and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ..core.errors import ParameterError, UserError, file_of, keys_of
+from ..core.hyperparameters import Fraction, check
+from .suite import METRICS, Column, Experiment, Method, MetricName, Overrides, Published, Scale, Suite
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+VALUE = re.compile(r"-?[a-z0-9][a-z0-9_.+-]*")
+NAMES_ALLOWED = "allowed: small letters, digits and _"
+Schema = TypeVar("Schema")
+Block = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """The keys of a suite's file; the blocks in them are checked one by one."""
+
+    title: str
+    sources: dict[str, str]
+    protocol: list[str]
+    methods: Block
+    experiments: Block
+    scales: Block
+    tolerances: dict[MetricName, Fraction] = field(default_factory=dict)
+    set: Block = field(default_factory=dict)
+    vary: Block = field(default_factory=dict)
+    columns: Block = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentKeys:
+    """The keys of an experiment. A published figure may be a block: a value of the varied parameter to the figure."""
+
+    set: Block
+    vary: Block = field(default_factory=dict)
+    published: Block = field(default_factory=dict)
+
+
+def read_suite(name: str, folder: Path) -> Suite:
+    """The suite `folder/NAME.yaml`.
+
+    Raises:
+        UserError: no suite of that name, or the first thing in its file that is wrong, as `FILE: KEY: what is allowed`.
+    """
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"SUITE: {name!r} given, allowed: {', '.join(names)}")
+    shown = f"{folder.name}/{name}.yaml"
+    if not NAME.fullmatch(name):
+        raise UserError(f"{shown}: {name!r} given as a name, {NAMES_ALLOWED}")
+    values = read_yaml((folder / f"{name}.yaml").read_bytes(), shown)
+    with file_of(shown):
+        return _suite(name, values)
+
+
+def read_yaml(text: str | bytes, shown: str) -> Block:
+    """A YAML 1.2 text of keys, as DVC reads it; `shown` is the file's name for messages."""
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{shown}: not readable as YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{shown}: a {type(values).__name__} found, allowed: a block of keys")
+    return values
+
+
+def _suite(name: str, values: Block) -> Suite:
+    keys = _checked(values, Keys)
+    for key in ("title", "sources", "protocol", "methods", "experiments", "scales"):
+        if not getattr(keys, key):
+            raise ParameterError(f"{key}: {getattr(keys, key)!r} given, allowed: at least one")
+    _check_overrides(keys.set, "set")
+    _check_varied(keys.vary, "vary", list(keys.vary)[:1])
+    methods = _named(keys.methods, "methods", Method)
+    experiments: dict[str, Experiment] = {}
+    for key, block in _names(keys.experiments, "experiments"):
+        experiments |= _experiments(key, block, keys.vary, methods, keys.sources)
+    _check_tolerances(keys.tolerances, experiments.values())
+    scales = _named(keys.scales, "scales", Scale)
+    for key, scale in scales.items():
+        _check_scale(scale, f"scales.{key}", experiments, methods)
+    return Suite(
+        name=name,
+        title=keys.title,
+        sources=keys.sources,
+        protocol=keys.protocol,
+        tolerances={str(metric): value for metric, value in keys.tolerances.items()},
+        set=keys.set,
+        vary=next(iter(keys.vary), ""),
+        columns={heading: _column(block, f"columns.{heading}") for heading, block in keys.columns.items()},
+        methods=methods,
+        experiments=experiments,
+        scales=scales,
+    )
+
+
+def _experiments(
+    name: str, block: Any, vary: Block, methods: Mapping[str, Method], sources: Mapping[str, str]
+) -> dict[str, Experiment]:
+    """One experiment, or one for each value of what varies, by the name of its runs."""
+    where = f"experiments.{name}"
+    keys = _checked(block, ExperimentKeys, where)
+    _check_overrides(keys.set, f"{where}.set")
+    _check_varied(keys.vary, f"{where}.vary", list(vary))
+    if not vary:
+        published = _published(keys.published, f"{where}.published", None, [], methods, sources)
+        return {name: Experiment(name=name, set=keys.set, published=published)}
+    (varied, values), experiments = next(iter({**vary, **keys.vary}.items())), {}
+    for place, value in enumerate(values):
+        experiments[f"{name}-{value}"] = Experiment(
+            name=name,
+            value=str(value),
+            place=place,
+            set={**keys.set, varied: value},
+            published=_published(keys.published, f"{where}.published", value, values, methods, sources),
+        )
+    return experiments
+
+
+def _check_varied(vary: Block, where: str, allowed: list[str]) -> None:
+    """What varies is one parameter, the same in the whole suite; its values become names of runs."""
+    _check_overrides(vary, where)
+    for key, values in vary.items():
+        if key not in allowed:
+            keys = ", ".join(allowed) or "none without a `vary` of the suite"
+            raise ParameterError(f"{where}: {key!r} given, allowed: {keys}")
+        listed = values if isinstance(values, list) else []
+        names = {str(value) for value in listed if not isinstance(value, bool)}
+        if not names or len(names) < len(listed) or not all(map(VALUE.fullmatch, names)):
+            raise ParameterError(f"{where}.{key}: {values!r} given, allowed: a list of numbers or names, each once")
+
+
+def _published(
+    blocks: Block,
+    where: str,
+    value: Any,
+    values: list[Any],
+    methods: Mapping[str, Method],
+    sources: Mapping[str, str],
+) -> dict[str, Published]:
+    """What is published of an experiment's `value` out of `values`, by method; a method without any has a reason."""
+    _check_known(blocks, where, methods)
+    published = {}
+    for method, block in blocks.items():
+        given = _block(block, f"{where}.{method}")
+        if not any(given.get(metric) is not None for metric in METRICS) and "source" in given:
+            raise ParameterError(f"{where}.{method}: no figure given, allowed: {', '.join(METRICS)}")
+        chosen = {}
+        for key, figure in given.items():
+            if isinstance(figure, dict):
+                _check_known(figure, f"{where}.{method}.{key}", values)
+            chosen[key] = figure.get(value) if isinstance(figure, dict) else figure
+        figures = _checked(chosen, Published, f"{where}.{method}")
+        _check_known([figures.source], f"{where}.{method}.source", sources)
+        if figures.figures:
+            published[method] = figures
+    for method, about in methods.items():
+        if method not in published and not about.unpublished:
+            raise ParameterError(f"{where}.{method}: nothing given, allowed: its figures, or a reason in methods")
+    return published
+
+
+def _check_tolerances(tolerances: Mapping[MetricName, float], experiments: Iterable[Experiment]) -> None:
+    """Either no published figure is judged, or each has a tolerance."""
+    published = {m for each in experiments for figures in each.published.values() for m in figures.figures}
+    for metric in METRICS:
+        if tolerances and metric in published and metric not in tolerances:
+            raise ParameterError(f"tolerances.{metric}: nothing given, allowed: a number from 0 to 1")
+
+
+def _check_scale(
+    scale: Scale, where: str, experiments: Mapping[str, Experiment], methods: Mapping[str, Method]
+) -> None:
+    _check_overrides(scale.set, f"{where}.set")
+    names = dict.fromkeys(name for key, each in experiments.items() for name in (each.name, key))
+    _check_known(scale.reasons, f"{where}.reasons", [f"{name}.{method}" for name in names for method in methods])
+    if not scale.seeds or len(set(scale.seeds)) < len(scale.seeds):
+        raise ParameterError(f"{where}.seeds: {scale.seeds!r} given, allowed: whole numbers, each once")
+
+
+def _column(block: Any, where: str) -> Column:
+    column = _checked(block, Column, where)
+    try:
+        format(0.5, column.form)
+    except ValueError:
+        raise ParameterError(f"{where}.form: {column.form!r} given, allowed: as Python's, .3f or .1%") from None
+    return column
+
+
+def _check_overrides(values: Overrides, where: str) -> None:
+    """Keys to plain values; the seed and the place of the data are not a suite's to say."""
+    for key, value in values.items():
+        if key in ("seed", "data.path"):
+            raise ParameterError(
+                f"{where}.{key}: {value!r} given, allowed: `seeds` of a scale, DATA on the command line"
+            )
+        flat = value if isinstance(value, list) else [value]
+        if not all(item is None or isinstance(item, str | int | float) for item in flat):
+            raise ParameterError(
+                f"{where}.{key}: {value!r} given, allowed: a text, a number, true, false, null or a list"
+            )
+
+
+def _named(blocks: Block, where: str, schema: Callable[..., Schema]) -> dict[str, Schema]:
+    """Name to the value of `schema`, a dataclass, that its block stands for."""
+    return {key: _checked(block, schema, f"{where}.{key}") for key, block in _names(blocks, where)}
+
+
+def _names(blocks: Block, where: str) -> Iterable[tuple[str, Any]]:
+    for key in blocks:
+        if not NAME.fullmatch(str(key)):
+            raise ParameterError(f"{where}: {key!r} given as a name, {NAMES_ALLOWED}")
+    return blocks.items()
+
+
+def _checked(values: Any, schema: Callable[..., Schema], where: str = "") -> Schema:
+    """The value of `schema`, a dataclass; `where` is its place in the file."""
+    if not where:
+        return schema(**check(values, schema))
+    block = _block(values, where)
+    with keys_of(where):
+        return schema(**check(block, schema))
+
+
+def _block(value: Any, where: str) -> Block:
+    if not isinstance(value, dict):
+        raise ParameterError(f"{where}: {value!r} given, allowed: a block of keys")
+    return value
+
+
+def _check_known(names: Iterable[Any], where: str, allowed: Iterable[Any]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise ParameterError(f"{where}: {name!r} given, allowed: {', '.join(map(str, allowed))}")
