@@ -1,1 +1,1 @@
-"""What everything stands on: errors, hyper-parameters, seeding, progress, files."""
+"""Foundations: errors, hyper-parameters, seeding, progress, files, the content store. They import no other folder."""

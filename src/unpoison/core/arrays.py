@@ -1,4 +1,4 @@
-"""Array types that every folder speaks of, each defined once."""
+"""Array types that several folders use, each defined once."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ Mask = NDArray[np.bool_]
 Pixels = NDArray[np.float32]
 """Pixel values of a pattern or a trigger, channels first: [c, height, width]."""
 Arrays = dict[str, NDArray[Any]]
-"""What an .npz file holds: name to array, none of objects."""
+"""Contents of an .npz file: array by name, none of objects."""

@@ -1,7 +1,7 @@
-"""Which code a result stands on: a digest of a module and of all it imports from this project.
+"""The code that a result depends on: digests of a module and of all that it imports from this project.
 
-What is kept between runs (`content_store`), or restored from disk and run (`poisoning.trigger`), is found or checked by it.
-Comments, docstrings and layout do not count: they change nothing that runs.
+What is kept between runs (`content_store`), or restored from disk and run (`poisoning.trigger`), is found or checked by
+them. Comments, docstrings and layout do not count: they change nothing that runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def code_of(*modules: str) -> dict[str, str]:
-    """Name to digest of each imported module named and of every project module that it imports, directly or not."""
+    """Digests by module name: of the modules named, which must be imported, and of all project modules they import in turn."""
     paths: dict[str, Path] = {}
     for name in modules:
         file = sys.modules[name].__file__
@@ -30,6 +30,7 @@ def code_of(*modules: str) -> dict[str, str]:
 @cache
 def digest_of(path: Path) -> str:
     """SHA-256 of a source file's syntax tree without docstrings."""
+    # Comments and layout are not part of the tree; a docstring is its body's first statement.
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _documented(node):
@@ -39,23 +40,24 @@ def digest_of(path: Path) -> str:
 
 @cache
 def imports_of(path: Path, package: str) -> Mapping[str, Path]:
-    """Name to file of the project's modules that a file's import statements name, wherever they stand in it.
+    """Files by name of the project's modules that a file imports, wherever in it the import stands.
 
-    A package's `__init__` counts where something of its own is imported, and not for standing above a module: above all
-    else the tables of methods would make every method depend on all others.
+    A package's `__init__` counts where something of its own is imported, but not for standing above a module: otherwise
+    the tables of methods would make every method depend on all others.
 
     Args:
         path: a source file.
-        package: dotted name of the package that it lies in, "" for a script.
+        package: dotted name of the package it lies in, "" for a script.
     """
     modules: dict[str, Path] = {}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             wanted = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
+            # One dot is the package itself, every further one the package above.
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
-            # `from package import name`: a module of the package, or else something that its `__init__` defines.
+            # `from package import name` means a module of the package, or else something that its `__init__` defines.
             names = [f"{base}.{alias.name}" for alias in node.names]
             wanted = [name if _file_of(name) is not None else base for name in names]
         else:
@@ -64,13 +66,15 @@ def imports_of(path: Path, package: str) -> Mapping[str, Path]:
     return modules
 
 
-def _collect(name: str, path: Path, found: dict[str, Path]) -> None:
-    if name in found:
+def _collect(name: str, path: Path, paths: dict[str, Path]) -> None:
+    """Add a module and all that it imports to `paths`."""
+    if name in paths:
         return
-    found[name] = path
+    # Noted before its imports are followed: modules that import each other would never end.
+    paths[name] = path
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for imported, file in imports_of(path, package).items():
-        _collect(imported, file, found)
+        _collect(imported, file, paths)
 
 
 def _file_of(module: str) -> Path | None:
@@ -86,5 +90,6 @@ def _file_of(module: str) -> Path | None:
 
 
 def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a body begins with a docstring."""
     first = node.body[0] if node.body else None
     return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)

@@ -1,8 +1,8 @@
 """The content store: what is expensive to make (a network, a perturbation, a variation) is made once and kept.
 
-An entry is found by everything that determines it, so a run with another rate or target takes from the store what does not
-depend on these. Files are written under a temporary name and renamed: a killed run loses one batch at most. Each holds a
-digest of itself; a damaged one is named and its entries are made again.
+An entry is found by everything that determines it, so a run with another rate or target takes from the store whatever does
+not depend on these. Files are written under a temporary name and renamed: a killed run loses one batch at most. Each holds
+a digest of itself; a damaged one is reported and its entries are made again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from .progress import progress
 
 @dataclass(frozen=True)
 class Entries:
-    """Where the entries that were asked for lie, and how they came there.
+    """The entries that were asked for, by the place where they lie.
 
     Attributes:
-        made, reused: how many were made now, and how many were there before.
-        shards: (file, or its values where nothing is kept; rows in it, positions among the names asked for).
+        made: number of entries made now.
+        reused: number of entries that were there before.
+        shards: file, or its values where nothing is kept; rows in it; their positions among the names asked for.
     """
 
     made: int
@@ -47,6 +48,7 @@ class Entries:
 
     def gather(self) -> NDArray[Any]:
         """All values, in the order of the names."""
+        # Shards hold what was missing in some run, so positions come in the order of runs, not of names.
         blocks = list(self.blocks())
         order = np.argsort(np.concatenate([positions for positions, _ in blocks]))
         return np.concatenate([values for _, values in blocks])[order]
@@ -59,15 +61,16 @@ class ContentStore:
         self.folder = folder
 
     def arrays(self, kind: str, determined_by: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
-        """One asset, a few arrays.
+        """One asset of a few arrays, made where it is not there.
 
         Args:
-            kind: what it is, for the folder's name and the message ("clean_network").
+            kind: kind of asset ("clean_network"), for the folder's name and the message.
             determined_by: JSON values: the data set's digest, settings, seed, the code (`core.code.code_of`).
-            make: makes it; not called when it is there.
+            make: maker of the asset; not called where it is there.
         """
         if self.folder is None:
             return make()
+        # 24 hexadecimal digits are 96 bits: enough that no two assets share a name, and short enough to read in a listing.
         path = (self.folder / kind / sha256_json(determined_by)[:24]).with_suffix(".npz")
         kept = _read(path)
         if kept is not None:
@@ -91,17 +94,18 @@ class ContentStore:
         """An asset per sample: only those that the store lacks are made, and a killed run keeps its batches.
 
         Args:
-            kind: what they are.
-            determined_by: as for `arrays`: what all entries depend on.
-            names: uint8 [n, k], n different names: what each depends on besides (its image's digest, its index).
-            make: positions [b] among the names to values [b, ...]; what one gets must not depend on the others.
-            batch: how many are made and written at a time.
+            kind: kind of asset, for the folder's name and the progress bar.
+            determined_by: what all entries depend on, as for `arrays`.
+            names: n different names, uint8 [n, k]: what each depends on besides (its image's digest, its index).
+            make: maker of values [b, ...] for positions [b] among the names; a value must not depend on the others.
+            batch: number of entries made and written at a time.
         """
         folder = None if self.folder is None else self.folder / kind / sha256_json(determined_by)[:24]
         shards: list[tuple[Path | NDArray[Any], IntArray, IntArray]] = []
         known = np.zeros(len(names), bool)
         if folder is not None and folder.is_dir():
             _sweep(folder)
+            # What is there, in files that earlier runs wrote; then the rest, a batch and a file at a time.
             shards = _places(folder, names, known)
         missing = np.flatnonzero(~known)
         starts = range(0, len(missing), batch)
@@ -109,6 +113,7 @@ class ContentStore:
             positions = missing[start : start + batch]
             values = make(positions)
             place: Path | NDArray[Any] = values
+            # A file is named by the names in it: two runs that make the same entries write the same file.
             if folder is not None:
                 place = folder / f"{hashlib.sha256(names[positions].tobytes()).hexdigest()[:24]}.npz"
                 _write(place, {"names": names[positions], "values": values})
@@ -117,22 +122,25 @@ class ContentStore:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove files that a killed run left half-written."""
     for leftover in folder.glob(".*.partial"):
         leftover.unlink(missing_ok=True)
 
 
 def _places(folder: Path, names: Images, known: Mask) -> list[tuple[Path | NDArray[Any], IntArray, IntArray]]:
-    """The shards that hold any of the names, each name once; `known` is set for those that are there."""
+    """The shards that hold any of the names, each name once; `known` is set for the names that are there."""
     shards: list[tuple[Path | NDArray[Any], IntArray, IntArray]] = []
     position_of = {name.tobytes(): position for position, name in enumerate(names)}
     for path in sorted(folder.glob("*.npz")):
         kept = _read(path)
         if kept is None:
             continue
+        # -1 for entries that nobody asked for now: samples that an earlier run had poisoned.
         positions = np.array([position_of.get(name.tobytes(), -1) for name in kept["names"]], np.int64)
         rows = np.flatnonzero(positions >= 0)
+        # A name may lie in two files, of runs that made it side by side; the first is as good as the second.
         rows = rows[~known[positions[rows]]]
+        # Only rows and positions are kept in memory, values are read again when they are asked for.
         if len(rows):
             shards.append((path, rows, positions[rows]))
             known[positions[rows]] = True
@@ -148,6 +156,7 @@ def _read(path: Path) -> Arrays | None:
             arrays = dict(archive)
         digest = arrays.pop("digest").tobytes()
     except (ValueError, KeyError, OSError, EOFError, BadZipFile):
+        # No digest is empty, so this counts as damaged below.
         digest, arrays = b"", {}
     if digest != _digest(arrays):
         print(f"{path}: damaged, what it held is made again", flush=True)
@@ -161,6 +170,7 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def _digest(arrays: Arrays) -> bytes:
+    """SHA-256 of the arrays' names, types, shapes and bytes."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         total.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())

@@ -1,7 +1,7 @@
 """Annotated types for hyper-parameters, and the check of a mapping against a callable's keyword-only arguments.
 
-A method's signature is the one place that says which hyper-parameters it has, their types, ranges and defaults. The same
-check serves every section of `params.yaml`: unknown keys, wrong types and values out of range are refused with one line.
+A method's signature is the one place that states its hyper-parameters, their types, ranges and defaults. The same check
+serves every section of `params.yaml`: unknown keys, wrong types and values out of range are refused with one line.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ Whole = Annotated[int, Ge(0)]
 
 
 def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, Any]:
-    """Compare `values` with the keyword-only arguments of `schema` (a function or a dataclass).
+    """The values, checked against the keyword-only arguments of `schema`.
 
     Args:
-        values: what the user gave; absent keys take the signature's defaults, which are not added.
-        schema: its annotations are enforced strictly (no text for a number), ranges included.
+        values: what the user gave; defaults of absent keys are not added.
+        schema: function or dataclass whose annotations are enforced strictly (no text for a number), ranges included.
 
     Returns:
-        The values, as plain types of the annotations.
+        The values in the plain types of the annotations.
 
     Raises:
         ParameterError: names the first key that is wrong, what was given and what is allowed.
     """
+    # Unknown keys first: the message lists the known ones, which pydantic's would not.
     hints = typing.get_type_hints(schema, include_extras=True)
     parameters = inspect.signature(schema).parameters.values()
     allowed = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -45,10 +46,12 @@ def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, An
     fields: dict[str, Any] = {
         name: (hints[name], ... if p.default is inspect.Parameter.empty else p.default) for name, p in allowed.items()
     }
+    # A pydantic model for the one check; NaN and infinity are refused as well.
     model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False), **fields)
     try:
         checked = model(**values)
     except ValidationError as error:
+        # One line for one error: a user mends one key at a time.
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         given = "nothing" if first["type"] == "missing" else repr(first["input"])
@@ -57,7 +60,7 @@ def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, An
 
 
 def one_of(name: Any, options: Mapping[str, Any], *, key: str) -> Any:
-    """`options[name]`, or a `ParameterError` of the argument `key` that lists the names."""
+    """`options[name]`, or a `ParameterError` for the argument `key` that lists the names."""
     if not isinstance(name, str) or name not in options:
         raise ParameterError(f"{key}: {name!r} given, allowed: {', '.join(options)}")
     return options[name]

@@ -13,14 +13,23 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], *, what: str, unit: str, total: int | None = None, done: int = 0) -> Iterator[Item]:
-    """Pass the items through, showing what, how many, rate and time left. `done` of `total` were finished before."""
+    """The items, one by one, with a display of how many are done, the rate and the time left.
+
+    Args:
+        items: items to pass through.
+        what: name of the work.
+        unit: name of an item.
+        total: number of items, with those done before.
+        done: number of items that an earlier run has done.
+    """
+    # A log file, or CI, gets lines: a bar that overwrites itself would be one endless line there.
     in_terminal = sys.stderr.isatty() and not os.environ.get("CI")
     bar = tqdm(
         items,
         desc=what,
         unit=unit,
         total=total,
-        # Of several processes that train together the first one speaks.
+        # Of several processes that train together, only the first one reports.
         disable=os.environ.get("RANK", "0") != "0",
         initial=done,
         leave=not in_terminal,

@@ -1,1 +1,1 @@
-"""Data: sources, the on-disk formats, overlays, augmentation."""
+"""Data: sets of images, overlays over them, features and scores, and their formats on disk."""

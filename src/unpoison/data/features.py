@@ -1,4 +1,4 @@
-"""What several detectors share: a suspect model's logits and penultimate features of every training sample."""
+"""Features: a suspect model's logits and penultimate features of every training sample, which several detectors share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = NDArray[np.float32]
 
 
 class MappedRows:
-    """float32 [n, d] in a .npy file. It is mapped for the length of one read only, as `shards.Shards` does it."""
+    """Rows float32 [n, d] in a .npy file, which is mapped for the length of one read only, as by `shards.Shards`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,17 +29,18 @@ class MappedRows:
         return int(self.shape[0])
 
     def __getitem__(self, index: IntArray) -> Rows:
+        # Copied while the file is mapped; a view would keep the map, and its pages in memory with it.
         rows: Rows = np.array(load_array(self.path, mmap=True)[index])
         return rows
 
 
 @dataclass(frozen=True)
 class Features:
-    """Both are float32 and have a row per training sample; indexing with int64 [k] gives a fresh array.
+    """Features of n training samples. Indexing either with int64 [k] gives a fresh array.
 
     Attributes:
-        logits: [n, classes].
-        penultimate: [n, d], what the head takes.
+        logits: logits, float32 [n, classes].
+        penultimate: input of the network's head, float32 [n, d].
     """
 
     logits: Rows | MappedRows
@@ -50,9 +51,13 @@ def write_features(folder: Path, batches: Iterable[tuple[Rows, Rows]], count: in
     """Write `logits.npy`, `penultimate.npy` and `features.json`.
 
     Args:
+        folder: folder that is made or replaced.
         batches: logits [b, classes] and features [b, d], in the order of the samples; memory holds one batch.
-        count: samples in all.
-        made_from: name to digest of the artefacts that they are of.
+        count: number of samples in all.
+        made_from: digest by name of each artefact they were made from.
+
+    Raises:
+        ValueError: another number of samples than announced.
     """
     with new_folder(folder) as staging:
         files = [(staging / f"{name}.npy").open("wb") for name in ("logits", "penultimate")]
@@ -60,6 +65,7 @@ def write_features(folder: Path, batches: Iterable[tuple[Rows, Rows]], count: in
             written = 0
             for pair in batches:
                 for file, rows in zip(files, pair, strict=True):
+                    # The header needs the number of columns, which the first batch tells.
                     if not written:
                         shape = (count, rows.shape[1])
                         write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -74,6 +80,10 @@ def write_features(folder: Path, batches: Iterable[tuple[Rows, Rows]], count: in
 
 
 def read_features(folder: Path) -> Features:
-    """Raises UserError for a file that is missing, changed or of another format."""
+    """The features in a folder, read from disk as they are used.
+
+    Raises:
+        UserError: a file is missing, changed or of another format.
+    """
     about = read_manifest(folder, DESCRIPTION, FORMAT)
     return Features(*(MappedRows(check_file(folder, about, f"{name}.npy")) for name in ("logits", "penultimate")))

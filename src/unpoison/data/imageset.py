@@ -17,7 +17,13 @@ if TYPE_CHECKING:  # stages that only move images need no torch, which takes two
 
 @dataclass(frozen=True)
 class Overlay:
-    """Images and labels that stand in for those of a base at `index` (sorted)."""
+    """Images and labels that stand in for those of a base.
+
+    Attributes:
+        index: rows of the base, int64 [k], sorted.
+        images: their images, uint8 [k, height, width, channels].
+        labels: their labels, int64 [k].
+    """
 
     index: IntArray
     images: Images | Shards
@@ -29,11 +35,11 @@ class ImageSet:
     """n images of one size.
 
     Attributes:
-        base: uint8 [n, height, width, channels], in memory or on disk.
-        labels: int64 [n], after the overlay; -1 where the data set has no labels.
+        base: images, uint8 [n, height, width, channels], in memory or on disk.
+        labels: labels after the overlay, int64 [n]; -1 where the data set has none.
         classes: class names.
-        digest: SHA-256 of the artefact it was read from; "" for one made in memory.
-        overlay: what replaces rows of `base`. Private to reading: methods use `gather`.
+        digest: SHA-256 of the artefact it was read from; "" for a set made in memory.
+        overlay: images in place of rows of `base`. For reading alone: methods use `gather`.
     """
 
     base: Images | Shards
@@ -56,27 +62,29 @@ class ImageSet:
 
     def gather(self, index: IntArray) -> Images:
         """The images at `index` (any order), uint8 [len(index), height, width, channels], a fresh array."""
+        # Indexing with an array copies, so the rows below are written to a copy and never to the base.
         images = self.base[index]
         if self.overlay is not None and len(self.overlay.index):
+            # Where each sample would stand in the sorted overlay, and whether it does stand there.
             place = np.searchsorted(self.overlay.index, index).clip(max=len(self.overlay.index) - 1)
             hit = self.overlay.index[place] == index
             images[hit] = self.overlay.images[place[hit]]
         return images
 
     def chunks(self, index: IntArray | None = None, *, most_bytes: int = 16 << 20) -> Iterator[IntArray]:
-        """`index` (all samples by default) in stretches whose images take at most that many bytes, at least one each."""
+        """`index` (all samples by default) in stretches of at least one image and of at most `most_bytes` otherwise."""
         index = np.arange(len(self)) if index is None else index
         step = max(1, most_bytes // int(np.prod(self.base.shape[1:])))
         for start in range(0, len(index), step):
             yield index[start : start + step]
 
     def tensor(self, index: IntArray | None = None) -> Tensor:
-        """As `gather` (all images by default), as a uint8 tensor [n, channels, height, width]."""
+        """The images at `index` (all by default) as a tensor, uint8 [n, channels, height, width]."""
         import torch
 
         images = self.gather(np.arange(len(self)) if index is None else index)
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
     def subset(self, index: IntArray) -> ImageSet:
-        """Those samples as a set of their own, in memory."""
+        """The samples at `index` as a set of their own, in memory, without a digest: it is no artefact."""
         return ImageSet(self.gather(index), self.labels[index], self.classes)

@@ -1,4 +1,4 @@
-"""What a detector returns: one score per training sample, higher = more suspicious for every detector."""
+"""Scores: what a detector returns, one per training sample, higher = more suspicious for every detector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ FORMAT, DESCRIPTION = "unpoison-scores-2", "scores.json"
 
 
 class Assumption(NamedTuple):
-    """What a detector takes for granted of the poison, in words, and the share of a class from which that is wrong."""
+    """What a detector takes for granted about the poison.
+
+    Attributes:
+        text: the assumption in words, for the report ("takes poison for a small outlying part of a class").
+        least_share: share of poison in a class from which on it does not hold.
+    """
 
     text: str
     least_share: float
@@ -24,14 +29,14 @@ class Assumption(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores and their cost.
+    """Scores of n samples and their cost.
 
     Attributes:
-        values: float32 [n], higher = more suspicious, finite.
+        values: score of each sample, float32 [n], higher = more suspicious, finite.
         forward_passes: network passes per sample; a backward pass counts as two (to the weights) or one (to the input).
-        aux: arrays for figures: `masks` [k, h, w] in [0, 1] and `index` [k], the samples they are of.
-        caption: what a figure of the masks shows.
-        assumption: what the detector assumes of the poison; None: nothing that a share of a class could break.
+        aux: arrays for figures: `masks` [k, h, w] in [0, 1] of the samples `index` [k].
+        caption: caption for a figure of the masks.
+        assumption: what the detector assumes about the poison; None where no share of a class could break it.
     """
 
     values: Pixels
@@ -47,8 +52,11 @@ def save_scores(
     """Write `scores.npy`, `aux.npz` and `scores.json`.
 
     Args:
-        method, parameters: the detector and its arguments.
-        made_from: name to digest of the artefacts that were scored.
+        scores: what a detector returned.
+        folder: folder that is made or replaced.
+        method: name of the detector.
+        parameters: its arguments.
+        made_from: digest by name of each artefact that was scored.
 
     Raises:
         UserError: a score is not finite, which would make every metric meaningless.
@@ -65,9 +73,14 @@ def save_scores(
 
 
 def load_scores(folder: Path) -> Scores:
-    """Raises UserError for a file that is missing, changed or of another format."""
+    """The scores in a folder.
+
+    Raises:
+        UserError: a file is missing, changed or of another format.
+    """
     about = read_manifest(folder, DESCRIPTION, FORMAT)
     values = load_array(check_file(folder, about, "scores.npy"))
+    # JSON knows no named tuple: the assumption comes back as a list.
     assumption = None if about["assumption"] is None else Assumption(*about["assumption"])
     with np.load(check_file(folder, about, "aux.npz"), allow_pickle=False) as archive:
         return Scores(values, about["forward_passes"], dict(archive), about["caption"], assumption)

@@ -28,15 +28,16 @@ class Shards:
 
     def __init__(self, paths: list[Path]) -> None:
         maps = [load_array(path, mmap=True) for path in paths]
-        for path, each in zip(paths, maps, strict=True):
-            if each.dtype != np.uint8 or each.ndim != 4 or each.shape[1:] != maps[0].shape[1:]:
+        for path, images in zip(paths, maps, strict=True):
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != maps[0].shape[1:]:
                 raise UserError(
-                    f"{path}: {each.dtype} of shape {each.shape}, allowed: uint8 [n, height, width, channels]"
+                    f"{path}: {images.dtype} of shape {images.shape}, allowed: uint8 [n, height, width, channels]"
                 )
         self.paths = paths
         self._rows = max(1, len(maps[0]))
         self.shape = (sum(map(len, maps)), *maps[0].shape[1:])
-        if any(len(each) != self._rows for each in maps[:-1]):
+        # Equal sizes make a row's shard and place a division, without a table of where each shard begins.
+        if any(len(images) != self._rows for images in maps[:-1]):
             raise UserError(
                 f"{paths[0].parent}: shards of {[len(m) for m in maps]} images, allowed: even but for the last"
             )
@@ -50,12 +51,13 @@ class Shards:
 
     def __getitem__(self, index: IntArray | slice) -> Images:
         rows = np.arange(len(self))[index] if isinstance(index, slice) else index
-        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        # Shard by shard, so that each file is mapped once whatever the order of the rows.
         shard, place = np.divmod(rows, self._rows)
         for number in np.unique(shard):
-            where = np.flatnonzero(shard == number)
-            out[where] = load_array(self.paths[number], mmap=True)[place[where]]
-        return out
+            positions = np.flatnonzero(shard == number)
+            images[positions] = load_array(self.paths[number], mmap=True)[place[positions]]
+        return images
 
 
 class ShardWriter:
@@ -66,6 +68,7 @@ class ShardWriter:
         self.filled = np.zeros(count, bool)
         self._row_bytes = int(np.prod(shape))
         self._rows = max(1, SHARD_BYTES // self._row_bytes)
+        # An empty set has one file as well, of no rows, so that its shape is on record.
         sizes = [min(self._rows, count - first) for first in range(0, count, self._rows)] or [0]
         names = ["images.npy"] if len(sizes) == 1 else [f"images-{number:05d}.npy" for number in range(len(sizes))]
         self.paths = [folder / name for name in names]
@@ -73,6 +76,7 @@ class ShardWriter:
         self._files: list[BinaryIO] = []
         self._offsets: list[int] = []
         for path, size in zip(self.paths, sizes, strict=True):
+            # The header of a .npy file, then its full length at once: rows can be written at their places in any order.
             file = path.open("w+b")
             write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (size, *shape)})
             self._offsets.append(file.tell())
@@ -84,6 +88,7 @@ class ShardWriter:
         """Put `images` uint8 [k, height, width, channels] at `rows` int64 [k]."""
         if images.shape[1:] != self.shape or images.dtype != np.uint8:
             raise ValueError(f"{images.dtype} {images.shape[1:]} given, allowed: uint8 {self.shape}")
+        # Stretches of consecutive rows of one shard go out in one call each, from the array's own memory.
         images = np.ascontiguousarray(images)
         for first, last in _runs(rows, self._rows):
             shard, row = divmod(int(rows[first]), self._rows)
@@ -96,7 +101,7 @@ class ShardWriter:
         self.filled[rows] = True
 
     def close(self) -> IntArray:
-        """Finish the files; rows that were never written are left out. Returns the rows that were, in order."""
+        """Finish the files, without the rows that were never written. Returns the rows that were, in order."""
         for file in self._files:
             file.close()
         kept = np.flatnonzero(self.filled)
@@ -105,6 +110,7 @@ class ShardWriter:
         return kept
 
     def _compact(self, kept: IntArray) -> None:
+        # Into new files, as another number of rows is another header and other boundaries between shards; 64 MiB at a time.
         holder = self.folder / ".compact"
         old, new = Shards(self.paths), ShardWriter(holder, len(kept), self.shape)
         step = max(1, (64 << 20) // self._row_bytes)
@@ -119,7 +125,7 @@ class ShardWriter:
 
 
 def shard_names(files: list[str], folder: str) -> list[str]:
-    """Those names among a manifest's that hold the images of a folder, in order."""
+    """Names, among a manifest's files, of those that hold the images of a folder, in order."""
     return sorted(name for name in files if name.startswith(f"{folder}images") and name.endswith(".npy"))
 
 
@@ -127,6 +133,7 @@ def _runs(rows: IntArray, per_shard: int) -> Iterator[tuple[int, int]]:
     """Stretches of consecutive rows of one shard, as (first, last + 1) positions in `rows`."""
     if not len(rows):
         return
+    # A stretch ends where the next row is not the following one, or lies in another shard.
     breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(rows // per_shard) != 0)) + 1
     edges = [0, *breaks.tolist(), len(rows)]
     yield from pairwise(edges)

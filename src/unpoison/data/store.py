@@ -1,9 +1,9 @@
-"""The artefact formats for data: base data sets and overlays.
+"""Formats of data on disk: base data sets and overlays.
 
 A base is a folder with `manifest.json` and one folder per split: the images (uint8 [n, height, width, channels], in
 `images.npy`, or past 1 GiB in `images-00000.npy` and so on), `labels.npy` (int64 [n], -1 where unlabelled) and, where the
-source has names for its samples, `sources.txt`, a line for each. An overlay replaces some samples of a base's train
-split; a poisoned set at 1 % costs 1 % of a copy.
+source has names for its samples, `sources.txt`, a line for each. An overlay replaces some samples of one split of a base;
+a poisoned set at 1 % costs 1 % of a copy.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ BASE, OVERLAY = "unpoison-base-1", "unpoison-overlay-1"
 MANIFEST = "manifest.json"
 SOURCES = "sources.txt"
 LISTINGS = ("defects.txt", "ignored.txt")
-"""Files left out of a base data set, and files that are no samples: a line for each, often none."""
+"""Lists of the files left out of a base data set and of those that are no samples, a line for each, often none."""
 
 
 class BaseWriter:
     """A base data set under construction; see `new_base`.
 
     Attributes:
-        shape: (height, width, channels) of every image; the first one written decides it.
-        about: goes to the manifest.
+        shape: height, width and channels of every image; the first one written decides them.
+        about: entries for the manifest.
         counts: images per split, known at the end.
     """
 
@@ -53,6 +53,7 @@ class BaseWriter:
 
     def write(self, split: str, rows: IntArray, images: Images) -> None:
         """Put images uint8 [k, height, width, channels] at rows of a split. Rows that get none are left out at the end."""
+        # The files have their full length from the start, which needs the shape: hence none before the first image.
         if self.shape is None:
             self.shape = images.shape[1], images.shape[2], images.shape[3]
         if split not in self._writers:
@@ -63,9 +64,11 @@ class BaseWriter:
         (self._folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def _finish(self, classes: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
+        """Write labels, names and manifest, for the rows that have an image."""
         if self.shape is None:
             raise UserError("no image could be used, allowed: at least one in every split")
         for split, labels in self._labels.items():
+            # A split that got no image has files of no rows, if it may be empty at all.
             writer = self._writers.get(split) or ShardWriter(self._folder / split, len(labels), self.shape)
             kept = writer.close()
             self.counts[split] = len(kept)
@@ -89,34 +92,36 @@ def new_base(
     """A base data set to fill; it takes its place when the block ends without an error.
 
     Args:
-        folder: where it goes.
+        folder: folder that is made or replaced.
         classes: class names.
-        labels: for each split int64 [n].
-        names: for those splits whose samples have names, n of them.
-        about: name, source, licence, …, for the manifest.
+        labels: labels by split, int64 [n].
+        names: names of the samples by split, n each, for those splits whose samples have names.
+        about: name, source, licence and so on, for the manifest.
     """
     with new_folder(folder) as staging:
         writer = BaseWriter(staging, labels, dict(about))
         yield writer
+        # Not reached where the block raises: the folder then stays as it was.
         writer._finish(classes, names)
 
 
 def write_base(
     folder: Path, splits: dict[str, tuple[Images, IntArray]], *, classes: tuple[str, ...], **about: Any
 ) -> None:
-    """Write a base data set that is in memory. `about` (name, source, licence, …) goes to the manifest as it is."""
+    """Write a base data set that is in memory. `about` (name, source, licence and so on) goes to the manifest as it is."""
     shapes = {images.shape[1:] for images, _ in splits.values()}
     if len(shapes) != 1:
         raise UserError(f"{folder}: images of shapes {sorted(shapes)} given, allowed: one shape in all splits")
     with new_base(folder, classes, {name: labels for name, (_, labels) in splits.items()}, {}, about) as base:
         for name, (images, _) in splits.items():
             base.write(name, np.arange(len(images)), images)
+        # Present in every base, if only empty, so that no reader has to ask.
         for listing in LISTINGS:
             base.write_text(listing, [])
 
 
 def open_split(folder: Path, split: str) -> ImageSet:
-    """A split of a base data set, read from disk as it is used, after its digests were compared.
+    """A split of a base data set, with its digests checked, read from disk as it is used.
 
     Raises:
         UserError: a file is missing, changed, or of another format; the split does not exist.
@@ -149,9 +154,19 @@ def read_sources(folder: Path, split: str) -> list[str]:
 def new_overlay(
     folder: Path, base: ImageSet, index: IntArray, labels: IntArray, *, split: str = "train"
 ) -> Iterator[ShardWriter]:
-    """The images that replace those of a split, `base`, at `index` (sorted), to be written by row; their labels.
+    """An overlay to fill by row; it takes its place when the block ends without an error.
 
     The manifest names the base by digest and says nothing about an attack.
+
+    Args:
+        folder: folder that is made or replaced.
+        base: split of a base data set that it lies over.
+        index: samples it replaces, int64 [k], sorted.
+        labels: their labels, int64 [k].
+        split: name of that split.
+
+    Raises:
+        ValueError: fewer images than samples.
     """
     with new_folder(folder) as staging:
         np.save(staging / "index.npy", index.astype(np.int64))
@@ -165,12 +180,13 @@ def new_overlay(
 
 
 def open_overlay(base_folder: Path, split: str, folder: Path) -> tuple[ImageSet, Overlay]:
-    """A split of a base data set, and an overlay over it, both read from disk as they are used.
+    """A split of a base data set and an overlay over it, both read from disk as they are used.
 
     Raises:
         UserError: a file is missing, changed or of another format; an overlay over another base data set or split.
     """
     base, manifest = open_split(base_folder, split), read_manifest(folder, MANIFEST, OVERLAY)
+    # Over another base every index would name another image, and nothing would look wrong.
     if (manifest["base"], manifest["split"]) != (base.digest, split):
         raise UserError(
             f"{folder / MANIFEST}: made for the {manifest['split']} split of another base data set "
@@ -182,15 +198,17 @@ def open_overlay(base_folder: Path, split: str, folder: Path) -> tuple[ImageSet,
 
 
 def open_poisoned(base_folder: Path, folder: Path) -> ImageSet:
-    """The train split as a victim receives it: base and overlay composed lazily."""
+    """The train split as a victim receives it, base and overlay composed as they are read."""
     base, overlay = open_overlay(base_folder, "train", folder)
+    # Labels are small and composed at once; images are composed as they are gathered.
     labels = base.labels.copy()
     labels[overlay.index] = overlay.labels
     return ImageSet(base.base, labels, base.classes, poisoned_digest(base, folder), overlay)
 
 
 def poisoned_digest(base: ImageSet, folder: Path) -> str:
-    """The digest of the train split `base` with the overlay in `folder`."""
+    """Digest of the train split `base` with the overlay in `folder`."""
+    # Both by their manifests, which hold the digests of all their files.
     return sha256_json([base.digest, sha256_file(folder / MANIFEST)])
 
 
