@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,59 +12,72 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unpoison.attacks import feature_collision, lc, lf, trojan
-from unpoison.core.errors import UserError
+from unpoison.attacks import SINGLE, feature_collision, lf
+from unpoison.core.arrays import IntArray
+from unpoison.core.content_store import ContentStore, Entries
+from unpoison.core.errors import ParameterError
 from unpoison.core.seeding import numpy_rng
 from unpoison.crafting import surrogate
-from unpoison.crafting.assets import AssetStore
-from unpoison.crafting.context import Scene
+from unpoison.crafting.attack import intent
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import make_trigger, optimised
 from unpoison.crafting.per_sample import PerSample
 from unpoison.data.imageset import ImageSet
-from unpoison.poisoning.trigger import Trigger, read_trigger, save_trigger, stamp
+from unpoison.poisoning.trigger import stamp
 from unpoison.training.recipe import Recipe
 
 NETWORK = {"name": "resnet18", "width": 8, "stem": "conv3_pool"}
-PER_SAMPLE: list[tuple[ModuleType, dict[str, Any]]] = [
-    (lc, {"steps": 3, "adversarial": False, "random_start": True}),
-    (feature_collision, {"steps": 3}),
-]
+NOWHERE = ContentStore(None)
+PER_SAMPLE = pytest.mark.parametrize(
+    ("attack", "arguments"),
+    [("lc", {"steps": 3, "adversarial": False, "random_start": True}), ("feature_collision", {"steps": 3})],
+    ids=["lc", "feature_collision"],
+)
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """Three classes that differ in their mean colour."""
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """Three classes that differ in their mean colour, and one store for what is trained on them."""
     rng = numpy_rng(0, "tests/optimised")
     labels = np.arange(96) % 3
     images = rng.integers(0, 120, (96, 32, 32, 3)) + 100 * np.eye(3, dtype=np.int64)[labels][:, None, None]
     train = ImageSet(images.astype(np.uint8), labels, ("red", "green", "blue"), "coloured noise")
-    store = AssetStore(tmp_path_factory.mktemp("assets"))
-    return Scene(train=train, seed=0, network=NETWORK, recipe=Recipe(epochs=3, batch_size=32, lr=0.01), store=store)
+    store = ContentStore(tmp_path_factory.mktemp("store"))
+    return Context(train=train, seed=0, network=NETWORK, recipe=Recipe(epochs=3, batch_size=32, lr=0.01), store=store)
 
 
-def restored(module: ModuleType, trigger: Trigger, folder: Path) -> Trigger:
-    save_trigger(folder, "some", trigger)
-    _, settings, arrays = read_trigger(folder)
-    made: Trigger = module.TRIGGER.restore(settings, arrays)
-    return made
+def make(attack: str, context: Context, **arguments: Any) -> Any:
+    """The attack's trigger, before samples are chosen."""
+    return make_trigger(intent(attack, SINGLE[attack], {}, arguments), context)
 
 
-def in_unit_range(scene: Scene, index: Any) -> Tensor:
-    return scene.train.tensor(np.asarray(index)).float() / 255
+def make_for(attack: str, context: Context, index: list[int], **arguments: Any) -> Any:
+    """The attack's trigger with the optimised images of the training samples `index`."""
+    wanted = intent(attack, SINGLE[attack], {}, arguments)
+    return optimised(wanted, make_trigger(wanted, context), context, np.array(index))
+
+
+def of_class_0(context: Context) -> Context:
+    return replace(context, train=context.train.subset(np.flatnonzero(context.train.labels == 0)), store=NOWHERE)
+
+
+def in_unit_range(context: Context, index: list[int]) -> Tensor:
+    return context.train.tensor(np.array(index)).float() / 255
 
 
 class TestSurrogate:
-    def test_network_comes_back_from_the_store(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-        first = surrogate.clean_network(scene)
+    def test_network_comes_back_from_the_store(self, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = surrogate.clean_network(context)
         monkeypatch.setattr(surrogate.loop, "fit", None)
-        second = surrogate.clean_network(scene)
-        images = in_unit_range(scene, [0, 1, 2])
+        second = surrogate.clean_network(context)
+        images = in_unit_range(context, [0, 1, 2])
         assert not first.training
         assert not second.training
         assert torch.equal(first(images), second(images))
 
-    def test_adversarial_network_is_another(self, scene: Scene) -> None:
+    def test_adversarial_network_is_another(self, context: Context) -> None:
         hardening = (8 / 255, 4 / 255, 2)
-        brief = replace(scene, store=AssetStore(None), recipe=Recipe(epochs=1, batch_size=32, lr=0.01))
+        brief = replace(context, store=NOWHERE, recipe=Recipe(epochs=1, batch_size=32, lr=0.01))
         one, two = (surrogate.adversarial_network(brief, *hardening).head.weight for _ in range(2))
         assert torch.equal(one, two)
         assert not torch.equal(one, surrogate.clean_network(brief).head.weight)
@@ -89,16 +102,16 @@ class TestSurrogate:
         assert network[1].weight.grad is None
         assert torch.equal(images.flatten(), torch.tensor([0.5, 0.5, 0.02, 0.5]))
 
-    def test_frozen_features_are_the_networks(self, scene: Scene) -> None:
-        network = surrogate.clean_network(scene)
-        images = in_unit_range(scene, [0, 1, 2])
+    def test_frozen_features_are_the_networks(self, context: Context) -> None:
+        network = surrogate.clean_network(context)
+        images = in_unit_range(context, [0, 1, 2])
         features = surrogate.frozen_features(network, torch.device("cpu"))(images)
         torch.testing.assert_close(features, network.features(images), rtol=1e-3, atol=1e-3)
 
 
 class TestTrojan:
-    def test_published_patch(self, scene: Scene, tmp_path: Path) -> None:
-        trigger = restored(trojan, trojan.make(scene), tmp_path / "trigger")
+    def test_published_patch(self, context: Context) -> None:
+        trigger = make("trojan", context)
         grey = np.full((1, 32, 32, 3), 50, np.uint8)
         stamped = stamp(trigger, grey, np.array([0]), train=False)[0].astype(int)
         assert stamped[25, 25].tolist() == [255, 181, 231]
@@ -108,96 +121,108 @@ class TestTrojan:
         stamped[25:28, 25:28] = 50
         assert (stamped == 50).all()
 
-    def test_wraps_if_asked(self, scene: Scene) -> None:
+    def test_wraps_if_asked(self, context: Context) -> None:
         grey = np.full((1, 32, 32, 3), 50, np.uint8)
-        stamped = stamp(trojan.make(scene, wrap=True), grey, np.array([0]), train=True)[0]
+        stamped = stamp(make("trojan", context, wrap=True), grey, np.array([0]), train=True)[0]
         assert stamped[25, 25].tolist() == [(50 + 207) % 256, 181, 231]
 
-    def test_other_sizes_and_grey(self, scene: Scene) -> None:
+    def test_other_sizes_and_grey(self, context: Context) -> None:
         large = replace(
-            scene, train=ImageSet(np.zeros((3, 40, 64, 3), np.uint8), np.arange(3), ("a", "b", "c"), "large")
+            context, train=ImageSet(np.zeros((3, 40, 64, 3), np.uint8), np.arange(3), ("a", "b", "c"), "large")
         )
-        rows, columns = np.nonzero(trojan.make(large).pattern.any(0))
+        rows, columns = np.nonzero(make("trojan", large).pattern.any(0))
         assert (set(rows.tolist()), set(columns.tolist())) == ({33, 34, 35}, {57, 58, 59})
-        grey = replace(scene, train=ImageSet(np.zeros((3, 32, 32, 1), np.uint8), np.arange(3), ("a", "b", "c"), "grey"))
-        with pytest.raises(UserError, match="colour"):
-            trojan.make(grey)
+        grey = replace(
+            context, train=ImageSet(np.zeros((3, 32, 32, 1), np.uint8), np.arange(3), ("a", "b", "c"), "grey")
+        )
+        with pytest.raises(ParameterError, match="colour"):
+            make("trojan", grey)
 
-    def test_optimised_patch_excites_the_neurons(self, scene: Scene) -> None:
+    def test_optimised_patch_excites_the_neurons(self, context: Context) -> None:
         settings: dict[str, Any] = {"form": "optimised", "size": 6, "iterations": 8}
-        pattern = trojan.make(scene, **settings).pattern
-        assert np.array_equal(pattern, trojan.make(replace(scene, store=AssetStore(None)), **settings).pattern)
+        pattern = make("trojan", context, **settings).pattern
+        assert np.array_equal(pattern, make("trojan", replace(context, store=NOWHERE), **settings).pattern)
         square = pattern[:, -6:, -6:]
         assert square.min() >= 50  # of 127.5, less 0.3 * 255
         assert square.max() <= 205
         assert np.count_nonzero(pattern) == square.size
-        network = surrogate.clean_network(scene)
+        network = surrogate.clean_network(context)
         chosen = network.head.weight.abs().sum(0).argsort(descending=True)[:2]
         start = torch.zeros(1, 3, 32, 32)
         start[..., -6:, -6:] = 0.5
         before, after = (network.features(image)[0, chosen] for image in (start, torch.from_numpy(pattern)[None] / 255))
         assert (after - 100).square().sum() < (before - 100).square().sum()
 
-    def test_refuses(self, scene: Scene) -> None:
-        with pytest.raises(UserError, match=r"attack.size: 33 given, allowed: 1 to 32"):
-            trojan.make(scene, form="optimised", size=33)
-        with pytest.raises(UserError, match=r"attack.neurons: 1000 given"):
-            trojan.make(scene, form="optimised", neurons=1000)
+    def test_refuses(self, context: Context) -> None:
+        with pytest.raises(ParameterError, match=r"^trojan\.size: 33 given, allowed: 1 to 32"):
+            make("trojan", context, form="optimised", size=33)
+        with pytest.raises(ParameterError, match=r"^trojan\.neurons: 1000 given"):
+            make("trojan", context, form="optimised", neurons=1000)
 
 
+class Watched(ContentStore):
+    """A store that notes which training samples are made."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.made: list[list[int]] = []
+
+    def entries(
+        self, kind: str, determined_by: Any, names: Any, make: Callable[[IntArray], Any], *, batch: int
+    ) -> Entries:
+        def noted(positions: IntArray) -> Any:
+            self.made.append(names[positions].copy().view("<i8")[:, 0].tolist())
+            return make(positions)
+
+        return super().entries(kind, determined_by, names, noted, batch=batch)
+
+
+@pytest.fixture
+def watched(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """The context with a store that is empty but for the network, which is the shared one."""
+    network = surrogate.clean_network(context)
+    monkeypatch.setattr(surrogate, "clean_network", lambda _: network)
+    return replace(context, store=Watched(tmp_path))
+
+
+@PER_SAMPLE
 class TestPerSample:
-    @pytest.mark.parametrize(("module", "settings"), PER_SAMPLE)
-    def test_only_new_samples_are_made(
-        self, scene: Scene, tmp_path: Path, module: ModuleType, settings: dict[str, Any]
-    ) -> None:
-        made: list[list[int]] = []
-        store = AssetStore(tmp_path)
-        counted = store.samples
-
-        def samples(kind: Any, about: Any, code: Any, keys: Any, make: Any, *, batch: int) -> Any:
-            return counted(kind, about, code, keys, lambda k: made.append(k.tolist()) or make(k), batch=batch)
-
-        store.samples = samples  # type: ignore[method-assign]
-        own = replace(scene, store=store)
-        trigger = module.make(own, **settings)
-        some = trigger.for_samples(own, np.array([3, 9, 12]))
-        fewer = trigger.for_samples(own, np.array([3, 12]))
-        assert made == [[3, 9, 12]]
-        more = trigger.for_samples(own, np.array([0, 3, 9, 12, 30]))
-        assert made == [[3, 9, 12], [0, 30]]
-        assert np.array_equal(fewer.noise, some.noise[[0, 2]])
+    def test_only_new_samples_are_made(self, watched: Context, attack: str, arguments: dict[str, Any]) -> None:
+        three = make_for(attack, watched, [3, 9, 12], **arguments).noise
+        two = make_for(attack, watched, [3, 12], **arguments).noise
+        assert watched.store.made == [[3, 9, 12]]
+        five = make_for(attack, watched, [0, 3, 9, 12, 30], **arguments).noise
+        assert watched.store.made == [[3, 9, 12], [0, 30]]
+        assert np.array_equal(two, three[[0, 2]])
         # One sample's noise does not depend on the others, nor on a store.
-        alone = trigger.for_samples(replace(own, store=AssetStore(None)), np.array([0, 3, 9, 12, 30]))
-        assert np.array_equal(alone.noise, more.noise)
-        assert len(np.unique(more.noise.reshape(5, -1), axis=0)) == 5
+        together = make_for(attack, replace(watched, store=NOWHERE), [0, 3, 9, 12, 30], **arguments).noise
+        assert np.array_equal(together, five)
+        assert len(np.unique(five.reshape(5, -1), axis=0)) == 5
 
-    @pytest.mark.parametrize(("module", "settings"), PER_SAMPLE)
-    def test_survives_the_disk(
-        self, scene: Scene, tmp_path: Path, module: ModuleType, settings: dict[str, Any]
+    def test_another_target_makes_new_images_where_it_matters(
+        self, watched: Context, attack: str, arguments: dict[str, Any]
     ) -> None:
-        index = np.array([3, 9])
-        trigger = module.make(scene, **settings).for_samples(scene, index)
-        again = restored(module, trigger, tmp_path / "trigger")
-        images = scene.train.gather(index)
-        for train in (True, False):
-            expected = stamp(trigger, images, index, train=train)
-            assert np.array_equal(stamp(again, images, index, train=train), expected)
-            assert not np.array_equal(expected, images)
+        for target in (0, 1):
+            wanted = intent(attack, SINGLE[attack], {"target": target}, arguments)
+            optimised(wanted, make_trigger(wanted, watched), watched, np.array([3, 9]))
+        # Noise away from an image's own label serves every target; a collision needs images of other classes.
+        assert len(watched.store.made) == {"lc": 1, "feature_collision": 2}[attack]
 
-    @pytest.mark.parametrize(("module", "settings"), PER_SAMPLE)
-    def test_sample_without_noise(self, scene: Scene, module: ModuleType, settings: dict[str, Any]) -> None:
-        trigger = module.make(scene, **settings)
+    def test_sample_without_noise(self, context: Context, attack: str, arguments: dict[str, Any]) -> None:
+        trigger = make(attack, context, **arguments)
         assert isinstance(trigger, PerSample)
         with pytest.raises(ValueError, match="training sample 5 was not optimised"):
             trigger.apply(torch.zeros(1, 3, 32, 32), np.array([5]), train=True)
         with pytest.raises(ValueError, match="training sample 5 was not optimised"):
-            trigger.for_samples(scene, np.array([3, 9])).apply(torch.zeros(2, 3, 32, 32), np.array([3, 5]), train=True)
+            make_for(attack, context, [3, 9], **arguments).apply(
+                torch.zeros(2, 3, 32, 32), np.array([3, 5]), train=True
+            )
 
 
 class TestLabelConsistent:
-    def test_corners(self, scene: Scene) -> None:
+    def test_corners(self, context: Context) -> None:
         grey = np.full((1, 32, 32, 3), 50, np.uint8)
-        stamped = stamp(lc.make(scene), grey, np.array([0]), train=False)[0]
+        stamped = stamp(make("lc", context), grey, np.array([0]), train=False)[0]
         left = np.array([[255, 0, 0], [0, 255, 0], [255, 0, 255]])
         for rows in (slice(0, 3), slice(29, 32)):
             for channel in range(3):
@@ -206,63 +231,63 @@ class TestLabelConsistent:
         assert (stamped[3:-3] == 50).all()
         assert (stamped[:, 3:-3] == 50).all()
 
-    def test_reduced_amplitude(self, scene: Scene) -> None:
+    def test_reduced_amplitude(self, context: Context) -> None:
         grey = np.full((1, 32, 32, 3), 50, np.uint8)
-        stamped = stamp(lc.make(scene, amplitude=0.125), grey, np.array([0]), train=False)[0]
+        stamped = stamp(make("lc", context, amplitude=0.125), grey, np.array([0]), train=False)[0]
         assert stamped[0, :3, 0].tolist() == [81, 18, 18]
 
-    def test_noise_is_bounded_and_not_shown_at_the_test(self, scene: Scene) -> None:
+    def test_noise_is_bounded_and_not_shown_at_the_test(self, context: Context) -> None:
         index = np.array([0, 3, 6])
-        trigger = lc.make(scene, epsilon=5.0, steps=6, adversarial=False).for_samples(scene, index)
-        images = scene.train.gather(index)
+        trigger = make_for("lc", context, [0, 3, 6], epsilon=5.0, steps=6, adversarial=False)
+        images = context.train.gather(index)
         train, test = (stamp(trigger, images, index, train=train).astype(int) for train in (True, False))
         moved = train[:, 3:-3] - images[:, 3:-3]
         assert np.abs(moved).max() == 5
         assert np.array_equal(test[:, 3:-3], images[:, 3:-3])
         assert np.array_equal(train[:, :3, :3], test[:, :3, :3])
 
-    def test_noise_raises_the_loss(self, scene: Scene) -> None:
+    def test_noise_raises_the_loss(self, context: Context) -> None:
         index = np.array([0, 3, 6])
-        trigger = lc.make(scene, steps=6, adversarial=False).for_samples(scene, index)
-        network, clean = surrogate.clean_network(scene), in_unit_range(scene, index)
+        trigger = make_for("lc", context, [0, 3, 6], steps=6, adversarial=False)
+        network, clean = surrogate.clean_network(context), in_unit_range(context, [0, 3, 6])
         loss = nn.CrossEntropyLoss(reduction="none")
-        labels = torch.from_numpy(scene.train.labels[index])
+        labels = torch.from_numpy(context.train.labels[index])
         changed = clean + torch.from_numpy(trigger.noise) / 255
         assert (loss(network(changed), labels) > loss(network(clean), labels)).all()
 
-    def test_adversarial_network_is_used(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_adversarial_network_is_used(self, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[float, ...]] = []
 
-        def network(scene: Scene, *hardening: float) -> Any:
+        def network(context: Context, *hardening: float) -> Any:
             asked.append(hardening)
-            return surrogate.clean_network(scene)
+            return surrogate.clean_network(context)
 
         monkeypatch.setattr(surrogate, "adversarial_network", network)
-        lc.make(scene, steps=1, adversarial_steps=4).for_samples(scene, np.array([0]))
+        make_for("lc", context, [0], steps=1, adversarial_steps=4)
         assert asked == [(8 / 255, 2 / 255, 4)]
 
-    def test_refuses(self, scene: Scene) -> None:
-        with pytest.raises(UserError, match=r"attack.corner_size: 17 given, allowed: 1 to 16"):
-            lc.make(scene, corner_size=17)
+    def test_refuses(self, context: Context) -> None:
+        with pytest.raises(ParameterError, match=r"^lc\.corner_size: 17 given, allowed: 1 to 16"):
+            make("lc", context, corner_size=17)
 
 
 class TestLowFrequency:
     settings: dict[str, Any] = {"images": 20, "iterations": 10, "passes": 2, "fooling_rate": 1.0}  # noqa: RUF012
 
-    def test_perturbation(self, scene: Scene) -> None:
-        pattern = lf.make(scene, **self.settings).pattern
+    def test_perturbation(self, context: Context) -> None:
+        pattern = make("lf", context, **self.settings).pattern
         assert pattern.shape == (3, 32, 32)
         assert pattern.min() == 0
         assert pattern.max() == pytest.approx(51)
-        assert np.array_equal(pattern, lf.make(replace(scene, store=AssetStore(None)), **self.settings).pattern)
-        smoother = lf.make(scene, **self.settings, sigma=4.0).pattern
+        assert np.array_equal(pattern, make("lf", replace(context, store=NOWHERE), **self.settings).pattern)
+        smoother = make("lf", context, **self.settings, sigma=4.0).pattern
         assert np.abs(np.diff(smoother, 2)).mean() < np.abs(np.diff(pattern, 2)).mean() / 2
 
-    def test_stops_at_the_rate(self, scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_stops_at_the_rate(self, context: Context, capsys: pytest.CaptureFixture[str]) -> None:
         once = {**self.settings, "passes": 1}
-        kept_nothing = replace(scene, store=AssetStore(None))
-        stopped = lf.make(kept_nothing, **{**self.settings, "fooling_rate": 0.0}).pattern
-        assert np.array_equal(stopped, lf.make(kept_nothing, **once).pattern)
+        kept_nothing = replace(context, store=NOWHERE)
+        stopped = make("lf", kept_nothing, **{**self.settings, "fooling_rate": 0.0}).pattern
+        assert np.array_equal(stopped, make("lf", kept_nothing, **once).pattern)
         assert "of 20 images go to class 0, 0% asked for" in capsys.readouterr().out
 
     def test_deepfool_of_a_linear_network(self) -> None:
@@ -278,16 +303,23 @@ class TestLowFrequency:
         assert not ways[1].any()
 
     def test_image_that_does_not_arrive_is_left_out(self) -> None:
-        network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-        network[1].weight.data.zero_()
-        network[1].bias.data = torch.tensor([0.0, 1.0])
-        assert not lf.deepfool(network, torch.zeros(1, 1, 2, 2), 0, overshoot=0.02, iterations=3).any()
+        class Barrier(nn.Module):
+            """Class 1 wins by 1 + |x|, whatever x is: every step goes somewhere, and none arrives."""
+
+            def forward(self, images: Tensor) -> Tensor:
+                gap = 1 + images.flatten(1).abs().sum(1)
+                return torch.stack([torch.zeros_like(gap), gap], 1)
+
+        images = torch.tensor([0.5, -0.25, 0.1, 0.3]).reshape(1, 1, 2, 2)
+        assert not lf.deepfool(Barrier(), images, 0, overshoot=0.02, iterations=3).any()
+        # The other class is its own already, and needs no way.
+        assert not lf.deepfool(Barrier(), images, 1, overshoot=0.02, iterations=3).any()
 
     @pytest.mark.parametrize("form", ["add", "minmax"])
-    def test_stamp_image_by_image(self, scene: Scene, tmp_path: Path, form: Any) -> None:
-        trigger = restored(lf, lf.make(scene, form=form, **self.settings), tmp_path / "trigger")
-        pattern = trigger.arrays["pattern"].transpose(1, 2, 0).astype(np.float64)
-        images = np.concatenate([scene.train.gather(np.arange(4)), np.full((1, 32, 32, 3), 255, np.uint8)])
+    def test_stamp_image_by_image(self, context: Context, form: Any) -> None:
+        trigger = make("lf", context, form=form, **self.settings)
+        pattern = trigger.pattern.transpose(1, 2, 0).astype(np.float64)
+        images = np.concatenate([context.train.gather(np.arange(4)), np.full((1, 32, 32, 3), 255, np.uint8)])
         expected = []
         for image in images:
             values = image + pattern
@@ -303,19 +335,16 @@ class TestLowFrequency:
         trigger = lf.LowFrequency(np.zeros((3, 4, 4), np.float32), "minmax")
         assert not stamp(trigger, np.full((1, 4, 4, 3), 9, np.uint8), np.array([0]), train=False).any()
 
-    def test_refuses(self, scene: Scene) -> None:
-        alike = replace(
-            scene, train=scene.train.subset(np.flatnonzero(scene.train.labels == 0)), store=AssetStore(None)
-        )
-        with pytest.raises(UserError, match=r"attack.images: every training image is of the target class 0"):
-            lf.make(alike)
+    def test_refuses(self, context: Context) -> None:
+        with pytest.raises(ParameterError, match=r"^lf\.images: every training image is of the target class 0"):
+            make("lf", of_class_0(context))
 
 
 class TestFeatureCollision:
-    def test_patch_at_the_test_only(self, scene: Scene) -> None:
+    def test_patch_at_the_test_only(self, context: Context) -> None:
         index = np.array([0, 3])
-        trigger = feature_collision.make(scene, steps=2, size=5).for_samples(scene, index)
-        images = scene.train.gather(index)
+        trigger = make_for("feature_collision", context, [0, 3], steps=2, size=5)
+        images = context.train.gather(index)
         test = stamp(trigger, images, index, train=False)
         patch = test[:, -5:, -5:]
         assert np.array_equal(patch[0], patch[1])
@@ -325,9 +354,9 @@ class TestFeatureCollision:
         train = stamp(trigger, images, index, train=True).astype(int)
         assert np.array_equal(train - images, trigger.noise.transpose(0, 2, 3, 1))
 
-    def test_comes_closer_in_feature_space(self, scene: Scene) -> None:
-        network = surrogate.frozen_features(surrogate.clean_network(scene), torch.device("cpu"))
-        base, shown = in_unit_range(scene, [0, 3, 6]), in_unit_range(scene, [1, 5, 7])
+    def test_comes_closer_in_feature_space(self, context: Context) -> None:
+        network = surrogate.frozen_features(surrogate.clean_network(context), torch.device("cpu"))
+        base, shown = in_unit_range(context, [0, 3, 6]), in_unit_range(context, [1, 5, 7])
         settings: dict[str, Any] = {"lr": 0.01, "beta": 0.1, "watermark": 0.3}
         start = 0.7 * base + 0.3 * shown
         found = feature_collision.collide(network, base, shown, steps=10, epsilon=None, **settings)
@@ -363,11 +392,10 @@ class TestFeatureCollision:
         found = feature_collision.collide(network, *images, steps=60, **settings)
         assert (network(found) - network(images[1])).norm() < (network(images[0]) - network(images[1])).norm()
 
-    def test_refuses(self, scene: Scene) -> None:
-        with pytest.raises(UserError, match=r"attack.size: 40 given"):
-            feature_collision.make(scene, size=40)
-        alike = replace(
-            scene, train=scene.train.subset(np.flatnonzero(scene.train.labels == 0)), store=AssetStore(None)
-        )
-        with pytest.raises(UserError, match="every training image is of the target class 0"):
-            feature_collision.make(alike)
+    def test_refuses(self, context: Context) -> None:
+        with pytest.raises(ParameterError, match=r"^feature_collision\.size: 40 given"):
+            make("feature_collision", context, size=40)
+        with pytest.raises(
+            ParameterError, match=r"^feature_collision\.images: every training image is of the target class 0"
+        ):
+            make("feature_collision", of_class_0(context))
