@@ -4,80 +4,55 @@ from __future__ import annotations
 
 import colorsys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from unpoison.attacks import adaptive_blend, adaptive_patch, semantic, tact
-from unpoison.core.errors import UserError
-from unpoison.core.hyperparameters import check
-from unpoison.crafting.context import Scene
+from unpoison.attacks import SINGLE, adaptive_patch, restored, semantic
+from unpoison.core.arrays import Images
+from unpoison.core.errors import ParameterError
+from unpoison.crafting.attack import intent
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import craft, make_trigger, optimised
 from unpoison.data.imageset import ImageSet
-from unpoison.poisoning.policy import Policy, choose_samples
-from unpoison.poisoning.trigger import Images, Trigger, read_trigger, save_trigger, stamp
+from unpoison.poisoning.choice import choose_samples
+from unpoison.poisoning.policy import Policy
+from unpoison.poisoning.trigger import read_trigger, save_trigger, stamp
 
 N = 200
 KEYS = np.arange(N)
-SIZES = [(32, 32, 3), (28, 28, 1), (30, 45, 3)]
-MODULES = [adaptive_blend, adaptive_patch, tact, semantic]
 
 
 def images_of(shape: tuple[int, int, int], n: int = N) -> Images:
     return np.random.default_rng(3).integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
-def scene_of(images: Images, seed: int = 0) -> Scene:
-    classes = tuple("abcdefghij")
-    return Scene(train=ImageSet(images, np.arange(len(images)) % 10, classes, "digest"), seed=seed, where="attack.x")
+def context_of(images: Images, seed: int = 0) -> Context:
+    train = ImageSet(images, np.arange(len(images)) % 10, tuple("abcdefghij"), "digest")
+    return Context(train=train, seed=seed)
 
 
-def make(module: ModuleType, shape: tuple[int, int, int] = (32, 32, 3), seed: int = 0, **arguments: Any) -> Trigger:
-    if module is semantic and shape[2] == 1:
-        arguments.setdefault("colour", "bright")
-    trigger: Trigger = module.make(scene_of(images_of(shape), seed), **arguments)
-    return trigger
+def make(attack: str, context: Context | None = None, /, **arguments: Any) -> Any:
+    context = context or context_of(images_of((32, 32, 3)))
+    return make_trigger(intent(attack, SINGLE[attack], {}, arguments), context)
 
 
-def restored(module: ModuleType, trigger: Trigger, folder: Path) -> Trigger:
-    save_trigger(folder, "name", trigger)
-    _, settings, arrays = read_trigger(folder)
-    again: Trigger = module.TRIGGER.restore(settings, arrays)
-    return again
-
-
-@pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("train", [True, False])
-def test_stamp_depends_on_image_and_key_alone_and_survives_the_disk(
-    module: ModuleType, shape: tuple[int, int, int], train: bool, tmp_path: Path
-) -> None:
-    images, trigger = images_of(shape), make(module, shape)
-    stamped = stamp(trigger, images, KEYS, train=train)
-    assert (images == images_of(shape)).all()
-    order = np.random.default_rng(1).permutation(N)[:50]
-    assert (stamp(trigger, images[order], KEYS[order], train=train) == stamped[order]).all()
-    again = restored(module, trigger, tmp_path / "trigger")
-    assert (stamp(again, images, KEYS, train=train) == stamped).all()
-    assert (stamp(make(module, shape), images, KEYS, train=train) == stamped).all()
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_policy_has_the_published_share_of_cover_samples(module: ModuleType) -> None:
-    policy = Policy(**check(module.POLICY, Policy, where="attack"))
-    assert policy.label_policy in module.POLICIES
-    labels = np.arange(1000) % 10
-    order = np.ones(1000) if module is semantic else None
-    choice = choose_samples(policy, labels, 10, seed=0, order=order)
-    assert len(np.intersect1d(choice.poison, choice.cover)) == 0
+@pytest.mark.parametrize(
+    ("attack", "poisoned", "covers"),
     # A tenth of 900 candidates, of TaCT of the 100 of class 1.
-    assert len(choice.poison) == (10 if module is tact else 90)
-    assert len(choice.cover) == {adaptive_blend: 90, adaptive_patch: 180, tact: 10, semantic: 0}[module]
-    if module is tact:
+    [("adaptive_blend", 90, 90), ("adaptive_patch", 90, 180), ("tact", 10, 10), ("semantic", 90, 0)],
+)
+def test_published_policy_has_its_share_of_cover_samples(attack: str, poisoned: int, covers: int) -> None:
+    labels = np.arange(1000) % 10
+    order = np.ones(1000) if attack == "semantic" else None
+    choice = choose_samples(Policy(**SINGLE[attack].policy), labels, 10, seed=0, order=order)
+    assert len(np.intersect1d(choice.poison, choice.cover)) == 0
+    assert (len(choice.poison), len(choice.cover)) == (poisoned, covers)
+    if attack == "tact":
         assert set(labels[choice.poison]) == {1}
-        assert set(labels[choice.cover]) <= {5, 7}
+        assert set(labels[choice.cover]) == {5, 7}
 
 
 def slow_blend(
@@ -105,8 +80,8 @@ def slow_blend(
 def test_adaptive_blend_hides_half_of_the_pieces_in_training_and_none_at_the_test(
     shape: tuple[int, int, int], edges: tuple[list[int], list[int]]
 ) -> None:
-    trigger = make(adaptive_blend, shape)
-    pattern = trigger.arrays["pattern"].transpose(1, 2, 0).astype(np.float64)
+    trigger = make("adaptive_blend", context_of(images_of(shape)))
+    pattern = trigger.pattern.transpose(1, 2, 0).astype(np.float64)
     black = np.zeros((N, *shape), np.uint8)
     shown = stamp(trigger, black, KEYS, train=True).any(-1)
     rows, columns = edges
@@ -137,8 +112,8 @@ def test_adaptive_blend_hides_half_of_the_pieces_in_training_and_none_at_the_tes
 
 
 def test_adaptive_blend_golden_values() -> None:
-    trigger = make(adaptive_blend, mask_share=0.0)
-    pattern = trigger.arrays["pattern"].transpose(1, 2, 0).astype(int)
+    trigger = make("adaptive_blend", mask_share=0.0)
+    pattern = trigger.pattern.transpose(1, 2, 0).astype(int)
     black = np.zeros((1, 32, 32, 3), np.uint8)
     assert (stamp(trigger, black, KEYS[:1], train=True)[0] == pattern * 15 // 100).all()
     assert (stamp(trigger, black, KEYS[:1], train=False)[0] == pattern // 5).all()
@@ -148,55 +123,57 @@ def test_adaptive_blend_takes_an_image_file(tmp_path: Path) -> None:
     file = tmp_path / "pattern.png"
     Image.new("RGB", (7, 9), (100, 200, 40)).save(file)
     black = np.zeros((1, 32, 32, 3), np.uint8)
-    tested = stamp(make(adaptive_blend, pattern=str(file)), black, KEYS[:1], train=False)
+    tested = stamp(make("adaptive_blend", pattern=str(file)), black, KEYS[:1], train=False)
     assert (tested == (20, 40, 8)).all()
-    with pytest.raises(UserError, match=r"attack\.x\.pattern: .*none\.png"):
-        make(adaptive_blend, pattern=str(tmp_path / "none.png"))
+    with pytest.raises(ParameterError, match=r"^adaptive_blend\.pattern: .*none\.png"):
+        make("adaptive_blend", pattern=str(tmp_path / "none.png"))
 
 
 def test_adaptive_blend_pieces_and_pattern_come_from_the_seed() -> None:
-    first, second = (make(adaptive_blend, seed=seed) for seed in (0, 1))
-    assert (first.arrays["pattern"] != second.arrays["pattern"]).mean() > 0.9
-    single = make(adaptive_blend, pieces=1, mask_share=0.4)
+    first, second = (make("adaptive_blend", context_of(images_of((32, 32, 3)), seed)) for seed in (0, 1))
+    assert (first.pattern != second.pattern).mean() > 0.9
+    single = make("adaptive_blend", pieces=1, mask_share=0.4)
     images = images_of((32, 32, 3))
-    whole = stamp(make(adaptive_blend, mask_share=0.0), images, KEYS, train=True)
+    whole = stamp(make("adaptive_blend", mask_share=0.0), images, KEYS, train=True)
     assert (stamp(single, images, KEYS, train=True) == whole).all()
 
 
+COLOUR, GREY = (32, 32, 3), (28, 28, 1)
+LISTED: dict[str, Any] = {"predicate": "index"}
+
+
 @pytest.mark.parametrize(
-    ("module", "shape", "arguments", "message"),
+    ("attack", "shape", "arguments", "message"),
     [
-        (adaptive_blend, (32, 32, 3), {"pieces": 15}, r"attack\.x\.pieces: 15 given, allowed: square numbers"),
-        (adaptive_blend, (28, 28, 1), {"pieces": 900}, r"pieces: 900 given, allowed: .* 1 to 784"),
-        (adaptive_blend, (32, 32, 3), {"mask_share": 0.97}, r"mask_share: 0\.97 of 16 pieces given"),
-        (adaptive_patch, (32, 32, 3), {"size": 17}, r"attack\.x\.size: 17 given, allowed: 3 to 16"),
-        (adaptive_patch, (32, 32, 3), {"size": 2}, r"size: 2 given, allowed: 3 to 16"),
-        (tact, (28, 28, 1), {"size": 29}, r"attack\.x\.size: 29 given, allowed: 1 to 28"),
-        (semantic, (28, 28, 1), {"colour": "red"}, r"attack\.x\.colour: red given, allowed .*: dark, bright"),
-        (semantic, (32, 32, 3), {"predicate": "index"}, r"attack\.x\.train_index: None given"),
-        (semantic, (32, 32, 3), {"predicate": "index", "train_index": [1]}, r"test_index: None given"),
-        (semantic, (32, 32, 3), {"train_index": [1]}, r"train_index: \[1\] given, allowed with colour: null"),
+        ("adaptive_blend", COLOUR, {"pieces": 15}, r"pieces: 15 given, allowed: square numbers"),
+        ("adaptive_blend", GREY, {"pieces": 900}, r"pieces: 900 given, allowed: .* 1 to 784"),
+        ("adaptive_blend", COLOUR, {"mask_share": 0.97}, r"mask_share: 0\.97 of 16 pieces given"),
+        ("adaptive_patch", COLOUR, {"size": 17}, r"size: 17 given, allowed: 3 to 16"),
+        ("adaptive_patch", COLOUR, {"size": 2}, r"size: 2 given, allowed: 3 to 16"),
+        ("tact", GREY, {"size": 29}, r"size: 29 given, allowed: 1 to 28"),
+        ("semantic", GREY, {"colour": "red"}, r"colour: red given, allowed .*: dark, bright"),
+        ("semantic", COLOUR, LISTED, r"train_index: None given"),
+        ("semantic", COLOUR, {**LISTED, "train_index": [1]}, r"test_index: None given"),
+        ("semantic", COLOUR, {"train_index": [1]}, r"train_index: \[1\] given, allowed with colour: null"),
+        ("semantic", COLOUR, {"test_index": [1]}, r"test_index: \[1\] given, allowed with colour: null"),
         (
-            semantic,
-            (32, 32, 3),
-            {"predicate": "index", "train_index": [3, 200], "test_index": [0]},
-            r"attack\.x\.train_index: 200 given, allowed: 0 to 199",
+            "semantic",
+            COLOUR,
+            {**LISTED, "train_index": [3, 200], "test_index": [0]},
+            r"train_index: 200 given, allowed: 0 to 199",
         ),
+        ("semantic", COLOUR, {"colour": "grey"}, r"colour: 'grey' given; input should be 'red'"),
+        ("semantic", COLOUR, {**LISTED, "train_index": [-1]}, r"train_index\.0: -1 given; input should be"),
+        ("semantic", COLOUR, {"predicate": "shape"}, r"predicate: 'shape' given; input should be 'colour'"),
     ],
 )
-def test_errors(module: ModuleType, shape: tuple[int, int, int], arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make(module, shape, **check(arguments, module.make, where="attack.x"))
-
-
-@pytest.mark.parametrize("arguments", [{"colour": "grey"}, {"train_index": [-1]}, {"predicate": "shape"}])
-def test_semantic_types_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"attack.semantic.{next(iter(arguments))}"):
-        check(arguments, semantic.make, where="attack.semantic")
+def test_refused(attack: str, shape: tuple[int, int, int], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=rf"^{attack}\.{message}"):
+        make(attack, context_of(images_of(shape)), **arguments)
 
 
 def test_adaptive_patch_gives_each_training_image_one_faint_patch() -> None:
-    trigger = make(adaptive_patch)
+    trigger = make("adaptive_patch")
     black = np.zeros((N, 32, 32, 3), np.uint8)
     trained = stamp(trigger, black, KEYS, train=True)
     corners = {
@@ -223,7 +200,7 @@ def test_adaptive_patch_gives_each_training_image_one_faint_patch() -> None:
 
 
 def test_adaptive_patch_shows_ring_and_stripes_opaque_at_the_test() -> None:
-    trigger, images = make(adaptive_patch), images_of((32, 32, 3))
+    trigger, images = make("adaptive_patch"), images_of((32, 32, 3))
     tested = stamp(trigger, images, KEYS, train=False)
     ring = "00111100 01111110 11100111 11000011 11000011 11100111 01111110 00111100"
     stripes = " ".join(["11001100"] * 8)
@@ -244,14 +221,19 @@ def test_adaptive_patch_shapes_differ_at_every_size(size: int) -> None:
 
 
 def test_adaptive_patch_on_one_channel_has_the_luminance() -> None:
-    tested = stamp(make(adaptive_patch, (28, 28, 1)), np.zeros((1, 28, 28, 1), np.uint8), KEYS[:1], train=False)
+    tested = stamp(
+        make("adaptive_patch", context_of(images_of((28, 28, 1)))),
+        np.zeros((1, 28, 28, 1), np.uint8),
+        KEYS[:1],
+        train=False,
+    )
     assert set(np.unique(tested)) == {0, 95, 117}
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_tact_pastes_a_white_square(train: bool) -> None:
     images = images_of((30, 45, 3))
-    stamped = stamp(make(tact, (30, 45, 3), size=5), images, KEYS, train=train)
+    stamped = stamp(make("tact", context_of(images), size=5), images, KEYS, train=train)
     slow = images.copy()
     for image in slow:
         for row in range(25, 30):
@@ -297,17 +279,18 @@ def test_semantic_relabels_the_strongest_and_is_tested_on_as_strong_ones(tmp_pat
     greens = [0, 7, 50, 20, 0, 90, 30, 20, 1, 0] * 3
     greens[12] = 55
     data = ImageSet(green_images(greens, 30), np.arange(30) % 3 + 1, tuple("abcd"), "digest")
-    scene = Scene(train=data, seed=0)
-    trigger = semantic.make(scene)
+    context = Context(train=data, seed=0)
+    trigger = make("semantic", context)
     order = trigger.order(data)
     assert order is not None
     assert order.tolist() == [green / 100 if green else -np.inf for green in greens]
     policy = Policy(poison_rate=1.0 * 5 / 21)
     choice = choose_samples(policy, data.labels, 4, seed=0, order=order)
     assert choice.poison.tolist() == [2, 5, 12, 15, 25]
-    fixed = trigger.for_samples(scene, choice.poison)
-    assert fixed.settings["threshold"] == 0.5
-    again = restored(semantic, fixed, tmp_path / "trigger")
+    fixed = optimised(intent("semantic", SINGLE["semantic"], {}, {}), trigger, context, choice.poison)
+    assert fixed.state()["threshold"] == 0.5
+    save_trigger(tmp_path / "trigger", "semantic", fixed)
+    again = restored(read_trigger(tmp_path / "trigger"))
     test = ImageSet(green_images([49, 50, 0, 100, 51], 5), np.ones(5, np.int64), tuple("abcd"))
     assert again.carried_by(test, np.array([4, 3, 2, 1, 0])).tolist() == [True, True, False, True, False]
     images = data.gather(np.arange(30))
@@ -317,20 +300,23 @@ def test_semantic_relabels_the_strongest_and_is_tested_on_as_strong_ones(tmp_pat
 
 def test_semantic_without_poisoned_samples_takes_any_strength() -> None:
     data = ImageSet(green_images([0, 1, 100], 3), np.zeros(3, np.int64), ("a", "b"))
-    trigger = semantic.make(Scene(train=data, seed=0)).for_samples(Scene(train=data, seed=0), np.zeros(0, np.int64))
+    context = Context(train=data, seed=0)
+    wanted = intent("semantic", SINGLE["semantic"], {}, {})
+    trigger = optimised(wanted, make_trigger(wanted, context), context, np.zeros(0, np.int64))
     assert trigger.carried_by(data, np.arange(3)).tolist() == [False, True, True]
 
 
 def test_semantic_refuses_what_no_image_has() -> None:
-    data = ImageSet(green_images([5, 9], 2), np.zeros(2, np.int64), ("a", "b"))
-    trigger = semantic.make(Scene(train=data, seed=0), colour="magenta")
-    with pytest.raises(UserError, match=r"attack\.semantic\.colour: magenta given, which no training image has"):
-        trigger.order(data)
+    data = ImageSet(green_images([5, 9], 2), np.ones(2, np.int64), ("a", "b"))
+    wanted = intent("semantic", SINGLE["semantic"], {}, {"colour": "magenta"})
+    message = r"^semantic\.colour: magenta given, which no training image has"
+    with pytest.raises(ParameterError, match=message):
+        craft("semantic", [wanted], Context(train=data, seed=0))
 
 
 def test_semantic_strength_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = scene_of(images_of((28, 28, 3))).train
-    trigger = make(semantic, (28, 28, 3))
+    context = context_of(images_of((28, 28, 3)))
+    data, trigger = context.train, make("semantic", context)
     whole = trigger.order(data)
     monkeypatch.setattr(semantic, "_CHUNK_BYTES", 3 * 28 * 28 * 3)
     assert whole is not None
@@ -343,13 +329,14 @@ def test_semantic_strength_does_not_depend_on_the_chunk(monkeypatch: pytest.Monk
 
 
 def test_semantic_by_index() -> None:
-    scene = scene_of(images_of((32, 32, 3)))
-    trigger = semantic.make(scene, predicate="index", train_index=[7, 3, 150], test_index=[0, 5, 9])
-    order = trigger.order(scene.train)
+    context = context_of(images_of((32, 32, 3)))
+    wanted = intent("semantic", SINGLE["semantic"], {}, {**LISTED, "train_index": [7, 3, 150], "test_index": [0, 5, 9]})
+    trigger = make_trigger(wanted, context)
+    order = trigger.order(context.train)
     assert order is not None
     assert np.flatnonzero(order > -np.inf).tolist() == [3, 7, 150]
     assert set(order[[3, 7, 150]]) == {1.0}
-    fixed = trigger.for_samples(scene, np.array([3, 150]))
-    assert fixed.carried_by(scene.train, np.array([9, 3, 5, 0])).tolist() == [True, False, True, True]
-    with pytest.raises(UserError, match=r"attack\.semantic\.test_index: 5 given, allowed: 0 to 4"):
-        fixed.carried_by(scene.train.subset(np.arange(5)), np.arange(5))
+    fixed = optimised(wanted, trigger, context, np.array([3, 150]))
+    assert fixed.carried_by(context.train, np.array([9, 3, 5, 0])).tolist() == [True, False, True, True]
+    with pytest.raises(ParameterError, match=r"^test_index: 5 given, allowed: 0 to 4"):
+        fixed.carried_by(context.train.subset(np.arange(5)), np.arange(5))
