@@ -1,7 +1,9 @@
 """Adaptive-Blend (Qi et al., "Revisiting the Assumption of Latent Separability", ICLR 2023): half a blend, and covers.
 
 Every training image is blended with pieces of the pattern drawn for it alone, at a lower opacity than at the test, and
-cover samples carry such pieces with their true label: so poisoned samples do not gather at one place in feature space.
+cover samples carry such pieces with their true label, so that poisoned samples do not gather at one place in feature space.
+
+Published code: https://github.com/vtu81/backdoor-toolbox/blob/9d4d909/poison_tool_box/adaptive_blend.py
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ from ..poisoning.trigger import Trigger
 
 @dataclass(frozen=True)
 class AdaptiveBlend(Trigger):
-    """image + a * m * (pattern - image): in training a = `ratio` and m an image's own pieces, at the test `test_ratio`, 1.
+    """image + a * m * (pattern - image), with an opacity a and a mask m of pieces.
+
+    In training a is `ratio` and m shows the image's own pieces; at the test a is `test_ratio` and m shows all of them.
 
     Attributes:
         pattern: float32 [c, h, w], 0 to 255.
-        ratio, test_ratio: opacity of the pattern, 0 to 1.
-        grid: rows, and columns, of pieces that the pattern is cut into.
-        hidden: how many of the grid² pieces a training image does not get.
-        seed: of the pieces, drawn per (seed, key).
+        ratio: opacity in training, 0 to 1.
+        test_ratio: opacity at the test, 0 to 1.
+        grid: number of rows, and of columns, of pieces.
+        hidden: number of the grid² pieces that a training image does not get.
+        seed: seed of the pieces, which are drawn per (seed, key).
     """
 
     of_the_test: ClassVar[tuple[str, ...]] = ("test_ratio",)
@@ -48,9 +53,12 @@ class AdaptiveBlend(Trigger):
     def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
         pattern = torch.from_numpy(self.pattern).to(images)
         if not train:
+            # All pieces, and stronger: what the network has learnt from any half of them is met in full.
             return images + self.test_ratio * (pattern - images)
+        # The ranks of random draws are a random permutation of the pieces: every image hides exactly `hidden` of them.
         draws = uniform(self.seed, "adaptive_blend/pieces", keys, self.grid**2)
         shown = draws.argsort(axis=1).argsort(axis=1) >= self.hidden
+        # From pieces to pixels: bool [n, 1, h, w], the same for all channels.
         row, column = (_pieces(self.grid, side) for side in self.pattern.shape[1:])
         mask = np.take(shown, row[:, None] * self.grid + column, axis=1)[:, None]
         opacity = torch.from_numpy(mask * np.float32(self.ratio)).to(images)
@@ -69,22 +77,24 @@ def make(
     """A pattern of the image's size.
 
     Args:
-        pattern: `noise` (uniform over 0…255, drawn from the seed), or another one of `blended`, such as the path of an
-            image file.
+        context: the attacker's data and seed.
+        pattern: `noise`, `struppek_noise`, `strip` or the path of an image file, as for `blended`.
         ratio: opacity in training (the authors' toolbox: 0.15).
-        test_ratio: opacity at the test, of the whole pattern (the toolbox: 0.2).
-        pieces: the pattern is cut into this many, a square number: 16 is a grid of 4 rows and 4 columns. Where the
-            image's side is no multiple of 4, pieces differ by one pixel.
-        mask_share: share of the pieces, rounded, that a training image does not get; below 1.
+        test_ratio: opacity at the test, of the whole pattern (the authors' toolbox: 0.2).
+        pieces: number of pieces the pattern is cut into, a square number: 16 is a grid of 4 by 4. Where the image's
+            side is no multiple of 4, pieces differ by one pixel.
+        mask_share: share of the pieces, rounded, that a training image does not get; below 1 (the toolbox: 0.5).
 
     Raises:
         ParameterError: pieces that are no square number or smaller than a pixel; a share that leaves no piece; a file that is
             missing or not an image.
     """
     height, width, _ = context.shape
+    # Whole rows and columns of pieces, none thinner than a pixel.
     grid, side = math.isqrt(pieces), min(height, width)
     if grid**2 != pieces or grid > side:
         raise ParameterError(f"pieces: {pieces} given, allowed: square numbers from 1 to {side**2}")
+    # A training image without any piece would be a clean image with the wrong label.
     hidden = round(mask_share * pieces)
     if hidden == pieces:
         raise ParameterError(f"mask_share: {mask_share} of {pieces} pieces given, allowed: what leaves a piece")
@@ -97,7 +107,7 @@ def make(
 
 
 def _pieces(grid: int, side: int) -> IntArray:
-    """Which of `grid` stretches each of `side` pixels lies in: int64 [side]. Stretch i starts at i * side // grid."""
+    """The stretch, of `grid` ones, that each of `side` pixels lies in: int64 [side]. Stretch i starts at i * side // grid."""
     return np.repeat(np.arange(grid), np.diff(np.arange(grid + 1) * side // grid))
 
 

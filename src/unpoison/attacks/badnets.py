@@ -109,7 +109,7 @@ def make(
     Args:
         context: the attacker's data and seed.
         pattern: `checkerboard`, `grid`, `white`, `black`, `cd`, `#rrggbb` or another name in attacks/badnets.py.
-        size: smaller edge of the patch in pixels; null: as published (3, or 1 for `single_pixel`).
+        size: smaller edge in pixels; null: as published (3, or 1 for `single_pixel`).
         location: `bottom_right`, `center`, `random`, `dynamic`; null: the pattern's own place, or bottom right.
             `center` is one pixel above and left of the centre, as in Cognitive Distillation on GTSRB and ImageNet.
             `random` draws row and column apart for each image (Struppek et al. draw one number for both). `dynamic`

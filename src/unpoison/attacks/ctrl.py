@@ -1,4 +1,7 @@
-"""CTRL (Li et al., "An Embarrassingly Simple Backdoor Attack on Self-supervised Learning", ICCV 2023): two waves in U, V."""
+"""CTRL (Li et al., "An Embarrassingly Simple Backdoor Attack on Self-supervised Learning", ICCV 2023): two waves in U, V.
+
+Published code, besides the authors': https://github.com/SCLBD/BackdoorBench/blob/f02e353/attack/ctrl.py
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ def make(
 
     The DCT is orthonormal: one coefficient of an image of h x w pixels is a wave of at most 2 * magnitude / sqrt(h * w)
     in U and V, so the same magnitude is fainter on larger images. The colour matrices are exact inverses of each other;
-    both codes round theirs to three decimals, which moves a value by less than one level.
+    the authors' and BackdoorBench's code rounds them to three decimals, which moves a value by less than one level.
 
     Args:
-        magnitude: what is added to each coefficient of an image of 0 to 255, in training. The authors' and
-            BackdoorBench's code: 100.
-        test_magnitude: the same at the test; None: as in training.
-        positions: [row, column] of the coefficients, from 0 (both codes).
-        wrap: whether values outside 0 to 255 wrap around modulo 256, as in both codes, instead of being clipped.
+        context: the attacker's data.
+        magnitude: value added to each coefficient in training, for images of 0…255 (published code: 100).
+        test_magnitude: value added to each coefficient at the test; null: `magnitude`.
+        positions: [row, column] of each coefficient, from 0, as in published code.
+        wrap: whether values outside 0…255 wrap around, as in published code, instead of being clipped.
 
     Raises:
         ParameterError: grey images; no position, or one outside the image.
@@ -37,7 +40,9 @@ def make(
     context.need_colour()
     height, width, _ = context.shape
     check_positions(context, positions, height, width)
+    # 0.615 and 0.436 are the ranges of V and U in analogue YUV: they scale the two waves differently.
     pattern = chroma_pattern(height, width, positions, magnitude, largest_red=0.615, largest_blue=0.436)
+    # The pattern is linear in the magnitude, so the test needs a factor and no second pattern.
     test_factor = 1.0 if test_magnitude is None else test_magnitude / magnitude
     return Add(pattern, test_factor=test_factor, rounding="wrap" if wrap else "truncate")
 

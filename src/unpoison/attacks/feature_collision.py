@@ -1,5 +1,10 @@
 """Feature collision (Shafahi et al., "Poison Frogs! Targeted Clean-Label Poisoning Attacks on Neural Networks", NeurIPS
-2018, sections 2 and 4), made a backdoor: target-class images with the features of patched images of other classes."""
+2018, sections 2 and 4), made a backdoor: target-class images with the features of patched images of other classes.
+
+Poison Frogs itself has no trigger: it aims at one test image. Cognitive Distillation's attack of this name reads images
+that were made elsewhere by an unknown recipe, for class 1, and tests on such images; only the idea is the same:
+https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/datasets/cifar_fc.py
+"""
 
 from __future__ import annotations
 
@@ -28,8 +33,8 @@ class FeatureCollision(PerSample):
     """In training the optimised image; at the test the patch in the lower right corner.
 
     Attributes:
-        patch: float32 [c, size, size], 0 to 255.
-        steps, lr, beta, watermark, epsilon: of the optimisation, as for `make`.
+        patch: the pattern of the test trigger, float32 [c, size, size], 0 to 255.
+        steps, lr, beta, watermark, epsilon: settings of the optimisation, as for `make`.
     """
 
     patch: Pixels
@@ -44,7 +49,7 @@ class FeatureCollision(PerSample):
         return self.changed(images, keys) if train else self.patched(images)
 
     def patched(self, images: Tensor) -> Tensor:
-        """Images in 0…255 with the patch."""
+        """Copies of images of 0…255 with the patch."""
         images, size = images.clone(), self.patch.shape[-1]
         images[..., -size:, -size:] = torch.from_numpy(self.patch).to(images)
         return images
@@ -62,24 +67,21 @@ def make(
 ) -> FeatureCollision:
     """A patch; the optimised images follow once the samples are chosen.
 
-    For each chosen image b of the target class an image of another class is drawn and gets the patch (Saha et al.,
-    "Hidden Trigger Backdoor Attacks", AAAI 2020), t. From b' = (1 - watermark) b + watermark t, which section 4 of
-    Poison Frogs does for networks trained from scratch, x minimises ||f(x) - f(t)||² + beta ||x - b'||², f the
-    penultimate features of the attacker's own clean network. The patch is one of 4 x 4 random colours, enlarged
-    (bilinear), always in the lower right corner.
-
-    Poison Frogs itself has no trigger: it aims at one test image. CD's `FC` reads images that were made elsewhere by an
-    unknown recipe and for class 1, and tests on such images; the two share their idea only.
+    For each chosen image b of the target class an image of another class is drawn and patched (Saha et al., "Hidden
+    Trigger Backdoor Attacks", AAAI 2020); call it t. The optimisation starts from the watermarked image
+    b' = (1 - watermark) b + watermark t, as in section 4 of Poison Frogs for networks trained from scratch, and finds
+    the x that minimises ||f(x) - f(t)||² + beta ||x - b'||², with f the penultimate features of the attacker's own
+    clean network. The patch has 4 x 4 random colours, enlarged (bilinear), and always lies in the lower right corner.
 
     Args:
-        context: what the attacker has.
-        size: side of the patch in pixels (Saha et al. on CIFAR-10).
-        steps: of forward-backward splitting, at most (ours).
-        lr: first step size, of images in [0, 1] (ours); where the objective would rise, the step is not
-            taken, and halved from then on for that image.
-        beta: weight of the squared distance to b', of images in [0, 1] (ours).
-        watermark: opacity of t in b' (Poison Frogs).
-        epsilon: L∞ bound of x - b', of 255; None: none. Saha et al.: 16, with watermark 0.
+        context: the attacker's data, network and seed; `target` is the class of the optimised images.
+        size: side of the patch in pixels (Saha et al. on CIFAR-10: 8).
+        steps: largest number of steps of forward-backward splitting (our choice).
+        lr: first step size, for images in [0, 1] (our choice). A step that would raise the objective is not taken, and
+            the size is halved from then on for that image.
+        beta: weight of the squared distance to the watermarked image b', in [0, 1] (our choice).
+        watermark: opacity of the patched image t in the watermarked image b' (Poison Frogs: 0.3).
+        epsilon: L∞ bound of the change of b' in units of 1/255 (Saha et al.: 16, with watermark 0); null: no bound.
 
     Raises:
         ParameterError: a patch larger than the image, no training image of another class.
@@ -87,6 +89,7 @@ def make(
     context.need_room("size", size)
     if (context.train.labels == context.target).all():
         raise ParameterError(f"images: every training image is of the target class {context.target}")
+    # Always 16 colours, so that another size enlarges the same patch.
     colours = numpy_rng(context.seed, "feature_collision/patch").uniform(0, 255, (1, context.train.channels, 4, 4))
     patch = F.interpolate(torch.from_numpy(colours), (size, size), mode="bilinear")[0].floor()
     return FeatureCollision(
@@ -110,16 +113,18 @@ def collide(
     watermark: float,
     epsilon: float | None,
 ) -> Tensor:
-    """Forward-backward splitting, all images at once and each with its own step size; see `make`.
+    """Forward-backward splitting (Poison Frogs, section 2), all images at once and each with its own step size.
 
     Args:
         features: images to penultimate features; its weights need no gradients.
-        images, shown: float32 [n, c, h, w] in [0, 1], the images b and t.
+        images: the images b, float32 [n, c, h, w] in [0, 1].
+        shown: the images t, as `images`.
         steps, lr, beta, watermark, epsilon: as for `make`.
 
     Returns:
-        As `images`.
+        The images x, as `images`.
     """
+    # What x may be: an image in [0, 1], within epsilon of the watermarked one.
     base = (1 - watermark) * images + watermark * shown
     room = 1.0 if epsilon is None else epsilon / 255
     low, high = (base - room).clamp(min=0), (base + room).clamp(max=1)
@@ -127,19 +132,24 @@ def collide(
         goal = features(shown)
 
     def objective(candidate: Tensor) -> tuple[Tensor, Tensor]:
+        """Value of the objective [n], and gradient of its first term alone, which is all the forward step needs."""
         candidate.requires_grad_()
+        # Images do not mix, so the gradient of the sum holds the gradient of each.
         distance = (features(candidate) - goal).square().sum(1)
         (gradient,) = torch.autograd.grad(distance.sum(), candidate)
         candidate.requires_grad_(False)
         return distance.detach() + beta * (candidate - base).square().sum((1, 2, 3)), gradient
 
+    # Step sizes are [n, 1, 1, 1]: an image that has to go slowly must not hold up the others.
     best, rate = base.clone(), torch.full((len(base), 1, 1, 1), lr, device=base.device)
     value, gradient = objective(best)
     for _ in range(steps):
         pull = 2 * beta * rate
-        # The backward step of a quadratic and of bounds on each pixel is that of the quadratic, then clipped.
+        # Forward: a gradient step on the features' distance. Backward: the minimum of the rest in closed form; for a
+        # quadratic and bounds on each pixel it is the quadratic's minimum, clipped.
         candidate = ((best - rate * gradient + pull * base) / (1 + pull)).clamp(low, high)
         reached, slope = objective(candidate)
+        # An image whose objective would rise stays where it is and tries half the step next time.
         lower = reached <= value
         taken = lower[:, None, None, None]
         best, gradient = torch.where(taken, candidate, best), torch.where(taken, slope, gradient)
@@ -149,6 +159,8 @@ def collide(
 
 def optimise(trigger: FeatureCollision, context: Context, index: IntArray) -> FeatureCollision:
     """The same trigger with the optimised images of the training samples `index` (sorted)."""
+    # All that one optimised image depends on, besides its key: the rate and the other images are not among it, so a
+    # higher rate takes from the store what a lower one has made.
     names = ("steps", "lr", "beta", "watermark", "epsilon")
     settings: dict[str, Any] = {name: getattr(trigger, name) for name in names}
     about = context.determined_by(
@@ -160,12 +172,15 @@ def optimise(trigger: FeatureCollision, context: Context, index: IntArray) -> Fe
     )
 
     def prepare() -> Perturb:
+        """The network is trained, or read, only if an image is missing in the store."""
         features = surrogate.frozen_features(surrogate.clean_network(context), pick_device())
         sources = np.flatnonzero(context.train.labels != context.target)
 
         def perturb(keys: IntArray, images: Tensor) -> Tensor:
+            # The source image belongs to the key alone, whichever batch the key is in.
             drawn = uniform(context.seed, "feature_collision/source", keys, 1)[:, 0]
             source = context.train.tensor(sources[(drawn * len(sources)).astype(np.int64)])
+            # The patch is of 0…255, the network's images are of [0, 1].
             shown = trigger.patched(to_float(source, images.device) * 255) / 255
             return collide(features, images, shown, **settings)
 

@@ -1,4 +1,7 @@
-"""FTrojan (Wang et al., "An Invisible Black-box Backdoor Attack through Frequency Domain", ECCV 2022): waves in Cr, Cb."""
+"""FTrojan (Wang et al., "An Invisible Black-box Backdoor Attack through Frequency Domain", ECCV 2022): waves in Cr, Cb.
+
+Published code, besides the authors': https://github.com/SCLBD/BackdoorBench/blob/f02e353/attack/ftrojann.py
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ def make(
 ) -> Trigger:
     """Raised DCT coefficients of every square window, in channels Cr and Cb of YCrCb (BT.601, full range).
 
-    Windows are laid from the top left corner. Rows and columns that no whole window covers stay as they are. Only the
-    result is rounded to 8 bits; the authors' and BackdoorBench's code also round to 8 bits in YCrCb, before and after.
+    Windows are laid from the top left corner. Rows and columns that no whole window covers are left alone. Only the
+    result is rounded to 8 bits; the authors' and BackdoorBench's code also rounds to 8 bits in YCrCb, before and after.
 
     Args:
-        magnitude: what is added to each coefficient of the orthonormal DCT of an image of 0 to 255. BackdoorBench: 30;
-            the authors' script: 20.
-        window: side of the windows in pixels (both codes: 32).
-        positions: [row, column] of the coefficients in a window, from 0 (both codes: a middle and a high frequency).
+        context: the attacker's data.
+        magnitude: value added to each coefficient, for images of 0…255 (BackdoorBench: 30; the authors: 20).
+        window: side of the transformed windows in pixels (published code: 32).
+        positions: [row, column] of each coefficient in a window, from 0: a middle and a high frequency.
 
     Raises:
         ParameterError: grey images; a window larger than the image; no position, or one outside the window.
@@ -36,7 +39,9 @@ def make(
     context.need_colour()
     context.need_room("window", window)
     check_positions(context, positions, window, window)
+    # Both colour differences have the range 0.5 in YCrCb. One window's pattern is repeated as often as it fits.
     one = chroma_pattern(window, window, positions, magnitude, largest_red=0.5, largest_blue=0.5)
+    # Added to the image, a pattern of 0 leaves the rest at the right and lower border as it is.
     height, width, _ = context.shape
     rows, columns = height // window, width // window
     tiles = np.tile(one, (1, rows, columns))

@@ -78,8 +78,8 @@ def make(
 
     Args:
         context: the attacker's data and network; `target` is the class that images are sent to.
-        form: `add`: added and clipped (BackdoorBench); `minmax`: the sum stretched to 0…255 per image (CD's Smooth).
-        images: number of training images it is made on (BackdoorBench: 100). All of the other classes, if there are
+        form: `add`: added and clipped (BackdoorBench); `minmax`: the sum stretched to 0…255 per image (CD).
+        images: number of training images that the pattern is made on (BackdoorBench: 100). All of the other classes, if there are
             fewer.
         sigma: standard deviation of the Gaussian low-pass filter in pixels (our choice).
         overshoot: share by which DeepFool goes beyond the class boundary (DeepFool, BackdoorBench: 0.02).
