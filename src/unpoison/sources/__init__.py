@@ -1,1 +1,1 @@
-"""Where images come from: what only the stage `prepare` uses."""
+"""Sources of images, which only the stage `prepare` uses: folders, archives, published sets, the embedded digits."""

@@ -25,21 +25,21 @@ from .source import Source
 from .splits import Place, SplitSettings, arrange
 
 CHUNK = 64  # images per task: handing a task to a thread costs as much as decoding a small image
-CHUNK_BYTES = 16 << 20  # of encoded files: photographs are handed over a few at a time
-NAMED = 8  # broken files named in an error; all of them are in a file
+CHUNK_BYTES = 16 << 20  # encoded bytes per task: photographs are handed over a few at a time
+NAMED = 8  # broken files named in an error; a file lists all of them
 
 Item = tuple[str, int, bytes | Images | str]
-"""(split, row, an image file, its pixels, or why there is neither)"""
+"""split, row, and an image file, its pixels, or the reason why there is neither"""
 Decoded = tuple[str, int, Images | str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How images of a source become arrays.
+    """How the images of a source become arrays.
 
     Attributes:
         image_size: pixels per side; null leaves images as they are, which must then be of one size.
-        resize: `crop`, `pad` or `stretch`, see `unpoison.data.decode.fit`.
+        resize: `crop`, `pad` or `stretch`; see `sources.decode.to_square`.
         on_error: whether files that cannot be used stop the build (`fail`) or are left out and counted (`skip`).
     """
 
@@ -54,11 +54,12 @@ def build_base(
     """Write the base data set of a source.
 
     Args:
-        source: where the images come from.
-        folder: the base data set.
-        split: what goes where.
-        settings: decoding.
-        defects: a text file, written where files cannot be used: a line for each, name and reason.
+        source: images, labels and names.
+        folder: folder of the base data set.
+        split: which samples go to which split.
+        settings: decoding and resizing.
+        defects: text file that lists the files that cannot be used, a line for each with name and reason; written where
+            they stop the build.
 
     Returns:
         The number of images in each split, and `defects`, the number of files left out.
@@ -67,6 +68,7 @@ def build_base(
         UserError: no split is possible; images of several sizes without `image_size`; broken files with `on_error: fail`.
     """
     places = arrange(source.labels, split)
+    # The public split is unlabelled even where its samples come from a labelled part.
     labels = {
         name: np.full(len(rows), -1) if name == "public" else source.labels[part][rows]
         for name, (part, rows) in places.items()
@@ -85,6 +87,7 @@ def build_base(
     try:
         with new_base(folder, source.classes, labels, names, about) as base:
             for block in blocks:
+                # A block's images by split and row, so that each split is written once per block.
                 good: dict[str, dict[int, Images]] = {}
                 for name, row, result in block:
                     if isinstance(result, str):
@@ -95,6 +98,7 @@ def build_base(
                     good.setdefault(name, {})[row] = result
                 for name, images in good.items():
                     base.write(name, np.array(list(images)), np.stack(list(images.values())))
+            # Sorted by name: the order of a source's own is that of an archive or a file system.
             broken.sort()
             if broken and settings.on_error == "fail":
                 raise _broken_error(broken, defects, total + len(source.problems))
@@ -102,12 +106,14 @@ def build_base(
             for file, lines in (("defects.txt", [f"{n}: {why}" for n, why in broken]), ("ignored.txt", source.ignored)):
                 base.write_text(file, lines)
     finally:
+        # An error leaves the generator half-way, with decoding threads at work.
         blocks.close()
     return {**base.counts, "defects": len(broken)}
 
 
 def _items(source: Source, places: Mapping[str, Place]) -> Iterator[Item]:
-    """The images asked for, in the source's order, under their split and row."""
+    """The images asked for, in the source's order, with their split and row."""
+    # Two arrays per part turn a source's row into split and row there: 9 bytes a sample, a fraction of a dictionary's.
     splits = list(places)
     split_of = {part: np.full(len(labels), -1, np.int8) for part, labels in source.labels.items()}
     row_of = {part: np.zeros(len(labels), np.int64) for part, labels in source.labels.items()}
@@ -121,6 +127,7 @@ def _items(source: Source, places: Mapping[str, Place]) -> Iterator[Item]:
 
 def _decoded(items: Iterator[Item], settings: BuildSettings) -> Generator[list[Decoded]]:
     """Chunks decoded in threads, in order; a few chunks are under way at a time, whatever the source's size."""
+    # Threads, not processes: Pillow's decoders release the interpreter's lock, and no image has to be sent anywhere.
 
     def work(chunk: list[Item]) -> list[Decoded]:
         return [(name, row, _pixels(content, settings)) for name, row, content in chunk]
@@ -128,8 +135,9 @@ def _decoded(items: Iterator[Item], settings: BuildSettings) -> Generator[list[D
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pending: deque[Future[list[Decoded]]] = deque()
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
-        # Pillow warns of what `decode` refuses.
+        # Pillow warns about what `decode` refuses.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Twice as many chunks as threads: none waits for the next one to be read, and memory stays bounded.
         for chunk in _chunks(items):
             pending.append(pool.submit(work, chunk))
             if len(pending) > 2 * threads:
@@ -139,6 +147,7 @@ def _decoded(items: Iterator[Item], settings: BuildSettings) -> Generator[list[D
 
 
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Items in tasks of `CHUNK` images or `CHUNK_BYTES`, whichever is reached first."""
     chunk: list[Item] = []
     size = 0
     for item in items:
@@ -152,6 +161,7 @@ def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def _pixels(content: bytes | Images | str, settings: BuildSettings) -> Images | str:
+    """An image's pixels in the size asked for, or the reason why it has none."""
     if isinstance(content, str):
         return content
     try:

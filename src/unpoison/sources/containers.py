@@ -1,6 +1,6 @@
-"""Files inside a folder, a tar or a zip archive, behind one pair of functions. Nothing is ever extracted to disk.
+"""Files in a folder, a tar or a zip archive, behind one pair of functions. Nothing is ever extracted to disk.
 
-Names inside an archive are only ever looked at, so a hostile one (`../x`, `/etc/x`, a link) cannot reach anything.
+Names inside an archive are only compared, never used as paths, so a hostile one (`../x`, `/etc/x`, a link) reaches nothing.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ Item = TypeVar("Item")
 MAX_FILE_BYTES = 256 << 20
 """A larger file inside a source is reported and not read."""
 _MAX_EXPANSION = 1000  # images hardly compress; an archive that grows more than this is a bomb
-_FREE_EXPANSION = 1 << 30
+_FREE_EXPANSION = 1 << 30  # bytes that any archive may expand to: small archives of blank images compress well
 # What the standard library raises on damaged archives; NotImplementedError is zipfile's for a compression it does not know.
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, NotImplementedError)
 
 
 Member = tuple[str, str]
-"""A file of a container: its name with `/` between the parts, and why it cannot be read ("" where it can)."""
+"""A file of a container: its name with `/` between the parts, and the reason why it cannot be read ("" where it can)."""
 
 
 def list_members(path: Path) -> list[Member]:
-    """Every file, sorted by name; a name that occurs again is kept once, with the problem.
+    """Every file, sorted by name; a name that occurs again is kept once, as a problem.
 
     Raises:
         UserError: no such folder or archive; not an archive; damaged; expands beyond all reason.
     """
-    found: dict[str, str] = {}
+    # Two files of one name: readers differ in which one they take, so neither is taken.
+    problems: dict[str, str] = {}
     for name, problem in _damage_named(path, _walk(path)):
-        found[name] = "occurs twice in the archive" if name in found else problem
-    return sorted(found.items())
+        problems[name] = "occurs twice in the archive" if name in problems else problem
+    return sorted(problems.items())
 
 
 def read_members(path: Path, wanted: Set[str]) -> Iterator[tuple[str, bytes | str]]:
-    """Name and bytes of the files in `wanted`, each once, in the container's own order; text says why not."""
+    """Name and bytes of the files in `wanted`, each once, in the container's own order; or text that says why not."""
     yield from _damage_named(path, _read(path, set(wanted)))
 
 
 def shown(name: str) -> str:
-    """A file's name for messages and lists: undecodable bytes as escapes, one line."""
+    """A file's name for messages and lists: one line, with undecodable bytes as escapes."""
     if name.isprintable():
         return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -55,6 +56,8 @@ def shown(name: str) -> str:
 
 
 def _damage_named(path: Path, items: Iterator[Item]) -> Iterator[Item]:
+    """The items, with the standard library's errors turned into one for the user."""
+    # The count tells how far a damaged archive could be read.
     count = 0
     try:
         for item in items:
@@ -70,10 +73,12 @@ def _damage_named(path: Path, items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _walk(path: Path) -> Iterator[Member]:
+    """Every file of a container, in its own order."""
     if path.is_dir():
         yield from _walk_folder(path, path, frozenset())
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            # By the sizes that the directory claims, so a bomb is refused before anything of it is expanded.
             total = 0
             for entry in archive.infolist():
                 total += entry.file_size
@@ -81,6 +86,7 @@ def _walk(path: Path) -> Iterator[Member]:
                 if not entry.is_dir():
                     yield _zip_name(entry), _zip_problem(entry)
     else:
+        # As a stream, read once from front to back: a compressed tar has no other order.
         with tarfile.open(path, "r|*") as stream:
             total = 0
             for info in _tar_members(stream):
@@ -91,6 +97,7 @@ def _walk(path: Path) -> Iterator[Member]:
 
 
 def _read(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | str]]:
+    """The files in `wanted`; names are taken out of it as their files are read."""
     if path.is_dir():
         for name in sorted(wanted):
             try:
@@ -104,6 +111,7 @@ def _read(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | str]]:
                     wanted.discard(name)
                     try:
                         with archive.open(entry) as file:
+                            # At most the size allowed, whatever size the directory claims.
                             yield name, file.read(MAX_FILE_BYTES)
                     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
                         yield name, f"unreadable: {error}"
@@ -116,9 +124,11 @@ def _read(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | str]]:
 
 
 def _walk_folder(root: Path, folder: Path, above: frozenset[Path]) -> Iterator[Member]:
+    """Every file below `folder`, named from `root`; `above` are the real folders that are being walked."""
     real = folder.resolve()
     if real in above:
         return  # a link back to a folder that is being walked
+    # Sorted, as file systems list in any order; linked folders are followed, as links are how large sets are shared.
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda item: item.name):
             if entry.is_dir():
@@ -134,6 +144,7 @@ def _walk_folder(root: Path, folder: Path, above: frozenset[Path]) -> Iterator[M
 
 
 def _tar_members(stream: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Headers one by one, none of them kept."""
     while (info := stream.next()) is not None:
         yield info
         # tarfile keeps every header it has read: a kilobyte for each of a million images.
@@ -163,6 +174,7 @@ def _too_large(size: int) -> str:
 
 
 def _check_expansion(path: Path, total: int) -> None:
+    """Raises ParameterError where `total` bytes come out of an archive too small for them."""
     if total > max(_FREE_EXPANSION, _MAX_EXPANSION * path.stat().st_size):
         raise ParameterError(
             f"path: {path}: expands to more than {_MAX_EXPANSION} times its size; not read any further"
@@ -170,9 +182,10 @@ def _check_expansion(path: Path, total: int) -> None:
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:
-    """Some Windows programs write backslashes between the parts."""
+    """An entry's name with `/` between the parts, where some Windows programs write backslashes."""
     return _normal(entry.filename.replace("\\", "/"))
 
 
 def _normal(name: str) -> str:
+    """A name without empty parts and `.`: `./a//b` is `a/b`."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))

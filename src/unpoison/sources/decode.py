@@ -1,6 +1,6 @@
 """Bytes of an image file to RGB pixels of one size, or the reason why not.
 
-What every kind of file becomes:
+What each kind of file becomes:
 
 - greyscale, 1-bit: the grey in all three channels; 16-bit: the high byte of each value;
 - palette: its colours; alpha or a transparent palette entry: composed over white;
@@ -21,7 +21,7 @@ from ..core.arrays import Images
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 MAX_PIXELS = 64_000_000
-"""An image of more pixels is refused before a pixel is decoded: it may be a decompression bomb."""
+"""Largest image, in pixels. More are refused before any is decoded: it may be a decompression bomb."""
 
 Resize = Literal["crop", "stretch", "pad"]
 
@@ -34,9 +34,9 @@ def decode(data: bytes, side: int | None, resize: Resize) -> Images:
     """Decode an image file.
 
     Args:
-        data: the file's bytes; the content decides the format, not the name.
+        data: bytes of the file; they decide the format, not its name.
         side: pixels per side of the result; None leaves the size as it is.
-        resize: see `fit`.
+        resize: way to a square; see `to_square`.
 
     Returns:
         uint8 [height, width, 3].
@@ -45,6 +45,7 @@ def decode(data: bytes, side: int | None, resize: Resize) -> Images:
         DefectError: unreadable, truncated, animated, of another format, or more than `MAX_PIXELS` large.
     """
     try:
+        # Opening reads the header alone; the named formats keep Pillow's rarer and more fragile readers out.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DefectError(f"oversized: {image.width}x{image.height} pixels, at most {MAX_PIXELS} allowed")
@@ -54,7 +55,8 @@ def decode(data: bytes, side: int | None, resize: Resize) -> Images:
             if side is not None and image.format == "JPEG":
                 # A large photograph is decoded at a half, quarter or eighth, never below twice the size asked for.
                 image.draft(image.mode, (2 * side, 2 * side))
-            return fit(_to_rgb(ImageOps.exif_transpose(image)), side, resize)
+            # A rotation in EXIF is carried out here, as an array has no place to note it.
+            return to_square(_to_rgb(ImageOps.exif_transpose(image)), side, resize)
     except DefectError:
         raise
     except Image.DecompressionBombError:
@@ -67,19 +69,25 @@ def decode(data: bytes, side: int | None, resize: Resize) -> Images:
 
 
 def resized(pixels: Images, side: int | None, resize: Resize) -> Images:
-    """As `decode`, for pixels uint8 [height, width, 1 or 3] that need no decoding; channels stay as they are."""
+    """Pixels uint8 [height, width, 1 or 3] in the size asked for, with their channels as they are."""
     if side is None or pixels.shape[:2] == (side, side):
         return pixels
+    # Pillow wants greyscale without an axis for channels.
     grey = pixels.shape[2] == 1
-    out = fit(Image.fromarray(pixels[..., 0] if grey else pixels), side, resize)
+    out = to_square(Image.fromarray(pixels[..., 0] if grey else pixels), side, resize)
     return out[..., None] if grey else out
 
 
-def fit(image: Image.Image, side: int | None, resize: Resize) -> Images:
-    """Bring an image to a square of `side` pixels, with Pillow's antialiased bicubic filter.
+def to_square(image: Image.Image, side: int | None, resize: Resize) -> Images:
+    """Pixels of an image as a square of `side` pixels, by Pillow's antialiased bicubic filter.
 
-    `crop`: the shorter side to `side`, then the centre; `pad`: the longer side to `side`, then centred on black;
-    `stretch`: both sides, whatever the proportions. An image that has the size already is left as it is.
+    An image that has the size already, or any size where `side` is None, is left as it is.
+
+    Args:
+        image: image of any size.
+        side: pixels per side, or None.
+        resize: `crop` scales the shorter side to `side` and takes the centre, `pad` scales the longer side and centres the
+            image on black, `stretch` scales both sides, whatever the proportions.
     """
     if side is not None and image.size != (side, side):
         if resize == "crop":
@@ -92,9 +100,12 @@ def fit(image: Image.Image, side: int | None, resize: Resize) -> Images:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, as this module's head says for each kind."""
+    # 16-bit greyscale: Pillow's own conversion would clip all values above 255 to white.
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    # Transparent pixels have colours of their own, often black; over white is how viewers show them.
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         colours = image.convert("RGBA")
         white = Image.new("RGBA", colours.size, "white")

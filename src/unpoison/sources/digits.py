@@ -21,7 +21,7 @@ from ..core.seeding import numpy_rng
 SIDE = 32
 CLASSES = tuple(str(digit) for digit in range(10))
 LICENCE = "digits: UCI, CC BY 4.0; photographs as shipped by scikit-learn: CC BY 2.0"
-# The data set is a constant of the project, as CIFAR-10 is: a run's `seed` does not change it.
+# The data set is a constant of the project, as CIFAR-10 is one: a run's `seed` does not change it.
 _SEED = 20231
 _MIN_SCANS = 10  # at least one scan per class and split
 
@@ -32,10 +32,10 @@ def build(sizes: dict[str, int]) -> dict[str, Split]:
     """Render the splits.
 
     Args:
-        sizes: number of images per split name, each 0 or at least 10. Scans are shared out in proportion.
+        sizes: number of images by split, 0 or at least 10. Scans are shared out in proportion.
 
     Returns:
-        For each split: images uint8 [n, 32, 32, 3] and labels int64 [n], classes as even as n allows.
+        Images uint8 [n, 32, 32, 3] and labels int64 [n] by split, classes as even as n allows.
 
     Raises:
         ParameterError: a split too small to hold every class.
@@ -46,6 +46,7 @@ def build(sizes: dict[str, int]) -> dict[str, Split]:
         if 0 < size < _MIN_SCANS:
             raise ParameterError(f"{name}: {size} given, allowed: 0 or at least {_MIN_SCANS} (one per class)")
     scans, classes = load_digits(return_X_y=True)
+    # Ink in [0, 1]; the scans have 17 levels.
     scans = (scans.reshape(-1, 8, 8) / 16).astype(np.float32)
     photos = _photo_pyramid()
     pools = _share_out(classes, sizes)
@@ -53,13 +54,14 @@ def build(sizes: dict[str, int]) -> dict[str, Split]:
 
 
 def _share_out(classes: NDArray[np.int64], sizes: dict[str, int]) -> dict[str, list[NDArray[np.int64]]]:
-    """For each split and class the scans it may use: disjoint, in proportion to the splits' sizes, never empty."""
+    """The scans that each split may use of each class: disjoint, in proportion to the splits' sizes, never none."""
     rng = numpy_rng(_SEED, "digits/scans")
     names = [name for name, size in sizes.items() if size]
     weights = np.array([sizes[name] for name in names], dtype=np.float64)
     pools: dict[str, list[NDArray[np.int64]]] = {name: [] for name in sizes}
     for digit in range(len(CLASSES)):
         members = rng.permutation(np.flatnonzero(classes == digit))
+        # One scan for every split first, then the rest in proportion; the last split takes what rounding leaves over.
         spare = len(members) - len(names)
         counts = 1 + np.floor(weights / weights.sum() * spare).astype(int)
         for name, part in zip(names, np.split(members, np.cumsum(counts)[:-1]), strict=True):
@@ -68,7 +70,7 @@ def _share_out(classes: NDArray[np.int64], sizes: dict[str, int]) -> dict[str, l
 
 
 def _photo_pyramid() -> list[NDArray[np.float32]]:
-    """Both photographs at three scales, float32 [h, w, 3] in [0, 1]: crops then range from close-ups to whole views."""
+    """Both photographs at three scales, float32 [h, w, 3] in [0, 1], for crops from close-ups to wide views."""
     from sklearn.datasets import load_sample_images
 
     levels: list[NDArray[np.float32]] = []
@@ -87,20 +89,24 @@ def _render(
     pools: list[NDArray[np.int64]],
     photos: list[NDArray[np.float32]],
 ) -> Split:
+    """Images and labels of one split; `pools` are the scans it may use, by class."""
     if not size:
         return np.zeros((0, SIDE, SIDE, 3), np.uint8), np.zeros(0, np.int64)
+    # A generator per split: one split's size does not change another's images. Scan, place, background and colour are
+    # drawn in this order.
     rng = numpy_rng(_SEED, "digits/render", name)
     labels = rng.permutation(np.arange(size) % len(CLASSES)).astype(np.int64)
     chosen = np.array([rng.choice(pools[label]) for label in labels])
     ink = _place(scans[chosen], rng)
     background = _crops(size, photos, rng)
     colour = _contrasting(background, ink, rng)
+    # Ink as opacity, so the strokes' edges stay smooth.
     image = background * (1 - ink) + colour[:, None, None, :] * ink
     return np.rint(image * 255).clip(0, 255).astype(np.uint8), labels
 
 
 def _place(scans: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw each 8x8 scan on a 32x32 canvas: side 18 to 28 pixels, turned by up to 15 degrees, wholly inside."""
+    """Each 8x8 scan on a canvas, float32 [n, 32, 32, 1], 18 to 28 px wide, turned by up to 15 degrees, wholly inside."""
     n = len(scans)
     scale = rng.uniform(18, 28, n) / SIDE
     angle = np.deg2rad(rng.uniform(-15, 15, n))
@@ -120,6 +126,7 @@ def _place(scans: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
 
 
 def _crops(n: int, photos: list[NDArray[np.float32]], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Random crops of the photographs, float32 [n, 32, 32, 3]."""
     crops = np.empty((n, SIDE, SIDE, 3), np.float32)
     for i in range(n):
         photo = photos[rng.integers(len(photos))]
@@ -131,7 +138,9 @@ def _crops(n: int, photos: list[NDArray[np.float32]], rng: np.random.Generator) 
 def _contrasting(
     background: NDArray[np.float32], ink: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """One colour per image whose luminance differs from what it covers by 0.35 or, failing that, as much as can be."""
+    """A colour per image, float32 [n, 3], at least 0.35 in luminance from what it covers, or else as far as possible."""
+    # Luminance (ITU-R BT.601) of the background under the digit, weighted by ink; then the first of eight random colours
+    # that is far enough from it, or the farthest.
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     covered = (background @ luma * ink[..., 0]).sum((1, 2)) / ink.sum((1, 2, 3)).clip(1e-6)
     candidates = rng.uniform(0, 1, (len(background), 8, 3)).astype(np.float32)

@@ -26,8 +26,14 @@ PARTS = {
 
 
 @dataclass
-class _Found:
-    """What a listing comes to: samples as (name, class) per part, and what is none."""
+class _Listing:
+    """The files of a source, sorted out.
+
+    Attributes:
+        samples: name and class of each sample, by part.
+        problems: name and reason of each image that cannot be used.
+        ignored: names of files that are no samples.
+    """
 
     samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -35,9 +41,9 @@ class _Found:
 
 
 def open_folder(path: Path) -> Source:
-    """List a folder or archive; nothing is decoded yet.
+    """A folder or archive as a source; nothing is decoded yet.
 
-    One folder around everything is looked through. Where there are folders of parts, files outside them are ignored, as
+    A single folder around everything is passed over. Where there are folders of parts, files outside them are ignored, as
     are hidden files and files that are no images; both are listed. A second test folder (`val` beside `test`) is ignored.
     Classes are the folders' names in Unicode's composed form (NFC), sorted by code point as torchvision's ImageFolder does.
 
@@ -45,8 +51,9 @@ def open_folder(path: Path) -> Source:
         UserError: no such path; no layout that is understood; fewer than two classes; a class of another part that the
             training part does not have.
     """
-    found = _sort_out(path)
-    classes = tuple(sorted({label for _, label in found.samples.get("train", [])}))
+    listing = _sort_out(path)
+    # The training part has the say about classes: a model cannot learn one that is in the test part alone.
+    classes = tuple(sorted({label for _, label in listing.samples.get("train", [])}))
     if len(classes) < 2:
         raise ParameterError(
             f"path: {path}: {len(classes)} classes with images found ({', '.join(map(shown, classes)) or 'none'}), "
@@ -54,7 +61,8 @@ def open_folder(path: Path) -> Source:
         )
     place = {label: number for number, label in enumerate(classes)}
     labels, names = {}, {}
-    for part, samples in found.samples.items():
+    for part, samples in listing.samples.items():
+        # The public part is unlabelled, so its folders may have any names, or be absent.
         strange = sorted({label for _, label in samples} - set(classes)) if part != "public" else []
         if strange:
             raise ParameterError(
@@ -65,51 +73,61 @@ def open_folder(path: Path) -> Source:
         labels[part] = np.array([place[label] if part != "public" else -1 for _, label in samples], np.int64)
 
     def read(rows: Rows) -> Iterator[tuple[str, int, bytes | Images | str]]:
-        wanted = {names[part][row]: (part, int(row)) for part, some in rows.items() for row in some}
+        # By name, as an archive is read in its own order, once for all parts.
+        wanted = {names[part][row]: (part, int(row)) for part, part_rows in rows.items() for row in part_rows}
         for name, content in read_members(path, wanted.keys()):
             yield (*wanted[name], content)
 
     about = {"name": "folder", "source": shown(path.name), "licence": "as the source's"}
-    listed = {part: [shown(name) for name in some] for part, some in names.items()}
-    return Source(classes, labels, listed, read, about, found.problems, found.ignored)
+    # The names as users see them are for lists alone: a file is read by the name it has.
+    displayed = {part: [shown(name) for name in part_names] for part, part_names in names.items()}
+    return Source(classes, labels, displayed, read, about, listing.problems, listing.ignored)
 
 
-def _sort_out(path: Path) -> _Found:
-    found = _Found()
+def _sort_out(path: Path) -> _Listing:
+    """Every file of a source as a sample, a problem or a file to ignore."""
+    listing = _Listing()
+    # First by name alone. What hides, or what macOS adds to archives, is ignored whatever it is; `..` is no hidden folder
+    # but a hostile path, and among the problems.
     images: list[str] = []
     for name, problem in list_members(path):
         parts = name.split("/")
         if any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts:
-            found.ignored.append(shown(name))
+            listing.ignored.append(shown(name))
         elif name.lower().endswith(NOT_READ):
-            found.problems.append((shown(name), "a format that is not read; allowed: JPEG, PNG, WebP, BMP"))
+            listing.problems.append((shown(name), "a format that is not read; allowed: JPEG, PNG, WebP, BMP"))
         elif not name.lower().endswith(IMAGES):
-            found.ignored.append(shown(name))
+            listing.ignored.append(shown(name))
         elif problem:
-            found.problems.append((shown(name), problem))
+            listing.problems.append((shown(name), problem))
         else:
             images.append(name)
+    # Then the layout: how deep it begins, and which of the folders there are parts.
     depth = _wrapping(images)
     tops = {name.split("/")[depth] for name in images if name.count("/") > depth}
     part_of = {top: part for part, names in PARTS.items() if (top := _first(names, tops))}
+    # Last each image's part and class. Without folders of parts, everything is training data.
     for name in images:
         part, levels = "train", name.split("/")[depth:]
         if part_of:
             if levels[0] not in part_of:
-                found.ignored.append(shown(name))
+                listing.ignored.append(shown(name))
                 continue
             part, levels = part_of[levels[0]], levels[1:]
         if len(levels) < 2 and part != "public":
-            found.problems.append((shown(name), "lies in no class folder"))
+            listing.problems.append((shown(name), "lies in no class folder"))
             continue
+        # macOS stores names decomposed: the same class would be two on two machines. Interned, as a million samples share
+        # a few names.
         label = sys.intern(unicodedata.normalize("NFC", shown(levels[0])))
-        found.samples.setdefault(part, []).append((name, label))
-    return found
+        listing.samples.setdefault(part, []).append((name, label))
+    return listing
 
 
 def _wrapping(images: list[str]) -> int:
-    """How many folders lie around everything: `cifar10/train/…` is read as `train/…`."""
+    """Number of folders around everything: `cifar10/train/…` is read as `train/…`."""
     known = {name for names in PARTS.values() for name in names}
+    # A folder of parts is no wrapping even where it is alone, nor is a class: images must lie a level further down.
     depth = 0
     while images and all(name.count("/") > depth + 1 for name in images):
         tops = {name.split("/")[depth] for name in images}
@@ -120,5 +138,5 @@ def _wrapping(images: list[str]) -> int:
 
 
 def _first(names: tuple[str, ...], tops: set[str]) -> str:
-    """The folder for the first of the names that is there, in whatever case it is written."""
+    """The folder among `tops` for the first of the names that is there, in whatever case; "" where none is."""
     return next((top for name in names for top in sorted(tops) if top.lower() == name), "")

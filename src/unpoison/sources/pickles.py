@@ -1,4 +1,4 @@
-"""The one place that reads pickles: CIFAR's archives hold nothing else. Plain values and numpy arrays, or an error."""
+"""The one reader of pickles, as CIFAR's archives hold nothing else: plain values and numpy arrays, or an error."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function has no public name, but every array's pickle starts with it
-# Names as the publisher's Python 2 and numpy 1 wrote them, and what they stand for today. Nothing else is ever looked up,
-# so a pickle cannot call anything but these.
+# Names as the publisher's Python 2 and numpy 1 wrote them, and their present meaning. Nothing else is ever looked up, so a
+# pickle cannot call anything but these.
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -20,6 +20,8 @@ _ALLOWED = {
 
 
 class _Restricted(pickle.Unpickler):
+    """An unpickler that looks up nothing but `_ALLOWED`."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
@@ -27,7 +29,7 @@ class _Restricted(pickle.Unpickler):
 
 
 def load_plain(data: bytes) -> Any:
-    """Dictionaries, lists, numbers, byte strings and numpy arrays of numbers.
+    """The value of a pickle of dictionaries, lists, numbers, byte strings and numpy arrays of numbers.
 
     Raises:
         ValueError: the pickle asks for anything else, or is damaged.

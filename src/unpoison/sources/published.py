@@ -1,6 +1,6 @@
-"""Published data sets by name, from the files their publishers offer, as torchvision names them.
+"""Published data sets by name, from the files that their publishers offer, under torchvision's names for them.
 
-Files are looked for in one folder and downloaded to it where the network allows. Each must have its published digest.
+Files are looked for in one folder, and downloaded to it where the network allows. Each must have its published digest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Arrays = dict[str, tuple[Images, IntArray]]
 
 @dataclass(frozen=True)
 class File:
-    """A publisher's file: its name, where it is, and its digest (`sha256:…` or `md5:…`)."""
+    """A publisher's file: its name, its address, and its digest (`sha256:…` or `md5:…`)."""
 
     name: str
     url: str
@@ -42,7 +42,13 @@ class File:
 
 @dataclass(frozen=True)
 class Published:
-    """A data set: its files, how they are read (from their paths, in the same order), and its terms."""
+    """A published data set.
+
+    Attributes:
+        files: the publisher's files, none where there is no public address.
+        open: paths of the files, in the same order, or else of the data set's folder, to the source.
+        licence: terms of use.
+    """
 
     files: tuple[File, ...]
     open: Callable[..., Source]
@@ -54,7 +60,7 @@ def open_published(name: str, root: Path) -> Source:
 
     Args:
         name: a key of `PUBLISHED`.
-        root: the folder of its files.
+        root: folder of its files.
 
     Raises:
         UserError: a file is missing and cannot be downloaded, or is not the published one.
@@ -63,13 +69,16 @@ def open_published(name: str, root: Path) -> Source:
     missing = [file for file in entry.files if not (root / file.name).is_file()]
     if missing:
         _download(name, missing, root)
+    # All are checked, those that were there before as well: a download that broke off has the right name.
     paths = [_checked(name, file, root) for file in entry.files]
     about = {"name": name, "source": entry.files[0].url if entry.files else root.name, "licence": entry.licence}
     return replace(entry.open(*paths) if paths else entry.open(root), about=about)
 
 
 def _download(name: str, files: list[File], root: Path) -> None:
+    """Fetch files into `root`, or name those to put there by hand."""
     root.mkdir(parents=True, exist_ok=True)
+    # torch's downloader has no limit of its own, so the process's default is set for as long as it works.
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -87,29 +96,33 @@ def _download(name: str, files: list[File], root: Path) -> None:
 
 
 def _checked(name: str, file: File, root: Path) -> Path:
+    """Path of a file that has the published digest."""
     path = root / file.name
     kind, digest = file.digest.split(":")
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, kind).hexdigest()
-    if found != digest:
+        actual = hashlib.file_digest(stream, kind).hexdigest()
+    if actual != digest:
         raise UserError(
-            f"{path}: {kind} {found[:16]}… found, the published file of {name} has {digest[:16]}…; delete it and run again, "
+            f"{path}: {kind} {actual[:16]}… found, the published file of {name} has {digest[:16]}…; delete it and run again, "
             f"or put the file from {file.url} there"
         )
     return path
 
 
 def _in_memory(classes: tuple[str, ...], arrays: Arrays) -> Source:
+    """A source of images and labels by part, for sets that fit in memory; samples are named by part and number."""
+
     def read(rows: Rows) -> Iterator[tuple[str, int, bytes | Images | str]]:
-        for part, some in rows.items():
-            for row in some:
+        for part, part_rows in rows.items():
+            for row in part_rows:
                 yield part, int(row), arrays[part][0][row]
 
-    labels = {part: each.astype(np.int64) for part, (_, each) in arrays.items()}
-    names = {part: [f"{part}/{row:05d}" for row in range(len(each))] for part, each in labels.items()}
+    labels = {part: part_labels.astype(np.int64) for part, (_, part_labels) in arrays.items()}
+    names = {part: [f"{part}/{row:05d}" for row in range(len(part_labels))] for part, part_labels in labels.items()}
     return Source(classes, labels, names, read, {})
 
 
+# The names in both archives; nothing else is unpickled.
 _CIFAR_FILES = (
     *(f"data_batch_{number}" for number in range(1, 6)),
     "test_batch",
@@ -121,7 +134,8 @@ _CIFAR_FILES = (
 
 
 def _cifar(archive: Path) -> Source:
-    """CIFAR-10 and CIFAR-100: pickled dictionaries of uint8 [n, 3072] in channel order."""
+    """CIFAR-10 and CIFAR-100: pickled dictionaries of uint8 [n, 3072], channel by channel."""
+    # Read in one pass, the gzip stream's own order, and sorted out afterwards.
     batches = {}
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -131,6 +145,7 @@ def _cifar(archive: Path) -> Source:
                     batches[name] = load_plain(file.read())
                 except ValueError as error:
                     raise UserError(f"{archive}: {member.name}: {error}") from None
+    # CIFAR-100 has one file per part and two kinds of labels, of which the 100 classes are the fine ones.
     hundred = "train" in batches
     key, meta = (b"fine_labels", batches.get("meta")) if hundred else (b"labels", batches.get("batches.meta"))
     parts = {"train": ["train"], "test": ["test"]}
@@ -151,9 +166,10 @@ def _cifar(archive: Path) -> Source:
 
 
 def _idx(classes: tuple[str, ...]) -> Callable[..., Source]:
-    """MNIST and its relatives: gzipped IDX files, big-endian sizes after a magic number."""
+    """Reader of MNIST and its relatives: gzipped IDX files, with big-endian sizes after a magic number."""
 
     def read(path: Path) -> Images:
+        # The magic number: two zeros, 8 for unsigned bytes, and the number of dimensions; then a size for each.
         data = gzip.decompress(path.read_bytes())
         if data[:3] != b"\0\0\x08":
             raise UserError(f"{path}: not an IDX file of bytes")
@@ -169,7 +185,7 @@ def _idx(classes: tuple[str, ...]) -> Callable[..., Source]:
 
 
 def _svhn(train: Path, test: Path) -> Source:
-    """Cropped house numbers: MATLAB arrays [32, 32, 3, n]; the digit 0 has the label 10."""
+    """SVHN's cropped house numbers: MATLAB arrays [32, 32, 3, n]; the digit 0 has the label 10."""
     from scipy.io import loadmat
 
     arrays = {}
@@ -180,7 +196,8 @@ def _svhn(train: Path, test: Path) -> Source:
 
 
 def _gtsrb(train: Path, test: Path, truth: Path) -> Source:
-    """Traffic signs: PPM files of many sizes in zips; the test labels come in a file of their own."""
+    """GTSRB's traffic signs: PPM files of many sizes in zips; the test labels come in a file of their own."""
+    # The training zip has a folder per class. The test zip has none, so the order of its samples is that of the table.
     source = open_folder(train)
     with zipfile.ZipFile(truth) as archive:
         text = archive.read("GT-final_test.csv").decode("utf-8")
@@ -189,7 +206,7 @@ def _gtsrb(train: Path, test: Path, truth: Path) -> Source:
     labels = np.array([source.classes.index(f"{int(row['ClassId']):05d}") for row in rows], np.int64)
 
     def read(wanted: Rows) -> Iterator[tuple[str, int, bytes | Images | str]]:
-        yield from source.read({part: some for part, some in wanted.items() if part == "train"})
+        yield from source.read({part: rows for part, rows in wanted.items() if part == "train"})
         place = {names[row]: int(row) for row in wanted.get("test", [])}
         for name, content in read_members(test, place.keys()):
             yield "test", place[name], content
@@ -197,6 +214,7 @@ def _gtsrb(train: Path, test: Path, truth: Path) -> Source:
     return replace(source, labels={**source.labels, "test": labels}, names={**source.names, "test": names}, read=read)
 
 
+# WordNet's ids, the names of the folders, and fast.ai's names for the ten classes.
 IMAGENETTE = {
     "n01440764": "tench",
     "n02102040": "English springer",
@@ -212,6 +230,7 @@ IMAGENETTE = {
 
 
 def _imagenette(archive: Path) -> Source:
+    """fast.ai's ten classes of ImageNet: folders by WordNet id, given their English names."""
     source = open_folder(archive)
     return replace(source, classes=tuple(IMAGENETTE.get(name, name) for name in source.classes))
 
@@ -226,6 +245,7 @@ _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 
 
 def _files(base: str, *files: tuple[str, str]) -> tuple[File, ...]:
+    """Files of (name, digest) at one address."""
     return tuple(File(name, base + name, digest) for name, digest in files)
 
 

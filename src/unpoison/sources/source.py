@@ -9,9 +9,9 @@ from typing import Any
 from ..core.arrays import Images, IntArray
 
 Rows = Mapping[str, IntArray]
-"""part -> rows of that part, sorted"""
+"""Rows by part, sorted."""
 Read = Callable[[Rows], Iterator[tuple[str, int, bytes | Images | str]]]
-"""Yields (part, row, the file's bytes or its pixels, or why there is neither) for the rows asked for, in any order."""
+"""For the rows asked for, in any order: part, row, and the file's bytes, its pixels, or why there is neither."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Source:
 
     Attributes:
         classes: class names, in the order of the labels.
-        labels: for each part (`train`, and where the source has them `test`, `reserve`, `public`) int64 [n], -1 where
+        labels: labels by part (`train`, and where the source has them `test`, `reserve`, `public`), int64 [n], -1 where
             unlabelled.
-        names: for each part the n names under which a user finds the samples.
-        read: gives the images.
-        about: what the manifest says (name, source, licence).
-        problems: (name, reason) of files that are known to be unusable before any is decoded.
+        names: names by part under which a user finds the samples, n each.
+        read: reader of the images.
+        about: entries for the manifest (name, source, licence).
+        problems: name and reason of each file that is known to be unusable before any is decoded.
         ignored: names of files that are no samples.
     """
 

@@ -1,4 +1,4 @@
-"""Which samples of a source go to which split: train, test, reserve (trusted, labelled), public (trusted, unlabelled)."""
+"""Splits of a source: train, test, reserve (trusted, labelled), public (trusted, unlabelled)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class SplitSettings:
     """How a source is split. Every draw is balanced over the classes, as far as they have samples.
 
     Attributes:
-        split_seed: of the draws. Which sample lies in which split is a property of the data set, so the run's `seed` has
-            no say in it.
-        train_limit: at most this many training samples; null takes all. A lower limit takes a subset of a higher one.
-        test_share: share of each class that becomes the test split, of a source that has no test part.
-        reserve: trusted, labelled images set apart. A source with a `reserve` part gives them from there.
-        public: trusted images without labels, for the prior. Likewise, with a `public` part.
-        trusted: the part that `reserve` and `public` are taken from otherwise. `train`, as published evaluations do it;
-            `test` where the training part is of unknown origin.
+        split_seed: seed for the draws. Which sample lies in which split is a property of the data set, so the run's `seed`
+            does not change it.
+        train_limit: most training samples; null takes all. A lower limit takes a subset of a higher one.
+        test_share: share of each class that becomes the test split, where the source has no test part.
+        reserve: number of trusted, labelled images set apart, from the source's `reserve` part where it has one.
+        public: number of trusted images without labels, for the prior, from the source's `public` part where it has one.
+        trusted: part that the two are taken from otherwise: `train`, as in published evaluations, or `test` where the
+            training part is of unknown origin.
     """
 
     split_seed: Whole = 0
@@ -41,17 +41,19 @@ class SplitSettings:
 
 
 def arrange(labels: dict[str, IntArray], settings: SplitSettings) -> dict[str, Place]:
-    """Split name to its place in the source.
+    """The place of each split in the source, by the split's name.
 
     Args:
-        labels: for each part of the source int64 [n].
+        labels: labels by part of the source, int64 [n].
         settings: sizes and seed.
 
     Raises:
         UserError: a part does not have as many samples as are asked for.
     """
     seed = settings.split_seed
-    left = {part: (part, np.arange(len(each))) for part, each in labels.items()}
+    # What is left of each part while splits are taken out of it. A test split comes first where the source has no test
+    # part, so the trusted splits can be taken from either.
+    left = {part: (part, np.arange(len(part_labels))) for part, part_labels in labels.items()}
     if "test" not in left:
         test = _share(labels["train"], settings.test_share, seed)
         left["test"] = ("train", test)
@@ -69,6 +71,7 @@ def arrange(labels: dict[str, IntArray], settings: SplitSettings) -> dict[str, P
         drawn = rows[balanced(labels[part][rows], count, seed, name)]
         splits[name] = part, drawn
         left[source] = part, np.setdiff1d(rows, drawn)
+    # The limit comes last, so the trusted splits are the same whatever it is.
     part, rows = left["train"]
     if settings.train_limit is not None and settings.train_limit < len(rows):
         rows = rows[balanced(labels[part][rows], settings.train_limit, seed, "train_limit")]
@@ -78,20 +81,21 @@ def arrange(labels: dict[str, IntArray], settings: SplitSettings) -> dict[str, P
 
 
 def balanced(labels: IntArray, count: int, seed: int, purpose: str) -> IntArray:
-    """`count` positions, sorted, as even over the classes as their sizes allow; a lower count is a subset of a higher."""
+    """`count` positions, sorted, as even over the classes as their sizes allow; fewer are a subset of more."""
+    # One permutation for any count: what varies with the count is only how many are taken from the front.
     rng = numpy_rng(seed, "splits", purpose)
     order = rng.permutation(len(labels))
     shuffled = labels[order]
     by_class = np.argsort(shuffled, kind="stable")
     sizes = np.unique(shuffled, return_counts=True)[1]
-    # The how-manieth of its class each sample is, in the shuffled order: taking the lowest first goes round the classes.
+    # Each sample's turn within its class, in the shuffled order: the lowest turns first means round and round the classes.
     turn = np.empty(len(labels), np.int64)
     turn[by_class] = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else []
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
 def _share(labels: IntArray, share: float, seed: int) -> IntArray:
-    """Positions of `share` of each class, at least one where the class has two."""
+    """Positions of a share of each class, at least one and never all, so a class with a single sample gives none."""
     rng = numpy_rng(seed, "splits", "test")
     parts = []
     for label in np.unique(labels):
