@@ -8,7 +8,8 @@ import numpy as np
 
 from common import BACKDOORED, STUDENT, TRAINING, run_stage
 from parameters import OFF, load_params, seed_of, with_variations
-from training import recipe_of, train_robustly, write_curve
+from robust_training import train_robustly
+from training import recipe_of, write_curve
 from unpoison import models
 from unpoison.core.files import write_absent
 from unpoison.core.seeding import derive

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from common import BASE, ROBUST, TRAINING, run_stage
 from parameters import PARAMS, load_params, seed_of
-from training import fresh_model, network_of, recipe_of, train_robustly
+from robust_training import train_robustly
+from training import fresh_model, network_of, recipe_of
 from unpoison import models
 from unpoison.core.errors import UserError, file_of
 from unpoison.core.hyperparameters import one_of

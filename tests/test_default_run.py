@@ -1,14 +1,16 @@
-"""The default run's figures, read from the committed metrics, and (slow) from a run of one's own."""
+"""The committed default run: its figures, and that its lock file is of this tree; (slow) a run of one's own."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from common import load_params
+from parameters import load_params
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS: dict[str, Any] = json.loads((ROOT / "reports" / "metrics.json").read_text())
@@ -31,9 +33,52 @@ def test_committed_metrics_reach_the_figures() -> None:
 
 
 def test_committed_metrics_are_of_the_methods_in_params() -> None:
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(ROOT)
     assert set(METRICS["detection"]) == set(params["detect"]["methods"])
     assert set(METRICS["purified"]) == set(params["purify"]["methods"])
+
+
+LOCK: dict[str, Any] = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+
+
+def md5_of(path: Path) -> str:
+    """A file's MD5, or that of a folder as DVC has it: of the JSON list of its files, those of .dvcignore left out."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 (DVC's digest)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
+    entries = [{"md5": md5_of(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+    text = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]))
+    return hashlib.md5(text.encode()).hexdigest() + ".dir"  # noqa: S324
+
+
+def test_the_lock_file_is_of_this_tree() -> None:
+    changed = {
+        f"{stage}: {dep['path']}"
+        for stage, locked in LOCK.items()
+        for dep in locked["deps"]
+        if dep["path"].startswith(("src/", "stages/", "params", "data/source"))
+        and md5_of(ROOT / dep["path"]) != dep["md5"]
+    }
+    assert changed == set(), "run `dvc repro` and commit dvc.lock"
+
+
+def test_the_lock_file_has_the_parameters_and_stages_of_this_tree() -> None:
+    params = load_params(ROOT)
+    for stage, locked in LOCK.items():
+        for file, values in locked.get("params", {}).items():
+            for key, value in values.items():
+                held: Any = params[file] if file != "params.yaml" else params
+                for part in key.split("."):
+                    held = held[part]
+                assert held == value, f"{stage}: {file}: {key}"
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    lists = {"detect": "detect", "purify": "purify", "train_robust": "robust"}
+    expected = {
+        name
+        for stage in stages
+        for name in ([f"{stage}@{m}" for m in params[lists[stage]]["methods"]] if stage in lists else [stage])
+    }
+    assert set(LOCK) == expected
 
 
 @pytest.mark.slow

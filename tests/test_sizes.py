@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from PIL import Image
 
-import check_params
-import detect
-import distill_student
-import evaluate
-import generate_variations
-import poison
-import prepare
-import purify
-import report
-import train_backdoored
-import train_prior
-from common import load_params
+from tiny import run_stages, write_params
 from unpoison import models
 from unpoison.data.store import open_split
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMON: dict[str, Any] = {
     "data.name": "folder",
     "data.path": "images.tar",
-    "attack.badnets.size": 6,
+    "params/attacks.yaml:badnets.size": 6,
     "train.epochs": 1,
     "train.batch_size": 8,
     "prior.steps": 2,
@@ -42,13 +28,12 @@ COMMON: dict[str, Any] = {
     "prior.unshuffle": 8,
     "variations.steps": 2,
     "distill.train.epochs": 1,
-    "distill.train.batch_size": 8,
-    "purify.ft.epochs": 1,
-    "purify.fst.epochs": 1,
-    "purify.ft.batch_size": 4,
-    "purify.fst.batch_size": 4,
-    "detect.cd.steps": 1,
-    "detect.strip.overlays": 2,
+    "params/purifiers.yaml:ft.epochs": 1,
+    "params/purifiers.yaml:fst.epochs": 1,
+    "params/purifiers.yaml:ft.batch_size": 4,
+    "params/purifiers.yaml:fst.batch_size": 4,
+    "params/detectors.yaml:cd.steps": 1,
+    "params/detectors.yaml:strip.overlays": 2,
     "report.suspects": 3,
 }
 
@@ -67,26 +52,6 @@ def make_folder(folder: Path, side: int, train: int, test: int) -> Path:
     return folder
 
 
-def run_all(changes: dict[str, Any]) -> None:
-    """Write `params.yaml` with changes and run every stage's `main` in the working directory."""
-    params: Any = load_params(ROOT / "params.yaml")
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        block = params
-        for part in path:
-            block = block[part]
-        block[last] = value
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    check_params.check_all(load_params())
-    stages: list[Callable[[], list[Path]]] = [prepare.main, poison.main, train_backdoored.main, train_prior.main]
-    stages += [generate_variations.main, distill_student.main]
-    stages += [lambda m=m: purify.main(m) for m in params["purify"]["methods"]]
-    stages += [lambda m=m: detect.main(m) for m in params["detect"]["methods"]]
-    for stage in [*stages, evaluate.main, report.main]:
-        for path in stage():
-            assert path.exists()
-
-
 @pytest.mark.parametrize(
     ("side", "train", "network"),
     [
@@ -102,9 +67,9 @@ def test_every_stage_at_another_size(
     folder = make_folder(tmp_path / "images", side, train, 8)
     (folder / "train" / "left" / "broken.png").write_bytes(b"no image")
     shutil.make_archive("images", "tar", folder)
-    run_all(
-        {**COMMON, "data.on_error": "skip", **network, "data.image_size": side, "data.reserve": 6, "data.public": 4}
-    )
+    sizes = {"data.image_size": side, "data.reserve": 6, "data.public": 4}
+    write_params(tmp_path, {**COMMON, "data.on_error": "skip", **network, **sizes})
+    run_stages()
     data = open_split(Path("data/base"), "train")
     assert data.image_size == (side, side)
     assert len(data) == train - 10

@@ -1,0 +1,284 @@
+"""The stages in this process on a tiny project: bad input, switched-off branches, other attacks, artefacts of another run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import run_stage
+from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
+from unpoison.core.errors import UserError
+from unpoison.core.files import read_json
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the artefacts of one tiny run, all stages in this process."""
+    folder = tmp_path_factory.mktemp("stages") / "run"
+    folder.mkdir()
+    write_params(folder, TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_stages()
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, and the working directory."""
+    folder = copy_project(made, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "reports/metrics.json").read_text()))
+
+
+def test_run_again_gives_the_same_bytes(project: Path) -> None:
+    before = digests(project)
+    shutil.rmtree(project / ".unpoison")
+    run_stages()
+    assert digests(project) == before
+
+
+def test_stages_say_what_they_made_from_what(project: Path) -> None:
+    poisoned = read_json(project / "data/truth/truth.json")["made_from"]
+    backdoored = read_json(project / "models/backdoored/model.json")
+    assert backdoored["made_from"] == poisoned
+    assert backdoored["made_by"]["recipe"]["epochs"] == 2
+    weights = backdoored["files"]["model.safetensors"]
+    for name in ("data/scores/cd/scores.json", "data/features/features.json", "data/graded.json"):
+        assert read_json(project / name)["made_from"] == {**poisoned, "backdoored": weights}
+    assert read_json(project / "models/student/model.json")["made_from"]["backdoored"] == weights
+    assert read_json(project / "models/purified/fst/model.json")["made_by"]["parameters"]["alpha"] == 0.1
+
+
+def test_artefacts_of_another_run_are_not_graded(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_params(project, {**TINY, "attack.poison_rate": 0.05})
+    run_stages("poison")
+    with pytest.raises(UserError, match=r"models/backdoored: not made from the present data/poisoned"):
+        run_stages("evaluate")
+    run_stages("report")
+    page = (project / "reports/index.html").read_text()
+    assert "No model of this run was graded" in page
+    assert "Most suspicious samples" not in page
+    run_stages("train_backdoored", "stamp_test", "evaluate", "report")
+    said = capsys.readouterr().out
+    for folder in ("models/student", "models/purified/fst", "data/scores/cd"):
+        assert f"evaluate: {folder} is of another run, left out" in said
+    assert set(metrics_of(project)) == {"attack", "backdoored"}
+    assert "student" not in (project / "reports/summary.md").read_text()
+
+
+def test_after_detection_alone_the_report_shows_detection(project: Path) -> None:
+    # What a clone has after `dvc exp run detect`: no triggered test, no purified model, metrics of the committed run.
+    for name in (
+        "models/student",
+        "models/purified",
+        "models/prior",
+        "data/variations",
+        "data/triggered",
+        "data/graded.json",
+    ):
+        path = project / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run_stages("report")
+    page = (project / "reports/index.html").read_text()
+    assert "Most suspicious samples" in page
+    assert "No model of this run was graded" in page
+    assert "variation" not in page.split("The same images")[1].split("Scores")[0]
+    run_stages("stamp_test", "evaluate", "report")
+    assert set(metrics_of(project)) == {"attack", "backdoored", "detection"}
+
+
+def test_branches_that_are_off_are_left_out(project: Path) -> None:
+    write_params(project, {**TINY, "purify.methods": [], "detect.methods": [], "variations.enabled": False})
+    shutil.rmtree(project / "data/scores")
+    (project / "data/scores").mkdir()
+    run_stages()
+    assert set(metrics_of(project)) == {"attack", "backdoored"}
+    assert read_json(project / "models/student/absent.json")["because"] == "variations.enabled: false"
+    assert (project / "reports/training/student.csv").read_text() == "epoch,loss,accuracy,lr\n"
+    assert (project / "reports/suspects.csv").read_text().startswith("sample,label\n")
+    for title in ("Detection", "Scores", "Most suspicious samples"):
+        assert title not in (project / "reports/index.html").read_text()
+
+
+def test_attack_none_needs_no_truth(project: Path) -> None:
+    write_params(project, {**TINY, "attack.name": "none"})
+    run_stages()
+    assert set(metrics_of(project)["backdoored"]) == {"acc"}
+    assert "detection" not in metrics_of(project)
+    page = (project / "reports/index.html").read_text()
+    assert "unknown origin" in page
+    assert "Most suspicious samples" in page
+    assert "ROC," not in page
+    assert "The trigger at the test" not in page
+
+
+def test_a_parameter_of_the_test_trains_nothing_again(project: Path) -> None:
+    write_params(project, {**TINY, "attack.name": "sig"})
+    run_stages("check_params", "poison", "stamp_test")
+    before = digests(project)
+    write_params(project, {**TINY, "attack.name": "sig", "params/attacks.yaml:sig.test_delta": 60.0})
+    run_stages("check_params", "poison", "stamp_test")
+    changed = {name for name, digest in digests(project).items() if before.get(name) != digest}
+    assert changed
+    # What `train_backdoored` depends on stays byte for byte.
+    assert not [
+        name for name in changed if name.startswith(("data/poisoned", "data/attacker/training", "data/checked"))
+    ]
+    assert [name for name in changed if name.startswith("data/triggered")]
+
+
+def test_triggers_stamped_in_training(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (project / "models/backdoored/model.safetensors").read_bytes()
+    write_params(project, {**TINY, "attack.random_poisoning": True, "attack.poison_first": False})
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "evaluate", "report")
+    assert "a snapshot: triggers are stamped in training" in capsys.readouterr().out
+    assert (project / "models/backdoored/model.safetensors").read_bytes() != before
+    assert "in one draw: triggers are stamped in training" in (project / "reports/summary.md").read_text()
+
+
+def test_several_triggers(project: Path) -> None:
+    write_params(project, {**TINY, "attack.name": "multi", "purify.methods": [], "variations.enabled": False})
+    run_stages()
+    assert set(metrics_of(project)["backdoored"]["asr_of"]) == {"0_badnets", "1_blended"}
+    assert "target class 1" in (project / "reports/summary.md").read_text()
+    used = read_json(project / "data/checked/attack.json")
+    assert set(used) == {"badnets", "blended"}
+    # Whatever a plan is made of reruns `poison`, although dvc.yaml names the plan's own file and parameters only.
+    write_params(project, {**TINY, "attack.name": "multi", "params/attacks.yaml:blended.ratio": 0.3})
+    run_stages("check_params")
+    assert read_json(project / "data/checked/attack.json") != used
+    write_params(project, TINY)
+    run_stages("check_params")
+    assert read_json(project / "data/checked/attack.json") == {}
+
+
+def test_assets_are_reused_when_only_the_rate_changes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attack = {
+        "attack.name": "lc",
+        "params/attacks.yaml:lc.steps": 2,
+        "params/attacks.yaml:lc.adversarial": False,
+        "attack.surrogate.model.width": 8,
+        "attack.surrogate.train.epochs": 1,
+    }
+    for rate, new, taken in ((0.3, 6, 0), (0.1, 0, 2), (0.5, 4, 6)):
+        write_params(project, {**TINY, **attack, "attack.poison_rate": rate})
+        run_stages("poison")
+        said = capsys.readouterr().out
+        assert f": {new} made, {taken} taken from the store" in said
+        assert ("clean_network: made in" in said) == (rate == 0.3)
+
+
+def test_a_robust_method_of_ones_own(made: Path, tmp_path: Path) -> None:
+    # As CONTRIBUTING.md says: its file, its line in the table, `make params`. Plain training on the set as received.
+    folder = copy_project(made, tmp_path / "own")
+    for name in ("src", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (folder / "src/unpoison/robust/plain.py").write_text(
+        "from ..training.loop import fit\nfrom .robust import Robust\n\n\n"
+        "def train(make_model, data, reserve, recipe, *, seed: int = 0, rounds: int = 1):\n"
+        '    """Plain.\n\n    Args:\n        rounds: of training.\n    """\n'
+        "    model = make_model()\n    return model, fit(model, data, recipe, seed=seed, what='plain')\n\n\n"
+        "ROBUST = Robust(train=train)\n"
+    )
+    table = folder / "src/unpoison/robust/__init__.py"
+    text = table.read_text().replace("from . import distillation", "from . import distillation, plain")
+    table.write_text(
+        text.replace("ROBUST: dict[str, Robust] = {", 'ROBUST: dict[str, Robust] = {\n    "plain": plain.ROBUST,')
+    )
+    run(folder, sys.executable, "stages/method_params.py")
+    assert "plain:\n  rounds: 1                 # of training" in (folder / "params/robust.yaml").read_text()
+    write_params(folder, {"robust.methods": ["plain"]}, source=folder)
+    assert "accuracy on what it was trained on" in run(folder, sys.executable, "stages/train_robust.py", "plain")
+    run(folder, sys.executable, "stages/evaluate.py")
+    assert set(metrics_of(folder)["robust"]["plain"]) == {"acc", "acc_without_target", "asr", "ra"}
+    assert read_json(folder / "models/robust/plain/model.json")["made_by"]["parameters"] == {"rounds": 1}
+
+
+def test_a_method_with_a_stage_of_its_own_is_refused(project: Path) -> None:
+    write_params(project, {**TINY, "robust.methods": ["distillation"]})
+    with pytest.raises(UserError, match=r"robust\.methods: 'distillation' given, .* stage of its own"):
+        run_stages("check_params")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"attack.name": "blended", "params/attacks.yaml:blended.pattern": "params.yaml"},
+            "params/attacks.yaml: blended.pattern: 'params.yaml' given",
+        ),
+        ({"attack.name": "tact", "attack.sources": [11]}, "params.yaml: attack.sources: 11 given, allowed: 0 to 9"),
+    ],
+)
+def test_a_bad_attack_is_one_line_and_touches_nothing(project: Path, changes: dict[str, Any], message: str) -> None:
+    write_params(project, {**TINY, **changes})
+    before = digests(project)
+    for stage in ("check_params", "poison"):
+        with pytest.raises(UserError) as caught:
+            run_stages(stage)
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+    assert digests(project) == before
+
+
+def test_an_error_ends_a_stage_with_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> list[Path]:
+        raise UserError("params.yaml: seed: -1 given,\nallowed: a whole number")
+
+    with pytest.raises(SystemExit) as caught:
+        run_stage("some stage", main)
+    assert caught.value.code == "error: params.yaml: seed: -1 given, allowed: a whole number"
+
+
+def test_a_stage_with_a_bad_input_keeps_its_earlier_output(project: Path) -> None:
+    weights = project / "models/backdoored/model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[:-4])
+    before = digests(project)
+    for stage in ("purify@fst", "detect@cd", "extract", "distill_student", "evaluate"):
+        with pytest.raises(UserError, match=r"^models/backdoored/model\.safetensors: digest mismatch"):
+            run_stages(stage)
+    assert digests(project) == before
+
+
+@pytest.mark.parametrize("stage", ["train_prior", "generate_variations"])
+def test_kill_9_then_the_same_bytes(project: Path, stage: str) -> None:
+    shutil.copytree(ROOT / "stages", project / "stages")
+    shutil.rmtree(project / ".unpoison")
+    made = {"train_prior": ("models/prior", "reports/training/prior.csv"), "generate_variations": ("data/variations",)}[
+        stage
+    ]
+    output = project / made[0]
+    before = {name: digest for name, digest in digests(project).items() if name.startswith(made)}
+    # As DVC does, the old output goes before the stage starts.
+    shutil.rmtree(output)
+    sign = {"train_prior": "prior/*/checkpoint/rows.json", "generate_variations": "store/variations/*/*.npz"}[stage]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen([sys.executable, f"stages/{stage}.py"], cwd=project, env=environment)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list((project / ".unpoison").glob(sign)):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists(), "the stage ended before it could be killed"
+    said = run_any(project, sys.executable, f"stages/{stage}.py").stdout
+    if stage == "train_prior":
+        assert "going on from the checkpoint at step" in said
+    else:
+        assert int(said.split(" s, ")[1].split()[0]) >= 64
+    assert {name: digest for name, digest in digests(project).items() if name.startswith(made)} == before
