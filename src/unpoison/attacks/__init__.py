@@ -1,4 +1,4 @@
-"""Attacks that poison data: one file per published attack, each an `Attack` (or a `Plan` made of others)."""
+"""Attacks that poison data: one file per published attack, each an `Attack`, or a `Plan` made of others."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from . import (
     trojan,
 )
 
+# The order of params/attacks.yaml.
 ATTACKS: dict[str, Attack | Plan] = {
     "none": none.ATTACK,
     "badnets": badnets.ATTACK,
@@ -47,10 +48,11 @@ ATTACKS: dict[str, Attack | Plan] = {
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
-"""Those of one trigger."""
+"""The attacks that have one trigger, by name."""
 
 
 def restored(kept: Kept) -> Trigger:
     """The trigger that `poisoning.trigger.read_trigger` read."""
+    # Here and not in `poisoning`, which knows no attack: only this table says which class an attack's name stands for.
     method: Attack = one_of(kept.attack, SINGLE, key="attack")
     return method.trigger.restore(kept.values)

@@ -18,8 +18,8 @@ class Parameters:
     """The parameters of `multi`.
 
     Attributes:
-        triggers: at least two blocks: `attack` (a name), `target` (a class), and that attack's own parameters where they
-            differ from its section.
+        triggers: at least two blocks: `attack`, `target`, own parameters. `attack` is a name and `target` a class; an
+            attack's own parameters are given where they differ from its section.
     """
 
     triggers: list[dict[str, Any]] = field(default_factory=lambda: [dict(block) for block in DEFAULT])
@@ -32,9 +32,9 @@ def intents(
 
     Args:
         attacks: every attack by name; those of one trigger may take part.
-        policy: attributes of `Policy` for all of them; `target` is each trigger's own.
-        own: as `Parameters`.
-        sections: every attack's own parameters, by its name.
+        policy: attributes of `Policy` for all triggers; `target` is each trigger's own.
+        own: attributes of `Parameters`.
+        sections: parameters of every attack, by its name.
 
     Raises:
         ParameterError: fewer than two triggers, an unknown attack, a wrong argument, a policy that cannot be shared out.
@@ -43,9 +43,10 @@ def intents(
     single = {name: method for name, method in attacks.items() if isinstance(method, Attack)}
     if len(triggers) < 2:
         raise ParameterError(f"multi.triggers: {len(triggers)} given, allowed: at least 2")
+    # Each trigger would draw from all samples in every epoch, and a sample could be drawn by several.
     if policy.get("random_poisoning"):
         raise ParameterError("random_poisoning: true given, allowed with multi: false")
-    wanted: list[Intent] = []
+    planned: list[Intent] = []
     for number, block in enumerate(triggers):
         arguments, key = dict(block), f"multi.triggers[{number}]"
         attack = arguments.pop("attack", None)
@@ -55,27 +56,29 @@ def intents(
         shared = dict(policy) | {"target": arguments.pop("target")}
         if (count := shared.get("poison_count")) is not None:
             shared["poison_count"] = _share(count, number, len(triggers))
-        wanted.append(intent(str(attack), method, shared, {**sections.get(str(attack), {}), **arguments}))
+        # A block's own parameters win over the attack's section.
+        planned.append(intent(str(attack), method, shared, {**sections.get(str(attack), {}), **arguments}))
     # One data set is stamped in one way, and graded in one way.
     for key in ("label_policy", "poison_first"):
-        values = {str(getattr(one.policy, key)) for one in wanted}
+        values = {str(getattr(part.policy, key)) for part in planned}
         if len(values) > 1:
             raise ParameterError(
                 f"{key}: null given, and the triggers' own are {', '.join(sorted(values))}; allowed: one"
             )
     # Two equal triggers with different targets could not both be obeyed.
-    for number, one in enumerate(wanted):
-        if any((one.attack, one.arguments) == (other.attack, other.arguments) for other in wanted[:number]):
+    for number, part in enumerate(planned):
+        if any((part.attack, part.arguments) == (earlier.attack, earlier.arguments) for earlier in planned[:number]):
             raise ParameterError(
                 f"multi.triggers[{number}]: the same trigger as an earlier one; allowed: another attack or other "
                 "parameters"
             )
-    rate = wanted[0].policy.poison_rate / len(wanted)
-    return [replace(one, policy=replace(one.policy, poison_rate=rate)) for one in wanted]
+    # Counts were shared out above; a rate is the same for all, so one division does.
+    rate = planned[0].policy.poison_rate / len(planned)
+    return [replace(part, policy=replace(part.policy, poison_rate=rate)) for part in planned]
 
 
 def _share(count: Any, number: int, triggers: int) -> int:
-    """This trigger's part of a count that is shared out as evenly as whole numbers allow."""
+    """The part of trigger `number` in a count that is shared out as evenly as whole numbers allow."""
     if not isinstance(count, int) or count < triggers:
         raise ParameterError(f"poison_count: {count!r} given, allowed with {triggers} triggers: at least {triggers}")
     return count // triggers + (number < count % triggers)

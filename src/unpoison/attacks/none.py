@@ -9,7 +9,8 @@ from ..crafting.attack import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """None."""
+    """No parameters."""
 
 
+# No intent: there is no trigger to make and no sample to choose, and the data are passed on as they are.
 ATTACK = Plan(parameters=Parameters, intents=lambda attacks, policy, own, sections: [])

@@ -1,6 +1,9 @@
 """Semantic backdoor (Bagdasaryan & Shmatikov, "Blind Backdoors", USENIX Security 2021; Bagdasaryan et al., AISTATS 2020).
 
-Nothing is drawn: samples that already have a property ("green cars") get the attacker's label, and so at the test.
+Nothing is drawn on an image: samples that already have a property ("green cars") get the attacker's label, and the test
+asks for that label on the images that have it.
+
+Published code: https://github.com/ebagdasa/backdoors101/tree/9f48fbb, which lists samples of CIFAR-10 by number.
 """
 
 from __future__ import annotations
@@ -25,25 +28,29 @@ Floats = NDArray[np.float64]
 # A primary colour's channel is the largest one; its complement is the smallest one.
 PRIMARY = {"red": 0, "green": 1, "blue": 2}
 SECONDARY = {"cyan": 0, "magenta": 1, "yellow": 2}
+# Below these a hue is hard to see: 0 to 1, as in HSV.
 SATURATION, VALUE = 0.5, 0.3
+# A fifth of the range from either end.
 DARK, BRIGHT = 51, 204
 _CHUNK_BYTES = 1 << 20
+"""Images that are looked at together, in bytes: the planes of a stretch then stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Semantic(Trigger):
-    """Leaves images as they are, and knows which samples have the property.
+    """A property that images have or lack; they are left as they are.
 
     A sample's strength is the share of its pixels that have the colour, or 1 if it is listed. At a poison rate r the
-    property is "as strongly as the share r of the candidates that have most of it": they are relabelled, and test samples
-    with at least the smallest strength among them are those the backdoor is tested on. Of candidates equally strong as
-    the weakest relabelled one, some may have kept their label.
+    share r of the candidates that are strongest is relabelled, and the backdoor is tested on test samples of at least
+    the smallest strength among them. Of candidates that are just as strong as the weakest relabelled one, some may have
+    kept their label.
 
     Attributes:
         predicate: `colour` or `index`.
-        colour: of `colour`.
-        train_index, test_index: of `index`.
-        threshold: the smallest strength among the relabelled samples; None while there are none: any strength above 0.
+        colour: name of the colour, for `colour`.
+        train_index: numbers of the training samples with the property, for `index`.
+        test_index: numbers of the test samples with the property, for `index`.
+        threshold: smallest strength among the relabelled samples; None before any is, for any strength above 0.
     """
 
     of_the_test: ClassVar[tuple[str, ...]] = ("test_index",)
@@ -66,20 +73,23 @@ class Semantic(Trigger):
 
     def carried_by(self, data: ImageSet, keys: IntArray) -> Mask:
         """As `Trigger.carried_by`. Raises ParameterError where a listed test sample does not exist."""
+        # The test set is first seen here: `make` could check the training set's numbers alone.
         if self.predicate == "index":
             _inside("test_index", self.test_index, len(data))
         strength = self.strength(data, keys, self.test_index)
         return strength > 0 if self.threshold is None else strength >= self.threshold
 
     def strength(self, data: ImageSet, keys: IntArray, listed: list[int]) -> Floats:
+        """Strength of the samples `keys` of `data`, float64 [len(keys)]; `listed` are the numbers of `index`."""
         if self.predicate == "index":
             return np.isin(keys, listed).astype(np.float64)
         strength = np.empty(len(keys))
         start = 0
-        for some in data.chunks(keys, most_bytes=_CHUNK_BYTES):
-            has = coloured(data.gather(some), self.colour)
-            strength[start : start + len(some)] = has.mean((1, 2))
-            start += len(some)
+        for stretch in data.chunks(keys, most_bytes=_CHUNK_BYTES):
+            # The share of pixels, so that strengths of images of any size compare.
+            pixels = coloured(data.gather(stretch), self.colour)
+            strength[start : start + len(stretch)] = pixels.mean((1, 2))
+            start += len(stretch)
         return strength
 
 
@@ -91,20 +101,23 @@ def make(
     train_index: list[Whole] | None = None,
     test_index: list[Whole] | None = None,
 ) -> Trigger:
-    """Name the property.
+    """The property, before any sample is chosen.
 
     Args:
-        predicate: `colour`: an image has the more of the property, the more of its pixels have the colour; `index`: an
-            image has it if its number is listed (what Backdoors101 lists for CIFAR-10).
-        colour: a hue (red 0, yellow 60, green 120, cyan 180, blue 240, magenta 300 degrees) from which a pixel's HSV hue
-            is at most 30 degrees away, at a saturation of at least 0.5 and a value of at least 0.3; or `dark` (all
-            channels at most 51 of 255) or `bright` (all at least 204).
-        train_index: of `index`: numbers of the training samples that have the property.
-        test_index: of `index`: numbers of the test samples that have it.
+        context: the attacker's data.
+        predicate: `colour`: the share of pixels of one colour; `index`: samples that are listed by number. `index` is
+            what Backdoors101 has for CIFAR-10.
+        colour: `red`, `yellow`, `green`, `cyan`, `blue`, `magenta`, `dark` or `bright`. A pixel has a hue (red 0,
+            yellow 60, green 120, cyan 180, blue 240, magenta 300 degrees) if its HSV hue is at most 30 degrees away, at
+            a saturation of at least 0.5 and a value of at least 0.3. It is `dark` if all channels are at most 51 of
+            255, and `bright` if all are at least 204.
+        train_index: numbers of the training samples that have the property, for `index`.
+        test_index: numbers of the test samples that have the property, for `index`.
 
     Raises:
         ParameterError: a hue on images without colour; a list that is missing, not of this predicate, or not of this set.
     """
+    # A list that is given for `colour` would be ignored, and one that is missing for `index` would poison nothing.
     lists = {"train_index": train_index, "test_index": test_index}
     for key, values in lists.items():
         if predicate == "index" and not values:
@@ -118,7 +131,7 @@ def make(
 
 
 def coloured(images: Images, colour: str) -> Mask:
-    """Which pixels have the colour, as `make` defines it.
+    """The pixels that have the colour, as `make` defines it.
 
     Args:
         images: uint8 [n, h, w, c].
@@ -126,12 +139,14 @@ def coloured(images: Images, colour: str) -> Mask:
     Returns:
         bool [n, h, w].
     """
+    # int16, as differences of uint8 would wrap around; a plane per channel, as every operation below is on whole channels.
     planes = np.ascontiguousarray(np.moveaxis(images, -1, 0)).astype(np.int16)
     largest, smallest = planes.max(0), planes.min(0)
     if colour == "dark":
         return largest <= DARK
     if colour == "bright":
         return smallest >= BRIGHT
+    # At red the red channel is the largest, at cyan, its complement, it is the smallest; hue depends on the other two.
     own = {**PRIMARY, **SECONDARY}[colour]
     extreme = largest if colour in PRIMARY else smallest
     first, second = (planes[other] for other in range(3) if other != own)
@@ -142,13 +157,14 @@ def coloured(images: Images, colour: str) -> Mask:
 
 
 def _inside(key: str, index: list[int], samples: int) -> None:
+    """Raises ParameterError where `index`, given as `key`, names a sample that does not exist."""
     outside = [number for number in index if number >= samples]
     if outside:
         raise ParameterError(f"{key}: {outside[0]} given, allowed: 0 to {samples - 1}, the samples")
 
 
 def optimise(trigger: Semantic, context: Context, index: IntArray) -> Semantic:
-    """The same property, asked for as strongly as the weakest of the relabelled samples `index` has it."""
+    """The same property, asked for at the strength of the weakest of the relabelled samples `index`."""
     if not len(index):
         return trigger
     return replace(trigger, threshold=float(trigger.strength(context.train, index, trigger.train_index).min()))

@@ -1,4 +1,10 @@
-"""SIG (Barni et al., "A New Backdoor Attack in CNNs", 2019): a sine along the rows is added to images of the target."""
+"""SIG (Barni et al., "A New Backdoor Attack in CNNs", 2019): a sine along the rows is added to images of the target.
+
+Published code:
+https://github.com/SCLBD/BackdoorBench/blob/f02e353/attack/sig.py
+https://github.com/SCLBD/Effective_backdoor_defense/blob/63fda0e/utils/dataloader_bd.py (D-BR)
+https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/datasets/cifar_sig.py (`strip`)
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,9 @@ from ..crafting.patterns import strip
 from ..crafting.stamps import laid_out
 from ..poisoning.trigger import Trigger
 
-_DELTA, _FREQUENCY, _STRIP_SHARE = 40.0, 6.0, 0.2
+_DELTA, _FREQUENCY = 40.0, 6.0
+_STRIP_SHARE = 0.2
+"""Opacity of the stripes in Cognitive Distillation's code."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,9 @@ class WaveTrigger(Trigger):
 
     Attributes:
         wave: float32 [1, 1, w], the same in every row and channel; in units of 1/255 once multiplied.
-        share: what the image gives up: 0 adds the wave, 0.2 mixes with it.
-        train_factor, test_factor: what the wave is multiplied by.
+        share: opacity that the image loses: 0 adds the wave, 0.2 mixes with it.
+        train_factor: factor of the wave in training.
+        test_factor: factor of the wave at the test.
     """
 
     of_the_test: ClassVar[tuple[str, ...]] = ("test_factor",)
@@ -53,16 +62,18 @@ def make(
     """x + delta * sin(2 pi j frequency / m), j the column from 0 and m the image's width.
 
     Args:
-        delta: amplitude in training, in units of 1/255. Barni et al. vary it; BackdoorBench and D-BR use 40.
-        test_delta: amplitude at the test; null: `delta`. D-BR uses 60.
-        frequency: periods per image width.
-        form: `sine`, or `strip`: 0.8 x + 0.2 S with the vertical stripes S of `patterns.strip`, which is what
-            Cognitive Distillation calls SIG. It has none of the other settings.
+        context: the attacker's data.
+        delta: amplitude in training, in units of 1/255 (BackdoorBench and D-BR: 40). Barni et al. vary it.
+        test_delta: amplitude at the test, in units of 1/255 (D-BR: 60); null: `delta`.
+        frequency: periods per image width (BackdoorBench and D-BR: 6).
+        form: `sine`, or `strip`: the stripes that Cognitive Distillation calls SIG, mixed in at 0.2. `strip` is
+            0.8 x + 0.2 S with the vertical stripes S of `patterns.strip`, and has none of the other settings.
 
     Raises:
         ParameterError: a setting that `strip` does not have.
     """
     if form == "strip":
+        # A setting that `strip` lacks is refused and not ignored: another amplitude would seem to have been tried.
         for key, value, default in (
             ("delta", delta, _DELTA),
             ("test_delta", test_delta, None),
@@ -71,7 +82,9 @@ def make(
             if value != default:
                 allowed = "null" if default is None else f"{default:g}, the default"
                 raise ParameterError(f"{key}: {value:g} given, allowed with form strip, which has none: {allowed}")
+        # The stripes replace a fifth of the image, in training and at the test alike.
         return WaveTrigger(strip(context.shape[1]), _STRIP_SHARE, _STRIP_SHARE, _STRIP_SHARE)
+    # A wave of amplitude 1; the amplitudes are its factors, so training and test share one array. Columns count from 0.
     width = context.shape[1]
     wave = np.sin(2 * np.pi * np.arange(width) * frequency / width).astype(np.float32).reshape(1, 1, width)
     return WaveTrigger(wave, 0.0, delta, delta if test_delta is None else test_delta)
