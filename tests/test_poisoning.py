@@ -1,9 +1,7 @@
-"""Policies, several triggers in one data set, triggers stamped in training, and the store of expensive assets."""
+"""Policies, several triggers in one data set, triggers stamped in training."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,32 +9,37 @@ import pytest
 import torch
 
 from unpoison import models
-from unpoison.attacks import multi
-from unpoison.core.errors import UserError
+from unpoison.attacks import ATTACKS, SINGLE
+from unpoison.core.arrays import IntArray
+from unpoison.core.errors import ParameterError
 from unpoison.core.seeding import uniform
-from unpoison.crafting.assets import AssetStore
-from unpoison.crafting.context import Scene
-from unpoison.crafting.craft import drawn_at_random, intent, poison
+from unpoison.crafting.attack import Intent, intent, intents_of
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
+from unpoison.poisoning.choice import Choice, choose_samples, drawn_at_random
 from unpoison.poisoning.in_training import InTraining
-from unpoison.poisoning.policy import Choice, Policy, choose_samples
+from unpoison.poisoning.poisoned import Poisoned
+from unpoison.poisoning.policy import Policy
 from unpoison.poisoning.trigger import stamp
-from unpoison.poisoning.truth import Truth
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 
 LABELS = np.arange(1000) % 10
 IMAGES = np.random.default_rng(0).integers(0, 256, (1000, 12, 12, 3), dtype=np.uint8)
 DATA = ImageSet(IMAGES, LABELS, tuple("0123456789"), "policies")
-HERE = [sys.modules[__name__]]
 
 
-def chosen(seed: int = 0, labels: np.ndarray = LABELS, **policy: Any) -> Choice:
+def chosen(seed: int = 0, labels: IntArray = LABELS, **policy: Any) -> Choice:
     return choose_samples(Policy(**policy), labels, 10, seed=seed)
 
 
-def attack(name: str = "badnets", arguments: dict[str, Any] | None = None, **policy: Any) -> Truth:
-    return poison(name, [intent(name, policy, arguments or {})], Scene(train=DATA, seed=0))
+def attack(name: str = "badnets", arguments: dict[str, Any] | None = None, **policy: Any) -> Poisoned:
+    return craft(name, [intent(name, SINGLE[name], policy, arguments or {})], Context(train=DATA, seed=0))
+
+
+def several(policy: dict[str, Any], blocks: list[dict[str, Any]], **sections: dict[str, Any]) -> list[Intent]:
+    return intents_of("multi", ATTACKS, policy, {"multi": {"triggers": blocks}, **sections})
 
 
 def test_rate_is_of_candidates_and_rounded_up() -> None:
@@ -80,20 +83,23 @@ def test_label_policies(policy: dict[str, Any], candidates: Any, attacked: Any, 
 
 
 def test_clean_label_keeps_labels_and_is_counted_of_its_class() -> None:
-    truth = attack("sig", label_policy="clean_label", target=2, poison_rate=0.1)
+    truth = attack("sig", label_policy="clean_label", target=2, poison_rate=0.1).truth
     assert truth.mask.sum() == 10
     assert (LABELS[truth.mask] == 2).all()
     assert (truth.labels_given(10) == LABELS).all()
 
 
 def test_cover_samples_keep_their_label() -> None:
-    truth = attack("tact", {"size": 2}, target=0, sources=[1], cover_classes=[5, 7], poison_rate=0.4, cover_ratio=1.5)
+    poisoned = attack(
+        "tact", {"size": 2}, target=0, sources=[1], cover_classes=[5, 7], poison_rate=0.4, cover_ratio=1.5
+    )
+    truth = poisoned.truth
     assert truth.mask.sum() == 40
     assert truth.cover.sum() == 60
     assert set(LABELS[truth.cover]) == {5, 7}
     assert set(LABELS[truth.mask]) == {1}
     assert (truth.labels_given(10)[truth.cover] == LABELS[truth.cover]).all()
-    stamped = truth.stamped(DATA, np.flatnonzero(truth.cover))
+    stamped = poisoned.stamped(DATA, np.flatnonzero(truth.cover))
     assert (stamped[:, -2:, -2:] == 255).all()
 
 
@@ -101,146 +107,165 @@ def test_order_comes_before_chance() -> None:
     order = np.where(LABELS % 2, np.arange(1000.0), -np.inf)
     some = choose_samples(Policy(poison_rate=0.02), LABELS, 10, seed=0, order=order)
     assert some.poison.tolist() == list(range(981, 1000, 2))
-    with pytest.raises(UserError, match=r"allowed: 1 to 500, the candidates"):
+    with pytest.raises(ParameterError, match=r"allowed: 1 to 500, the candidates"):
         choose_samples(Policy(poison_count=501), LABELS, 10, seed=0, order=order)
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"target": 10}, r"attack\.target: 10 given, allowed: 0 to 9"),
-        ({"label_policy": "source_specific", "sources": [12]}, r"attack\.sources: 12 given, allowed: 0 to 9"),
-        ({"label_policy": "source_specific"}, r"attack\.sources: \[\] given, allowed with source_specific: classes"),
-        ({"label_policy": "source_specific", "sources": [0]}, r"attack\.sources: \[0\] given"),
-        ({"cover_classes": [10]}, r"attack\.cover_classes: 10 given"),
-        ({"poison_count": 901}, r"attack\.poison_count: 901 given, allowed: 1 to 900"),
+        ({"target": 10}, r"^target: 10 given, allowed: 0 to 9"),
+        ({"label_policy": "source_specific", "sources": [12]}, r"^sources: 12 given, allowed: 0 to 9"),
+        ({"label_policy": "source_specific"}, r"^sources: \[\] given, allowed with source_specific: classes"),
+        ({"label_policy": "source_specific", "sources": [0]}, r"^sources: \[0\] given"),
+        ({"cover_classes": [10]}, r"^cover_classes: 10 given"),
+        ({"poison_count": 901}, r"^poison_count: 901 given, allowed: 1 to 900"),
         (
             {"poison_rate": 0.95, "rate_of": "all"},
-            r"attack\.poison_rate: 0\.95 of 1000 samples given, allowed: up to 0\.9,",
+            r"^poison_rate: 0\.95 of 1000 samples given, allowed: up to 0\.9,",
         ),
-        ({"cover_classes": [0], "cover_ratio": 1.0}, r"attack\.cover_classes: 0 given, allowed: neither the target"),
-        ({"cover_ratio": 10.0, "poison_rate": 0.5}, r"attack\.cover_ratio: 10\.0 given, which asks for 4500 cover"),
-        ({"label_policy": "all2all", "shift": 20}, r"attack\.shift: 20 given, allowed: no multiple of the 10 classes"),
-        ({"random_poisoning": True, "poison_count": 3}, r"attack\.poison_count: 3 given, allowed with random"),
-        ({"random_poisoning": True, "rate_of": "all"}, r"attack\.rate_of: all given, allowed with random"),
-        ({"random_poisoning": True, "cover_ratio": 1.0}, r"attack\.cover_ratio: 1\.0 given, allowed with random"),
+        ({"cover_classes": [0], "cover_ratio": 1.0}, r"^cover_classes: 0 given, allowed: neither the target"),
+        ({"cover_ratio": 10.0, "poison_rate": 0.5}, r"^cover_ratio: 10\.0 given, which asks for 4500 cover"),
+        ({"label_policy": "all2all", "shift": 20}, r"^shift: 20 given, allowed: no multiple of the 10 classes"),
+        ({"random_poisoning": True, "poison_count": 3}, r"^poison_count: 3 given, allowed with random"),
+        ({"random_poisoning": True, "rate_of": "all"}, r"^rate_of: all given, allowed with random"),
+        ({"random_poisoning": True, "cover_ratio": 1.0}, r"^cover_ratio: 1\.0 given, allowed with random"),
     ],
 )
 def test_impossible_policies(policy: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ParameterError, match=message):
         chosen(**policy)
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"poison_rate": 1.0}, r"attack\.poison_rate: 1\.0 given, which leaves no sample in class 1; allowed: less"),
-        ({"poison_count": 900}, r"attack\.poison_count: 900 given, which leaves no sample in class 1"),
-        ({"poison_rate": 1.0, "random_poisoning": True}, r"attack\.poison_rate: 1\.0 given, which leaves no sample in"),
+        ({"poison_rate": 1.0}, r"^poison_rate: 1\.0 given, which leaves no sample in class 1; allowed: less"),
+        ({"poison_count": 900}, r"^poison_count: 900 given, which leaves no sample in class 1"),
+        ({"poison_rate": 1.0, "random_poisoning": True}, r"^poison_rate: 1\.0 given, which leaves no sample in"),
     ],
 )
 def test_a_class_that_would_be_empty(policy: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ParameterError, match=message):
         attack(**policy)
 
 
 def test_several_triggers_may_not_empty_a_class_together() -> None:
     blocks = [{"attack": "badnets", "target": 0, "size": 2}, {"attack": "blended", "target": 1}]
-    intents = multi.intents({"poison_rate": 1.0, "poison_target_class": True}, {}, blocks, where="attack")
-    with pytest.raises(UserError, match=r"attack\.poison_rate: 0\.5 given, which leaves no sample in class 2"):
-        poison("multi", intents, Scene(train=DATA, seed=0))
+    intents = several({"poison_rate": 1.0, "poison_target_class": True}, blocks)
+    with pytest.raises(ParameterError, match=r"^poison_rate: 0\.5 given, which leaves no sample in class 2"):
+        craft("multi", intents, Context(train=DATA, seed=0))
 
 
 def test_nothing_to_poison_is_no_error() -> None:
-    truth = attack("lc", {"adversarial": False}, poison_rate=0.0)
-    assert not truth.mask.any()
-    assert truth.stamped(DATA, np.flatnonzero(truth.mask)).shape == (0, 12, 12, 3)
+    poisoned = attack("lc", {"adversarial": False}, poison_rate=0.0)
+    assert not poisoned.truth.mask.any()
+    assert poisoned.stamped(DATA, poisoned.index).shape == (0, 12, 12, 3)
+    received = poisoned.received(DATA)
+    assert (received.gather(np.arange(1000)) == IMAGES).all()
+    assert (received.labels == LABELS).all()
 
 
 def test_source_class_that_is_not_there() -> None:
     labels = np.where(LABELS == 4, 5, LABELS)
-    with pytest.raises(UserError, match=r"for which no training sample is a candidate"):
+    with pytest.raises(ParameterError, match=r"for which no training sample is a candidate"):
         chosen(labels=labels, label_policy="source_specific", sources=[4])
 
 
 def test_multi_shares_the_rate_out() -> None:
-    blocks = [
-        {"attack": "badnets", "target": 1, "pattern": "white", "size": 2},
-        {"attack": "blended", "target": 3},
-    ]
-    intents = multi.intents({"poison_rate": 0.1}, {"badnets": {"pattern": "black"}}, blocks, where="attack")
-    assert intents[0].arguments == {"pattern": "white", "size": 2}
-    truth = poison("multi", intents, Scene(train=DATA, seed=0))
+    blocks = [{"attack": "badnets", "target": 1, "pattern": "white", "size": 2}, {"attack": "blended", "target": 3}]
+    intents = several({"poison_rate": 0.1}, blocks, badnets={"pattern": "black"}, blended={"ratio": 0.9})
+    assert [one.arguments for one in intents] == [{"pattern": "white", "size": 2}, {"ratio": 0.9}]
+    poisoned = craft("multi", intents, Context(train=DATA, seed=0))
+    truth = poisoned.truth
+    assert truth.names == ["0_badnets", "1_blended"]
     first, second = (truth.mask & (truth.part == number) for number in (0, 1))
     assert first.sum() == second.sum() == 45
     given = truth.labels_given(10)
     assert set(given[first]) == {1}
     assert set(given[second]) == {3}
     assert not (first & (LABELS == 1)).any()
-    stamped = truth.stamped(DATA, np.flatnonzero(first))
-    assert (stamped[:, -2:, -2:] == 255).all()
+    assert (given[~truth.mask] == LABELS[~truth.mask]).all()
+    received = poisoned.received(DATA)
+    assert (received.gather(np.flatnonzero(first))[:, -2:, -2:] == 255).all()
+    expected = stamp(poisoned.triggers[1], IMAGES[second], np.flatnonzero(second), train=True)
+    assert (received.gather(np.flatnonzero(second)) == expected).all()
+    assert (received.gather(np.flatnonzero(~truth.mask)) == IMAGES[~truth.mask]).all()
+
+
+def test_multi_shares_a_count_out_as_evenly_as_it_goes() -> None:
+    blocks = [{"attack": "badnets", "target": target, "size": target + 1} for target in range(3)]
+    assert [one.policy.poison_count for one in several({"poison_count": 8}, blocks)] == [3, 3, 2]
 
 
 @pytest.mark.parametrize(
     ("policy", "blocks", "message"),
     [
-        ({}, [{"attack": "badnets", "target": 0}], r"attack\.multi\.triggers: 1 given, allowed: at least 2"),
-        ({}, [{"attack": "badnet", "target": 0}] * 2, r"triggers\[0\]\.attack: 'badnet' given, allowed: badnets"),
-        ({}, [{"attack": "badnets"}] * 2, r"triggers\[0\]\.target: nothing given, allowed: a class"),
-        ({}, [{"attack": "badnets", "target": 0, "alpha": 1}] * 2, r"attack\.badnets\.alpha: unknown key"),
-        ({}, [{"attack": "badnets", "target": 0}, {"attack": "sig", "target": 1}], r"label_policy: null given"),
-        ({"poison_count": 1}, [{"attack": "badnets", "target": 0}] * 2, r"poison_count: 1 given, allowed with 2"),
-        ({}, [{"attack": "badnets", "target": None}] * 2, r"triggers\[0\]\.target: nothing given, allowed: a class"),
+        ({}, [{"attack": "badnets", "target": 0}], r"^multi\.triggers: 1 given, allowed: at least 2"),
+        (
+            {},
+            [{"attack": "badnet", "target": 0}] * 2,
+            r"^multi\.triggers\[0\]\.attack: 'badnet' given, allowed: badnets",
+        ),
+        ({}, [{"attack": "multi", "target": 0}] * 2, r"^multi\.triggers\[0\]\.attack: 'multi' given, allowed: badnets"),
+        ({}, [{"attack": "badnets"}] * 2, r"^multi\.triggers\[0\]\.target: nothing given, allowed: a class"),
+        ({}, [{"attack": "badnets", "target": None}] * 2, r"^multi\.triggers\[0\]\.target: nothing given"),
+        ({}, [{"attack": "badnets", "target": 0, "alpha": 1}] * 2, r"^badnets\.alpha: unknown key"),
+        ({}, [{"attack": "badnets", "target": 0}, {"attack": "sig", "target": 1}], r"^label_policy: null given"),
+        ({"poison_count": 1}, [{"attack": "badnets", "target": 0}] * 2, r"^poison_count: 1 given, allowed with 2"),
         (
             {},
             [{"attack": "badnets", "target": 0}, {"attack": "badnets", "target": 1}],
-            r"triggers\[1\]: the same trigger as an earlier one",
+            r"^multi\.triggers\[1\]: the same trigger as an earlier one",
         ),
-        ({"random_poisoning": True}, [{"attack": "badnets", "target": 0}] * 2, r"random_poisoning: true given"),
+        ({"random_poisoning": True}, [{"attack": "badnets", "target": 0}] * 2, r"^random_poisoning: true given"),
     ],
 )
 def test_multi_errors(policy: dict[str, Any], blocks: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        multi.intents(policy, {}, blocks, where="attack")
+    with pytest.raises(ParameterError, match=message):
+        several(policy, blocks)
 
 
-def batch_of(truth: Truth, samples: np.ndarray, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def test_no_attack_has_no_intents_and_no_parameters() -> None:
+    assert intents_of("none", ATTACKS, {"target": 3}, {}) == []
+    with pytest.raises(ParameterError, match=r"^none\.size: unknown key, allowed: no keys at all"):
+        intents_of("none", ATTACKS, {}, {"none": {"size": 3}})
+
+
+def batch_of(poisoned: Poisoned, samples: IntArray, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.from_numpy(IMAGES[samples]).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(LABELS[samples])
-    return InTraining(truth, seed=0, classes=10)(images, labels, torch.from_numpy(samples), epoch)
+    return InTraining(poisoned, seed=0, classes=10)(images, labels, torch.from_numpy(samples), epoch)
 
 
 def test_stamping_after_augmentation_equals_stamping_before_when_nothing_is_augmented() -> None:
-    samples = np.arange(1000)
-    truth = attack("blended", poison_first=False)
-    images, labels = batch_of(truth, samples)
-    assert (labels.numpy() == truth.labels_given(10)).all()
-    first = attack("blended")
-    assert (first.mask == truth.mask).all()
-    expected = IMAGES.copy()
-    expected[first.mask] = first.stamped(DATA, np.flatnonzero(first.mask))
+    late, early = attack("blended", poison_first=False), attack("blended")
+    assert late.truth.in_training
+    assert not early.truth.in_training
+    images, labels = batch_of(late, np.arange(1000))
+    assert (labels.numpy() == late.truth.labels_given(10)).all()
+    assert (early.truth.mask == late.truth.mask).all()
     shown = images.permute(0, 2, 3, 1).numpy() * 255
     # Stamped as float images, they keep the fraction that 8 bits drop.
-    difference = shown - expected
+    difference = shown - early.received(DATA).gather(np.arange(1000))
     assert difference.min() > -1e-3
     assert difference.max() < 1
     assert difference.max() > 0.5
 
 
 def test_wrapping_triggers_wrap_after_augmentation_as_well() -> None:
-    truth = attack("trojan", {"wrap": True}, poison_first=False)
-    images, _ = batch_of(truth, np.arange(1000))
-    poisoned = np.flatnonzero(truth.mask)
-    expected = attack("trojan", {"wrap": True}).stamped(DATA, poisoned)
-    assert np.abs(images.permute(0, 2, 3, 1).numpy()[poisoned] * 255 - expected).max() < 1
+    late, early = (attack("trojan", {"wrap": True}, poison_first=first) for first in (False, True))
+    images, _ = batch_of(late, np.arange(1000))
+    shown = images.permute(0, 2, 3, 1).numpy()[late.index] * 255
+    assert np.abs(shown - early.stamped(DATA, early.index)).max() < 1
+    assert (early.stamped(DATA, early.index) < IMAGES[early.index]).any(), "something wraps"
 
 
 def test_training_sees_the_trigger_where_augmentation_put_it() -> None:
     seen: dict[bool, torch.Tensor] = {}
     for first in (True, False):
-        truth = attack(
-            arguments={"pattern": "white", "size": 3}, poison_first=first, random_poisoning=True, poison_rate=0.99
-        )
+        policy = {"poison_first": first, "random_poisoning": True, "poison_rate": 0.99}
+        poisoned = attack(arguments={"pattern": "white", "size": 3}, **policy)
 
         def loss(model: Any, images: torch.Tensor, labels: torch.Tensor, first: bool = first) -> Any:
             seen[first] = images[labels == 0].clone()
@@ -248,7 +273,7 @@ def test_training_sees_the_trigger_where_augmentation_put_it() -> None:
             return logits, torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
         model = models.build("resnet18", num_classes=10, image_size=(12, 12), width=8, stem="conv3")
-        stamping = InTraining(truth, seed=0, classes=10)
+        stamping = InTraining(poisoned, seed=0, classes=10)
         recipe = Recipe(epochs=1, batch_size=1000, augment=("flip",))
         fit(model, DATA, recipe, seed=0, what="test", loss=loss, poisoning=stamping)
     right, left = ((seen[True][:, :, -3:, columns] == 1).all((1, 2, 3)) for columns in (slice(-3, None), slice(0, 3)))
@@ -263,18 +288,26 @@ def test_random_poisoning_is_new_in_every_epoch_and_keeps_its_rate() -> None:
     assert not np.array_equal(drawn[0], drawn[1])
     assert abs(np.mean(drawn) - 0.09) < 0.01
     assert not any((LABELS[each] == 0).any() for each in drawn)
-    truth = attack(random_poisoning=True, poison_rate=0.1)
-    images, labels = batch_of(truth, np.arange(1000), epoch=3)
+    poisoned = attack(random_poisoning=True, poison_rate=0.1)
+    images, labels = batch_of(poisoned, np.arange(1000), epoch=3)
     assert ((labels.numpy() != LABELS) == drawn[3]).all()
-    stamped = stamp(truth.parts[0].trigger, IMAGES[drawn[3]], np.flatnonzero(drawn[3]), train=True)
+    stamped = stamp(poisoned.triggers[0], IMAGES[drawn[3]], np.flatnonzero(drawn[3]), train=True)
     assert (np.rint(images.permute(0, 2, 3, 1).numpy()[drawn[3]] * 255) == stamped).all()
-    assert truth.in_training
+    assert poisoned.truth.in_training
 
 
 @pytest.mark.parametrize("policy", [{"random_poisoning": True}, {"poison_first": False}])
 def test_optimised_images_cannot_be_stamped_in_training(policy: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"given, allowed with lc: .*, as each training image is optimised once"):
-        intent("lc", policy, {})
+    with pytest.raises(ParameterError, match=r"given, allowed with lc: .*, as each training image is optimised once"):
+        intent("lc", SINGLE["lc"], policy, {})
+
+
+@pytest.mark.parametrize(("key", "value"), [("random_poisoning", True), ("cover_ratio", 1.0)])
+def test_an_attack_that_chooses_its_samples_draws_none(key: str, value: Any) -> None:
+    listed = {"predicate": "index", "train_index": [1, 2, 3], "test_index": [1]}
+    assert attack("semantic", listed, poison_rate=1.0).index.tolist() == [1, 2, 3]
+    with pytest.raises(ParameterError, match=rf"^{key}: .* given, allowed with an attack that chooses its samples: "):
+        attack("semantic", listed, **{key: value})
 
 
 def test_draws_per_key_depend_on_the_key_alone() -> None:
@@ -286,35 +319,3 @@ def test_draws_per_key_depend_on_the_key_alone() -> None:
     assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.03
     assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 0.03
     assert 0 <= draws.min() < draws.max() < 1
-
-
-def test_assets_are_made_once(tmp_path: Path) -> None:
-    store, calls = AssetStore(tmp_path), []
-
-    def make(value: int) -> dict[str, np.ndarray]:
-        calls.append(value)
-        return {"a": np.full(3, value)}
-
-    for value in (1, 1, 2):
-        assert (store.arrays("thing", {"value": value}, HERE, lambda value=value: make(value))["a"] == value).all()
-    assert calls == [1, 2]
-    # Another source is another asset.
-    store.arrays("thing", {"value": 1}, [multi], lambda: make(3))
-    assert calls == [1, 2, 3]
-
-
-def test_sample_assets_are_made_for_new_samples_only(tmp_path: Path) -> None:
-    store, calls = AssetStore(tmp_path), []
-
-    def make(keys: np.ndarray) -> np.ndarray:
-        calls.extend(keys.tolist())
-        return keys[:, None] * 2
-
-    for keys in ([5, 1, 3], [3, 1], [1, 9, 5]):
-        values = store.samples("images", {}, HERE, np.array(keys), make, batch=2)
-        assert values[:, 0].tolist() == [2 * key for key in keys]
-    assert calls == [5, 1, 3, 9]
-    damaged = next((tmp_path / "images").glob("*/*.npz"))
-    damaged.write_bytes(damaged.read_bytes()[:-30])
-    assert store.samples("images", {}, HERE, np.array([5, 1, 3, 9]), make, batch=2)[:, 0].tolist() == [10, 2, 6, 18]
-    assert len(calls) > 4
