@@ -65,10 +65,11 @@ def build(
         name: a key of `NETWORKS`, `torchvision:NAME` or `timm:NAME`.
         num_classes: number of logits.
         image_size: height and width in pixels.
-        channels: input channels.
-        mean, std: per-channel normalisation of images in [0, 1], inside the network. Default: those of the pretrained
-            weights (their average over the channels for images of one), 0.5 and 0.25 without such weights.
-        seed: of the initial weights; the global random state is left as it was.
+        channels: channels of the images.
+        mean: mean of each channel of images in [0, 1], subtracted inside the network. By default that of the pretrained
+            weights (their average for images of one channel), 0.5 without such weights.
+        std: standard deviation that they are then divided by, likewise, 0.25 without pretrained weights.
+        seed: seed for the initial weights; the global random state is left as it was.
         arguments: the network's own (`width`, `stem`, `final_norm`, `growth`; `pretrained` with a prefix).
 
     Raises:
@@ -78,10 +79,11 @@ def build(
     arguments = network_arguments(name, arguments)
     height, width = image_size
     try:
+        # The libraries' constructors draw from the global random state: it is set for them and put back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone, head, own = _parts(name, arguments, num_classes, (height, width), channels)
-        # What is recorded rebuilds the network without any weights, so it needs no download.
+        # The description rebuilds the network without any weights, so it needs no download.
         description = {
             "name": name,
             "arguments": {key: value for key, value in arguments.items() if key != "pretrained"},
@@ -107,11 +109,11 @@ def network_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
     """Check a network's name and arguments without building it.
 
     Args:
-        name: what `build` takes; that a library has the network is looked up in the library.
+        name: a name for `build`; networks of a library are looked up in the library.
         arguments: the network's own.
 
     Returns:
-        The arguments, defaults not added.
+        The arguments, without the defaults of those that are absent.
 
     Raises:
         ParameterError: names the argument, what was given and what is allowed.
@@ -122,12 +124,13 @@ def network_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
         checked = check(arguments, LibraryOptions)
         check_path(checked.get("pretrained"))
         return checked
+    # The prefixes are among the options for the message alone.
     options = {**NETWORKS, **{f"{library}:NAME": None for library in PREFIXES}}
     return check(arguments, one_of(name, options, key="name"))
 
 
 def fresh_copy(model: Classifier, *, seed: int) -> Classifier:
-    """The same network with new initial weights: random ones, also where the original started from pretrained ones."""
+    """The same network with new, random initial weights, even where the original started from pretrained ones."""
     return _rebuild(model.description, seed)
 
 
@@ -144,6 +147,8 @@ def load(folder: Any) -> Classifier:
 
 
 def _rebuild(description: dict[str, Any], seed: int) -> Classifier:
+    """A network from its description, with new weights."""
+    # JSON knows lists only, where `build` takes tuples.
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
     }
@@ -152,7 +157,7 @@ def _rebuild(description: dict[str, Any], seed: int) -> Classifier:
 
 
 def _library(prefix: str) -> Any:
-    """The module that builds a library's networks; importing it imports the library."""
+    """The module that builds a library's networks; its import imports the library."""
     if prefix == "timm":
         from . import timm_networks
 
@@ -165,7 +170,7 @@ def _library(prefix: str) -> Any:
 def _parts(
     name: str, arguments: dict[str, Any], num_classes: int, image_size: tuple[int, int], channels: int
 ) -> tuple[Backbone, nn.Linear, Any]:
-    """Backbone, head, and the normalisation that pretrained weights want."""
+    """Backbone, head, and the normalisation that pretrained weights were trained with, None without them."""
     prefix, colon, short = name.partition(":")
     if colon:
         backbone, head, own = _library(prefix).build(
@@ -179,7 +184,9 @@ def _parts(
 def _per_channel(
     key: str, given: tuple[float, ...] | None, own: tuple[float, ...] | None, default: float, channels: int
 ) -> list[float]:
+    """A value per channel: the ones given, or else the pretrained weights' own, or else the default."""
     values = given if given is not None else own if own is not None else (default,) * channels
+    # Grey images are repeated over a colour network's three channels; one value does for all three.
     if given is None and channels == 1:
         values = (sum(values) / len(values),)
     if len(values) != channels:
@@ -191,6 +198,7 @@ def _per_channel(
 def _try_out(model: Classifier) -> None:
     """One black image through every public method, so that a size that does not fit is refused here and not in training."""
     about = model.description
+    # One image, in evaluation mode: in training mode batch norm refuses a batch of one and would take note of it.
     images = torch.zeros(1, about["channels"], *about["image_size"])
     model.eval()
     shapes = [tuple(out.shape) for out in (model.feature_map(images), model.features(images), model(images))]

@@ -27,10 +27,13 @@ def save(
     """Write a checkpoint folder.
 
     Args:
+        model: model to write; it stays where it is.
+        folder: folder that is made or replaced.
         classes: class names.
-        made_by: JSON values, to `model.json` as they are: stage, seed, recipe, machine.
-        made_from: name to digest of the artefacts it was made from.
+        made_by: JSON values for `model.json`, as they are: stage, seed, recipe, machine.
+        made_from: digest by name of each artefact it was made from.
     """
+    # No metadata in the safetensors file: with two keys or more its bytes would differ from run to run.
     with new_folder(folder) as staging:
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, staging / WEIGHTS)
@@ -39,13 +42,18 @@ def save(
 
 
 def digest_of(folder: Path) -> str:
-    """SHA-256 of a checkpoint's weights, as its description says."""
+    """SHA-256 of a checkpoint's weights, as its description records it."""
     about = read_manifest(folder, DESCRIPTION, FORMAT)
     return str(about.get("files", {}).get(WEIGHTS, ""))
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Callable[[Classifier], None]]:
-    """The network's description, and a function that loads the weights into a network built from it."""
+    """The network's description, and a function that loads the weights into a network built from it.
+
+    Raises:
+        UserError: a missing or changed file, or one that is no checkpoint; from the function, weights of another
+            architecture.
+    """
     folder = Path(folder)
     about = read_manifest(folder, DESCRIPTION, FORMAT)
     if not isinstance(about.get("network"), dict):
@@ -60,12 +68,13 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Callable[[Classifier]
 
     def assign(model: Classifier) -> None:
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in weights.items()}
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        given = {name: tuple(value.shape) for name, value in weights.items()}
+        # Compared here, name by name: torch's own message lists every tensor.
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         if wrong:
             network = about["network"]
             raise UserError(
-                f"{path}: weights of another architecture: {wrong[0]} is {found.get(wrong[0], 'absent')}, "
+                f"{path}: weights of another architecture: {wrong[0]} is {given.get(wrong[0], 'absent')}, "
                 f"{network['name']} {network['arguments']} has {expected.get(wrong[0], 'none')} "
                 f"({len(wrong)} of {len(expected)} tensors differ)"
             )

@@ -1,8 +1,8 @@
-"""`Classifier`: one shape for every network, so that methods reach features, head and logits the same way.
+"""`Classifier`: one shape for every network, so that methods reach features, head and logits in the same way.
 
-A network is a backbone and one linear head. The backbone has two halves, images to its last raw output and raw output to
-penultimate features, because some methods want the map between them; networks whose raw output is no map (tokens) say how
-to read it as one.
+A network is a backbone and one linear head. The backbone has two halves, from images to its last raw output and from there
+to penultimate features, because some methods need the map in between; a network whose raw output is no map (tokens) says
+how to read it as one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of each auxiliary head's loss in the sum that is minimised: the value of the Inception-v3 authors' own training code
-# (Szegedy et al., 2016). GoogLeNet's paper (2015) gives 0.3 for its two heads.
+# Weight of each auxiliary head's loss: the value of the Inception-v3 authors' own training code (Szegedy et al., 2016).
+# GoogLeNet's paper (2015) gives 0.3 for its two heads.
 AUXILIARY_WEIGHT = 0.4
 
 
 class GlobalAverage(nn.Module):
-    """A feature map [n, d, h, w] averaged over space, [n, d]."""
+    """The average over space, from a feature map [n, d, h, w] to [n, d]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
@@ -28,8 +28,8 @@ class Backbone(nn.Module):
     """Everything before the head. This class is the plain convolutional case: the raw output is the last feature map.
 
     Args:
-        body: normalised images [n, c, h, w] to the raw output.
-        pooling: the raw output to the penultimate features [n, d], hidden linear layers and dropout included.
+        body: module from normalised images [n, c, h, w] to the raw output.
+        pooling: module from there to the penultimate features [n, d], hidden linear layers and dropout included.
         traceable: whether `torch.fx` can trace it and finds batch norms to fold into convolutions.
     """
 
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
         return raw
 
     def pool(self, raw: Tensor) -> Tensor:
-        """The raw output to the penultimate features [n, d]."""
+        """The penultimate features [n, d] from the raw output."""
         features: Tensor = self.pooling(raw)
         return features
 
@@ -61,9 +61,9 @@ class Classifier(nn.Module):
     """A network from float images [n, c, h, w] in [0, 1] to logits [n, classes]; normalisation is inside.
 
     Attributes:
-        backbone: normalised images to penultimate features, in two halves.
-        head: the last linear layer, penultimate features [n, d] to logits.
-        description: what rebuilds it: architecture name and arguments, classes, input size, mean and std.
+        backbone: from normalised images to penultimate features, in two halves.
+        head: the last linear layer, from penultimate features [n, d] to logits.
+        description: JSON values that rebuild it: name and arguments, classes, image size, channels, mean and std.
     """
 
     mean: Tensor
@@ -74,6 +74,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
         self.description = description
+        # Buffers move with the network; not persistent, as the description holds them and the weights need not.
         self.register_buffer("mean", torch.tensor(description["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(description["std"]).view(1, -1, 1, 1), persistent=False)
 
@@ -83,11 +84,11 @@ class Classifier(nn.Module):
         return self.backbone.traceable
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """The last feature map [n, d', h', w']; d' differs from the features' d where linear layers follow pooling."""
+        """The last feature map [n, d', h', w']; d' is not the features' d where linear layers follow the pooling."""
         return self.backbone.spatial(self.backbone(self._normalised(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """The penultimate features [n, d], what `head` takes."""
+        """The penultimate features [n, d], the input of `head`."""
         return self.backbone.pool(self.backbone(self._normalised(images)))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -37,11 +37,13 @@ class DenseLayer(nn.Module):
 def densenet121(channels: int, *, growth: Width = 32) -> tuple[Backbone, int]:
     """The network without its head, and the number of its features: 32 times the growth rate. Images: 8 px or more."""
     channels_in = 2 * growth
+    # The stem has twice the growth rate's channels; the paper's ImageNet stem would quarter the side at once.
     layers: list[nn.Module] = [nn.Conv2d(channels, channels_in, 3, padding=1, bias=False)]
     for block, depth in enumerate(DEPTHS):
         for _ in range(depth):
             layers.append(DenseLayer(channels_in, growth))
             channels_in += growth
+        # A transition between blocks, none after the last: half the channels, half the side.
         if block < len(DEPTHS) - 1:
             compressed = int(channels_in * COMPRESSION)
             layers += [
@@ -51,5 +53,6 @@ def densenet121(channels: int, *, growth: Width = 32) -> tuple[Backbone, int]:
                 nn.AvgPool2d(2),
             ]
             channels_in = compressed
+    # Every layer normalises its own input, so the last one's output still has to be.
     layers += [nn.BatchNorm2d(channels_in), nn.ReLU(inplace=True)]
     return Backbone(nn.Sequential(*layers), GlobalAverage()), channels_in

@@ -1,7 +1,7 @@
 """The pre-activation ResNet-18 with a CIFAR stem, at any width.
 
 He et al., "Identity Mappings in Deep Residual Networks" (2016): batch norm and ReLU come before each convolution, so that
-nothing but additions lies on the way from the first block to the last.
+only additions lie between the first block and the last.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class PreActBlock(nn.Module):
             self.projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The shortcut adds the raw input where it can: activated, it would be no identity mapping.
         active = self.relu(self.bn1(x))
         shortcut = x if self.projection is None else self.projection(active)
         return self.conv2(self.relu(self.bn2(self.conv1(active)))) + shortcut
@@ -36,15 +37,16 @@ def preactresnet18(channels: int, *, width: Width = 64, final_norm: bool = True)
     """The network without its head, and the number of its features: 8 times the width.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         width: channels of the first stage.
-        final_norm: batch norm and ReLU after the last block, as in the paper. Without them the features are averages of
-            raw sums: so do the common CIFAR ports and BackdoorBench, whose numbers need False.
+        final_norm: whether batch norm and ReLU follow the last block, as in the paper. Without them the features are
+            averages of raw sums, as in the common CIFAR ports and in BackdoorBench, whose numbers need False.
 
     The first block's shortcut takes the stem's convolution as it is, as in those ports; the paper's appendix activates it.
     """
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False)]
     channels_in = width
+    # Four stages of two blocks; the first block of each but the first stage halves the side and doubles the channels.
     for stage in range(4):
         for index in range(2):
             stride = 2 if stage > 0 and index == 0 else 1

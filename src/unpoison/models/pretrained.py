@@ -1,6 +1,6 @@
-"""Pretrained weights for `torchvision:` and `timm:` networks: from a `.safetensors` file, or from their publisher.
+"""Pretrained weights for `torchvision:` and `timm:` networks, from a `.safetensors` file or from their publisher.
 
-Only `models.build` puts them in. A checkpoint holds the trained weights themselves, so loading one never comes here.
+Only `models.build` uses them. A checkpoint holds the trained weights themselves, so loading one needs none of this.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_path(pretrained: Any) -> None:
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Raises UserError where the file is no safetensors file."""
+    """The state dict in a file. Raises UserError where it is no safetensors file."""
     try:
         return dict(load_file(path))
     except SafetensorError as error:
@@ -52,10 +52,11 @@ def put_weights(
     """Load `weights` into the library's own network, before it is taken apart.
 
     Args:
-        network: changed in place.
+        network: network of the library, changed in place.
         weights: its whole state dict; batch norms' step counters, which old files lack, may be absent.
         classifiers: names of its last linear layers; those for another number of classes keep their initial weights.
-        name, source: of the network and the weights, for the message.
+        name: name of the network, for the message.
+        source: file or address of the weights, for the message.
 
     Raises:
         UserError: a tensor is absent, has another shape or is not the network's.
@@ -67,23 +68,24 @@ def put_weights(
         # The width of what the layer reads must still be right, or the file is another network's.
         if weight is not None and len(weight) != len(expected_weight) and weight.shape[1:] == expected_weight.shape[1:]:
             given |= {f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")}
+    # From here on the two must agree, name by name and shape by shape.
     given |= {key: own[key] for key in own if key.endswith(".num_batches_tracked") and key not in given}
     expected = {key: tuple(value.shape) for key, value in own.items()}
-    found = {key: tuple(value.shape) for key, value in given.items()}
-    wrong = [key for key in [*expected, *found] if expected.get(key) != found.get(key)]
+    shapes = {key: tuple(value.shape) for key, value in given.items()}
+    wrong = [key for key in [*expected, *shapes] if expected.get(key) != shapes.get(key)]
     if wrong:
         raise UserError(
-            f"{source}: not the weights of {name} as built: {wrong[0]} is {found.get(wrong[0], 'absent')}, "
+            f"{source}: not the weights of {name} as built: {wrong[0]} is {shapes.get(wrong[0], 'absent')}, "
             f"the network has {expected.get(wrong[0], 'none')} ({len(set(wrong))} of {len(own)} tensors differ)"
         )
-    # A safetensors file has no module versions, which some torchvision networks ask for: the current ones are meant.
+    # A safetensors file has no module versions, which some torchvision networks look for: the present ones are right.
     ordered = OrderedDict(given)
     ordered._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(ordered)
 
 
 def unavailable(name: str, tried: str, error: Exception) -> UserError:
-    """The message for weights that their publisher did not give."""
+    """The error for weights that could not be had from their publisher."""
     return UserError(
         f"{name}: pretrained weights not available: tried {tried} ({type(error).__name__}: {error}); "
         "give pretrained the path of a .safetensors file with the network's state dict instead"

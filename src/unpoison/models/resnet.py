@@ -17,12 +17,14 @@ from .classifier import Backbone, GlobalAverage
 
 # Training with fewer than 8 channels corrupts the heap in torch 2.15 on CPUs with AVX2 and no AVX-512 ("free(): invalid
 # pointer"): oneDNN's weight gradient of a 1x1 convolution with stride 2, here the shortcut's, writes past its end for
-# channels_last images when there are fewer than 8 input channels. 8 and more run clean under glibc's heap checks.
+# channels_last images of fewer than 8 input channels. With 8 and more, glibc's heap checks find nothing.
 Width = Annotated[int, Ge(8)]
 Stem = Literal["conv3", "conv3_pool"]
 
 
 class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, the first with the stride."""
+
     expansion = 1
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
@@ -41,8 +43,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 to four times the channels. The stride is in the 3x3 convolution, as in the common ports; the paper
-    has it in the first 1x1, which throws three quarters of its input away.
+    """Convolutions of 1x1, 3x3, and 1x1 to four times the channels.
+
+    The stride is in the 3x3 convolution, as in the common ports; the paper has it in the first 1x1, which throws three
+    quarters of its input away.
     """
 
     expansion = 4
@@ -76,6 +80,7 @@ def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
 def _resnet(
     block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], channels: int, width: int, stem: Stem
 ) -> tuple[Backbone, int]:
+    """The network without its head, and the number of its features; `depths` are the blocks of each stage."""
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 3, 1, 1, bias=False),
         nn.BatchNorm2d(width),
@@ -84,6 +89,7 @@ def _resnet(
     if stem == "conv3_pool":
         layers.append(nn.MaxPool2d(3, 2, 1))
     channels_in = width
+    # The first block of each stage but the first halves the side and doubles the channels.
     for stage, depth in enumerate(depths):
         for index in range(depth):
             stride = 2 if stage > 0 and index == 0 else 1
@@ -98,10 +104,10 @@ def resnet18(channels: int, *, width: Width = 64, stem: Stem = "conv3") -> tuple
 
 
 def resnet34(channels: int, *, width: Width = 64, stem: Stem = "conv3") -> tuple[Backbone, int]:
-    """As `resnet18`, with 3, 4, 6 and 3 blocks."""
+    """`resnet18` with 3, 4, 6 and 3 blocks."""
     return _resnet(BasicBlock, (3, 4, 6, 3), channels, width, stem)
 
 
 def resnet50(channels: int, *, width: Width = 64, stem: Stem = "conv3") -> tuple[Backbone, int]:
-    """As `resnet34`, with bottleneck blocks: 32 times the width."""
+    """`resnet34` with bottleneck blocks, hence 32 times the width as features."""
     return _resnet(Bottleneck, (3, 4, 6, 3), channels, width, stem)

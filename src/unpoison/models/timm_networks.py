@@ -1,7 +1,7 @@
 """Any timm classifier that ends in one linear layer, as `timm:NAME` (with or without a pretrained tag).
 
 timm's networks share an interface, `forward_features` and `forward_head`, so one backbone serves them all: the classifier
-is taken out of the network, which leaves `forward_head` the pooling.
+is taken out of the network, which leaves the pooling to `forward_head`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class TimmBackbone(Backbone):
-    """A timm network whose classifier was replaced by the identity.
+    """A timm network with the identity in place of its classifier.
 
     Args:
-        network: its raw output is [n, d, h, w], [n, h, w, d] (`output_fmt` "NHWC") or tokens [n, prefix + h * w, d].
-        image_size: height and width, the shape of the token grid where the network does not tell.
+        network: network with raw output [n, d, h, w], [n, h, w, d] (`output_fmt` "NHWC") or tokens [n, prefix + h * w, d].
+        image_size: height and width, which give the shape of the token grid where the network does not.
     """
 
     def __init__(self, network: nn.Module, image_size: tuple[int, int]) -> None:
@@ -44,6 +44,7 @@ class TimmBackbone(Backbone):
     def spatial(self, raw: Tensor) -> Tensor:
         if raw.ndim == 4:
             return raw.permute(0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else raw
+        # Class and register tokens come first and have no place in the image.
         patches = raw[:, getattr(self.body, "num_prefix_tokens", 0) :]
         # Rows and columns share the image's proportions.
         rows = round((patches.shape[1] * self.image_size[0] / self.image_size[1]) ** 0.5)
@@ -72,11 +73,11 @@ def build(
     """Backbone, head, and the mean and std the pretrained weights want (None without such weights).
 
     Args:
-        name: known to `check_name`.
-        num_classes: of the head.
+        name: name without the prefix, known to `check_name`.
+        num_classes: number of logits.
         image_size: height and width in pixels; networks made for one size are made for this one.
-        channels: of the images; timm sums or repeats a downloaded stem's weights for other than 3.
-        pretrained: see `pretrained.LibraryOptions`.
+        channels: channels of the images; timm sums or repeats a downloaded stem's weights for other than 3.
+        pretrained: weights as in `pretrained.LibraryOptions`.
 
     Raises:
         UserError: the classifier is not one linear layer, patches do not divide the image, or pretrained weights are
@@ -87,6 +88,7 @@ def build(
     if published is not None and published.fixed_input_size:
         arguments["img_size"] = image_size
     network: Any = _download(name, arguments) if pretrained is True else timm.create_model(name, **arguments)
+    # The classifier by its identity, as its name differs from network to network; a shared or missing one is refused.
     classifier = network.get_classifier()
     places = [key for key, module in network.named_modules(remove_duplicate=False) if module is classifier]
     if not isinstance(classifier, nn.Linear) or len(places) != 1:
@@ -96,6 +98,7 @@ def build(
     _check_patches(full, network, image_size)
     if isinstance(pretrained, str):
         put_weights(network, read_weights(pretrained), classifiers=places, name=full, source=pretrained)
+    # Only now, with the weights in, is the network taken apart.
     parent, _, attribute = places[0].rpartition(".")
     setattr(network.get_submodule(parent), attribute, nn.Identity())
     own = (tuple(published.mean), tuple(published.std)) if pretrained and published is not None else None
@@ -103,7 +106,7 @@ def build(
 
 
 def _check_patches(name: str, network: Any, image_size: tuple[int, int]) -> None:
-    """timm cuts off the rows and columns that fill no patch, and a trigger in the corner with them."""
+    """Raises UserError where timm would cut off rows and columns that fill no patch, and a trigger in the corner with them."""
     embeddings = [getattr(network, attribute, None) for attribute in ("patch_embed", "stem")]
     for patches in embeddings:
         if isinstance(patches, timm.layers.PatchEmbed) and not patches.dynamic_img_pad:
@@ -116,6 +119,7 @@ def _check_patches(name: str, network: Any, image_size: tuple[int, int]) -> None
 
 
 def _download(name: str, arguments: dict[str, Any]) -> Any:
+    """The network with its publisher's weights."""
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except (OSError, RuntimeError) as error:  # no connection, nothing published, weights that do not fit this size

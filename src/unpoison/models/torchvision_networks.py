@@ -1,7 +1,8 @@
 """Any torchvision classifier that ends in one linear layer, as `torchvision:NAME`.
 
-The library builds (and initialises) its own network, pretrained weights go in, and then its parts are put together anew as
-a backbone and a head. `FAMILIES` says how, one row per file of `torchvision.models`; a network of another file is refused.
+The library builds and initialises its own network, and its parts are put together anew as a backbone and a head; pretrained
+weights still go in by the library's names. `FAMILIES` says how, a row per file of `torchvision.models`; networks of other
+files are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .classifier import Backbone, GlobalAverage
 from .pretrained import put_weights, read_weights, unavailable
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-# The map the first convolution of Inception-v3's auxiliary head was made for: 17x17, from an image of 299 px.
+# Side of the map that Inception-v3's auxiliary head was made for, from an image of 299 px.
 AUXILIARY_SIDE = 17
 
 
@@ -56,6 +57,7 @@ class TokenBackbone(Backbone):
         return raw[:, 0]
 
     def spatial(self, raw: Tensor) -> Tensor:
+        # Square, as torchvision's ViT takes square images only; the class token is left out.
         side = int((raw.shape[1] - 1) ** 0.5)
         return raw[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
@@ -70,6 +72,7 @@ class AuxiliaryBackbone(Backbone):
     def with_auxiliary(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if not self.training:
             return self(images), ()
+        # In evaluation mode the heads are not computed at all: nothing reads them.
         *early, last = self.body.children()
         auxiliary, x = [], images
         for stage, head in zip(early, self.heads, strict=True):
@@ -97,11 +100,12 @@ Parts = tuple[Backbone, nn.Linear]
 
 
 def _parts(network: Any, names: str) -> list[nn.Module]:
+    """The modules of a network with these names, separated by blanks, in this order."""
     return [getattr(network, name) for name in names.split()]
 
 
 def _with_fc(body: str) -> Callable[[Any, nn.Module], Parts]:
-    """A chain of modules, the global average, `fc`."""
+    """Taker of networks that are a chain of modules, the global average and `fc`."""
     return lambda network, first: (
         Backbone(nn.Sequential(first, *_parts(network, body)), GlobalAverage()),
         network.fc,
@@ -109,9 +113,10 @@ def _with_fc(body: str) -> Callable[[Any, nn.Module], Parts]:
 
 
 def _with_classifier(body: str, pooling: str) -> Callable[[Any, nn.Module], Parts]:
-    """A chain of modules, pooling, a sequence of layers with the linear one last."""
+    """Taker of networks that are a chain of modules, pooling, and a sequence of layers with the linear one last."""
 
     def take(network: Any, first: nn.Module) -> Parts:
+        # Dropout and hidden linear layers before the last one belong to the pooling half.
         average = [*_parts(network, pooling), nn.Flatten()] if pooling else [GlobalAverage()]
         pool = nn.Sequential(*average, *network.classifier[:-1])
         return Backbone(nn.Sequential(first, *_parts(network, body)), pool), network.classifier[-1]
@@ -125,11 +130,13 @@ def _convnext(network: Any, first: nn.Module) -> Parts:
 
 
 def _densenet(network: Any, first: nn.Module) -> Parts:
+    # torchvision calls this last ReLU as a function, so it is no module of the network.
     body = nn.Sequential(first, network.features, nn.ReLU(inplace=True))
     return Backbone(body, GlobalAverage()), network.classifier
 
 
 def _swin(network: Any, first: nn.Module) -> Parts:
+    # `permute` brings its channels-last map to [n, d, h, w].
     body = nn.Sequential(first, *_parts(network, "features norm permute"))
     return Backbone(body, GlobalAverage(), traceable=False), network.head
 
@@ -139,6 +146,7 @@ def _vit(network: Any, first: nn.Module) -> Parts:
 
 
 def _inception(network: Any, first: nn.Module) -> Parts:
+    # Cut after Mixed_6e, where the auxiliary head reads.
     stem = "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 maxpool1 Conv2d_3b_1x1 Conv2d_4a_3x3 maxpool2"
     middle = "Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e"
     early = nn.Sequential(first, *_parts(network, stem), *_parts(network, middle))
@@ -148,6 +156,7 @@ def _inception(network: Any, first: nn.Module) -> Parts:
 
 
 def _googlenet(network: Any, first: nn.Module) -> Parts:
+    # Cut after inception4a and inception4d, where the two auxiliary heads read.
     stem = "conv1 maxpool1 conv2 conv3 maxpool2 inception3a inception3b maxpool3 inception4a"
     stages = [
         nn.Sequential(first, *_parts(network, stem)),
@@ -163,10 +172,10 @@ class Family:
     """How to take a network apart, and what its constructor is told.
 
     Attributes:
-        take: (network, first module of the body) to backbone and head.
-        arguments: of the constructor, beside the number of classes.
+        take: function from the network and the body's first module to backbone and head.
+        arguments: arguments of the constructor, beside the number of classes.
         auxiliary: names of the auxiliary heads' last linear layers.
-        square: its constructor takes the (one) side of the images.
+        square: whether the constructor takes the one side of the images.
     """
 
     take: Callable[[Any, nn.Module], Parts]
@@ -175,6 +184,7 @@ class Family:
     square: bool = False
 
 
+# `init_weights` keeps torchvision's own initialisation; left out, torchvision warns that its default will change.
 WITH_AUXILIARY = (("aux_logits", True), ("init_weights", True))
 FAMILIES: dict[str, Family] = {
     "alexnet": Family(_with_classifier("features", "avgpool")),
@@ -196,7 +206,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def check_name(name: str) -> None:
-    """Raises ParameterError for a name torchvision does not have, and for networks of no family."""
+    """Raises ParameterError for a name that torchvision does not have, and for networks of no known family."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         close = ", ".join(get_close_matches(name, known, n=5)) or "none is close"
@@ -214,14 +224,17 @@ def check_name(name: str) -> None:
 def build(
     name: str, *, num_classes: int, image_size: tuple[int, int], channels: int, pretrained: bool | str = False
 ) -> tuple[Backbone, nn.Linear, Normalisation | None]:
-    """Backbone, head, and the mean and std the pretrained weights want (None without such weights).
+    """Backbone, head, and the mean and std that the pretrained weights were trained with (None without such weights).
 
     Args:
-        name: known to `check_name`.
-        num_classes: of the head and the auxiliary heads.
+        name: name without the prefix, known to `check_name`.
+        num_classes: number of logits of the head and the auxiliary heads.
         image_size: height and width in pixels.
-        channels: 3, or 1, which is repeated thrice.
-        pretrained: see `pretrained.LibraryOptions`.
+        channels: channels of the images, 3, or 1 that is repeated three times.
+        pretrained: weights as in `pretrained.LibraryOptions`.
+
+    Raises:
+        UserError: images the network cannot take, or pretrained weights that are missing or wrong.
     """
     full, family = f"torchvision:{name}", FAMILIES[_family(name)]
     if channels not in (1, 3):
@@ -232,6 +245,7 @@ def build(
             raise UserError(f"{full}: images of {image_size[0]}x{image_size[1]} px given, allowed: square ones")
         arguments["image_size"] = image_size[0]
     network = torchvision.models.get_model(name, weights=None, **arguments)
+    # Backbone and head share the network's modules, so weights put into the network below reach them.
     backbone, head = family.take(network, GreyToRGB() if channels == 1 else nn.Identity())
     if pretrained is False:
         return backbone, head, None
@@ -246,18 +260,20 @@ def build(
         source=published.url if pretrained is True else str(pretrained),
     )
     if "aux_logits" in arguments:
-        # These two were ported from TensorFlow: torchvision undoes its ImageNet normalisation inside the network
-        # (`transform_input`) in favour of images in [-1, 1].
+        # These two were ported from TensorFlow, with images in [-1, 1]: torchvision undoes its ImageNet normalisation
+        # inside the network (`transform_input`), which is not taken over.
         return backbone, head, ((0.5,) * 3, (0.5,) * 3)
     transforms = published.transforms()
     return backbone, head, (tuple(transforms.mean), tuple(transforms.std))
 
 
 def _family(name: str) -> str:
+    """The file of `torchvision.models` that a network is from."""
     return str(torchvision.models.get_model_builder(name).__module__).rpartition(".")[2]
 
 
 def _download(name: str, published: Any) -> dict[str, Tensor]:
+    """The publisher's state dict, under the present names of modules."""
     try:
         weights = published.get_state_dict(check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no connection; a file that is not what its name says

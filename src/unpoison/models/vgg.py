@@ -2,7 +2,7 @@
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition" (2015), table 1, column E: 16
 convolutions in five groups, each group followed by 2x2 max-pooling. The paper's three linear layers, most of its weights,
-are replaced by the global average and one linear layer, as is usual for CIFAR; batch norm follows each convolution.
+are replaced by the global average and one linear layer, as is usual for CIFAR. Batch norm follows each convolution.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def vgg19_bn(channels: int, *, width: Width = 64) -> tuple[Backbone, int]:
     channels_in = channels
     for depth, multiple in GROUPS:
         for _ in range(depth):
+            # With a bias although batch norm follows, as torchvision's VGG has it.
             layers += [
                 nn.Conv2d(channels_in, width * multiple, 3, padding=1),
                 nn.BatchNorm2d(width * multiple),

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+# Draws into memory, without a display.
 matplotlib.use("Agg")
 
 CLEAN, POISON = "#3b6fb6", "#c8442f"
@@ -20,11 +21,13 @@ Array = NDArray[np.float64]
 
 
 def _png(figure: Figure) -> bytes:
+    # Without matplotlib's version, which would change the bytes with every release.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
 
+# Figures are made without pyplot, which would keep every one of them open.
 def _axes(width: float = 5.2, height: float = 3.6) -> tuple[Figure, matplotlib.axes.Axes]:
     figure = Figure(figsize=(width, height))
     axes = figure.add_subplot()
@@ -34,11 +37,13 @@ def _axes(width: float = 5.2, height: float = 3.6) -> tuple[Figure, matplotlib.a
 
 
 def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str]) -> bytes:
-    """One row of images per name, the same sample in each column; images uint8 [columns, h, w, c]."""
+    """A row of images per name, uint8 [columns, h, w, c], with the same sample in each column."""
+    # An inch or so per image and room for the names at the left, whatever the numbers of rows and columns.
     figure = Figure(figsize=(1.05 * len(columns) + 1.4, 1.08 * len(rows) + 0.4))
     grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     for line, (name, images) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(line, images, strict=True):
+            # Nearest neighbour: a trigger of single pixels must not be smoothed away.
             axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -50,13 +55,15 @@ def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str])
 
 
 def histogram(values: Array, poisoned: NDArray[np.bool_] | None, title: str) -> bytes:
-    """Scores of all samples, or of clean and poisoned ones, each as a share of its own kind."""
+    """Scores of all samples, or of clean and of poisoned ones, each as a share of its own kind."""
     figure, axes = _axes(4.2, 2.9)
+    # The same bins for both kinds; the small term gives constant scores a bin of some width.
     bins: list[float] = np.linspace(values.min(), values.max() + 1e-9, 50).tolist()
     kinds = {"all": (values, CLEAN)}
     if poisoned is not None:
         kinds = {"clean": (values[~poisoned], CLEAN), "poisoned": (values[poisoned], POISON)}
     for name, (part, colour) in kinds.items():
+        # Shares, not counts: at 1 % poison its bars would be invisible beside the clean ones.
         weights = np.full(len(part), 1 / max(1, len(part)))
         axes.hist(part, bins, weights=weights, alpha=0.6, color=colour, label=f"{name} ({len(part)})")
     axes.set(title=title, xlabel="score (higher = more suspicious)", ylabel="share of its kind")
@@ -65,8 +72,9 @@ def histogram(values: Array, poisoned: NDArray[np.bool_] | None, title: str) -> 
 
 
 def roc(fpr: Array, curves: Mapping[str, Array]) -> bytes:
-    """True against false positive rate, the latter on a log scale: the left end is what a user pays for."""
+    """True against false positive rate, the latter on a log scale: a user can bear few false alarms."""
     figure, axes = _axes()
+    # Steps, as nothing lies between two thresholds; the first point is a rate of 0, which has no place on a log scale.
     for (name, tpr), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         axes.plot(fpr[1:], tpr[1:], label=name, color=colour, drawstyle="steps-post")
     axes.plot(fpr[1:], fpr[1:], color="0.6", linestyle=":", label="chance")
@@ -76,11 +84,12 @@ def roc(fpr: Array, curves: Mapping[str, Array]) -> bytes:
 
 
 def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
-    """Each model's clean accuracy and attack success rate; the corner to reach is the lower right."""
+    """Clean accuracy and attack success rate of each model; the best corner is the lower right."""
     figure, axes = _axes()
     for (name, (acc, asr)), colour in zip(points.items(), cycle(COLOURS), strict=False):
         axes.scatter(acc, asr, s=60, color=colour, label=name, zorder=3)
     axes.set(xlabel="ACC (clean test images)", ylabel="ASR (triggered test images)", ylim=(-0.05, 1.05))
+    # From 0.8, or further left where a model lies there, so that plots of good models compare at a glance.
     lowest = min(acc for acc, _ in points.values())
     axes.set_xlim(min(0.8, lowest - 0.05), 1.0)
     axes.legend(frameon=False, fontsize=8, loc="center left")
@@ -101,6 +110,7 @@ def thumbnail(image: NDArray[np.uint8]) -> bytes:
     """One image uint8 [h, w, c] as a PNG of at most 64 pixels per side."""
     from PIL import Image
 
+    # Box filter: small images keep their pixels, large ones are averaged.
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     picture.thumbnail((64, 64), Image.Resampling.BOX)
     buffer = io.BytesIO()
@@ -109,6 +119,6 @@ def thumbnail(image: NDArray[np.uint8]) -> bytes:
 
 
 def heat(masks: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Masks [n, h, w] in [0, 1] to white (unneeded) … blue (kept) images uint8 [n, h, w, 3]."""
+    """Masks [n, h, w] in [0, 1] as images uint8 [n, h, w, 3], from white (not needed) to blue (kept)."""
     colours: NDArray[np.uint8] = (matplotlib.colormaps["Blues"](masks.astype(float))[..., :3] * 255).astype(np.uint8)
     return colours

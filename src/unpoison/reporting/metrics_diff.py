@@ -14,13 +14,14 @@ def metrics_table(differences: dict[str, dict[str, Any]], *, smallest: float = 5
     """One row per metric, those that changed first, then by name.
 
     Args:
-        differences: file to metric to `old`, `new` and `diff`, as DVC prints them.
-        smallest: changes below it count as none.
+        differences: by file and metric, `old`, `new` and `diff`, as DVC prints them.
+        smallest: smallest change that counts as one.
     """
     rows = []
     for path, metrics in differences.items():
         for name, values in metrics.items():
             old, new = values.get("old"), values.get("new")
+            # DVC leaves out what is absent on one side, and a metric need not be a number.
             both = isinstance(old, int | float) and isinstance(new, int | float)
             change = new - old if both else None
             changed = old != new if change is None else abs(change) >= smallest
@@ -35,6 +36,7 @@ def metrics_table(differences: dict[str, dict[str, Any]], *, smallest: float = 5
         "| metric | base | this | change |",
         "|---|---:|---:|---:|",
     ]
+    # Sorted as tuples: False comes first, and with it the metrics that changed.
     lines += [f"| {name} | {old} | {new} | {change} |" for _, _, name, old, new, change in sorted(rows)]
     return "\n".join(lines) + "\n"
 

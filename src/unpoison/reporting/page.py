@@ -32,13 +32,20 @@ code { background: var(--band); padding: .1em .3em; border-radius: 3px; }
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first column names the row. A column in `text_columns` holds sentences."""
+    """A table of text.
+
+    Attributes:
+        header: titles of the columns.
+        rows: cells; the first one names the row.
+        text_columns: numbers of the columns with sentences instead of figures, aligned to the left.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text_columns: frozenset[int] = frozenset()
 
     def html(self) -> str:
+        # Every cell is escaped: names of classes and files come from data of unknown origin.
         kinds = ["text" if i in self.text_columns else "number" for i in range(len(self.header))]
         head = "".join(f'<th class="{kind}">{escape(cell)}</th>' for kind, cell in zip(kinds, self.header, strict=True))
         body = "".join(
@@ -52,13 +59,18 @@ class Table:
     def markdown(self) -> str:
         align = "|".join("---" if i == 0 or i in self.text_columns else "---:" for i in range(len(self.header)))
         lines = ["| " + " | ".join(self.header) + " |", f"|{align}|"]
+        # A bar within a cell would end it.
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
         return "\n".join(lines)
 
 
 @dataclass
 class Page:
-    """A page under construction; parts marked `both` also go to the Markdown summary."""
+    """A page under construction, with a summary in Markdown of those of its parts that are marked `both`.
+
+    Attributes:
+        title: title of page and summary.
+    """
 
     title: str
     _html: list[str] = field(default_factory=list)
@@ -80,7 +92,7 @@ class Page:
             self._markdown.append(table.markdown())
 
     def figures(self, pictures: Sequence[tuple[bytes, str]], *, wide: bool = False) -> None:
-        """Figures side by side, each (PNG, caption); a wide one scrolls on a narrow screen instead of shrinking."""
+        """Add figures of (PNG, caption) side by side; a wide one scrolls on a narrow screen instead of shrinking."""
         kind, box = ("figure wide", "scroll") if wide else ("figure", "row")
         parts = [
             f'<figure><img class="{kind}" alt="{escape(caption, quote=True)}" src="{_inline(png)}">'
@@ -90,7 +102,7 @@ class Page:
         self._html.append(f'<div class="{box}">{"".join(parts)}</div>')
 
     def thumbnails(self, pictures: Sequence[tuple[bytes, str, bool]]) -> None:
-        """Small images, each (PNG, caption, whether to mark it)."""
+        """Add small images of (PNG, caption, whether to mark it)."""
         parts = [
             f'<figure class="{"hit" if marked else ""}"><img alt="" src="{_inline(png)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
@@ -99,6 +111,7 @@ class Page:
         self._html.append(f'<div class="suspects">{"".join(parts)}</div>')
 
     def html(self) -> str:
+        """The page as one HTML file."""
         title = escape(self.title)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -107,8 +120,10 @@ class Page:
         )
 
     def markdown(self) -> str:
+        """The summary."""
         return f"# {self.title}\n\n" + "\n\n".join(self._markdown) + "\n"
 
 
 def _inline(png: bytes) -> str:
+    # Within the page, so that it is one file that can be sent around.
     return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -17,6 +17,7 @@ def training_samples(page: Page, run: Run) -> None:
     """The same training images clean, as received, as variations, and as a detector's masks show them."""
     page.heading("The same images through the pipeline", both=False)
     masked = {name: scored for name, scored in run.scores.items() if "masks" in scored.aux}
+    # Poisoned samples where they are known, else any.
     candidates = np.arange(len(run.data)) if run.poisoned is None else np.flatnonzero(run.poisoned)
     candidates = _from_all_over(candidates, run.settings.samples)
     for scored in masked.values():
@@ -26,12 +27,15 @@ def training_samples(page: Page, run: Run) -> None:
     samples = candidates[: run.settings.samples]
     received = run.data.gather(samples)
     rows = {"received": received}
+    # The clean images are the base's, below the overlay; shown only where the truth is known.
     if run.truth is not None:
         clean = np.array(run.data.base[samples])
         rows = {"clean": clean, "received": received, "difference ×10": _difference(clean, received)}
     if run.variations is not None:
+        # A sample's variations follow each other; the first one is shown.
         rows["variation"] = run.variations.gather(samples * (len(run.variations) // len(run.data)))
     for name, scored in masked.items():
+        # Grey where no mask was kept for a sample.
         place = {int(sample): row for row, sample in enumerate(scored.aux["index"])}
         blank, drawn = np.full((*run.data.image_size, 3), 235, np.uint8), figures.heat(scored.aux["masks"])
         rows[f"{name}: mask"] = np.stack([drawn[place[int(s)]] if int(s) in place else blank for s in samples])
@@ -41,7 +45,7 @@ def training_samples(page: Page, run: Run) -> None:
 
 
 def triggered_samples(page: Page, run: Run) -> None:
-    """Test images with each trigger: it may be stronger there than in training, or another one."""
+    """Test images with each trigger, which may be stronger there than in training, or another one."""
     sheets = []
     for name, triggered in run.triggered.items():
         if not len(triggered):
@@ -54,6 +58,7 @@ def triggered_samples(page: Page, run: Run) -> None:
         sheets.append((figures.contact_sheet(sheet, titles), f"{name}: test images that ASR counts"))
     if sheets:
         page.heading("The trigger at the test", both=False)
+    # A figure of its own for each trigger: side by side they would shrink.
     for sheet_and_caption in sheets:
         page.figures([sheet_and_caption], wide=True)
 
@@ -83,6 +88,7 @@ def suspects(page: Page, run: Run) -> None:
     end = "" if run.poisoned is None else " Marked in red: samples that are poisoned."
     page.text(f"By each detector, in order; all samples with their scores are in suspects.csv.{end}", both=False)
     for name, scored in run.scores.items():
+        # Stable, so that samples of equal score keep the order of the set on every machine.
         top = np.argsort(-scored.values, kind="stable")[: run.settings.suspects]
         thumbnails = []
         for sample, image in zip(top, run.data.gather(top), strict=True):
@@ -94,7 +100,7 @@ def suspects(page: Page, run: Run) -> None:
 
 
 def suspects_table(run: Run) -> pd.DataFrame:
-    """Every sample: source, label, each detector's score and rank (1 = most suspicious), sorted by mean rank."""
+    """Every sample with source, label, and each detector's score and rank (1 = most suspicious), sorted by mean rank."""
     names = [run.data.classes[label] for label in run.data.labels]
     table = pd.DataFrame({"sample": run.sources, "label": names})
     ranks = []
@@ -104,6 +110,7 @@ def suspects_table(run: Run) -> pd.DataFrame:
         ranks.append(table[f"{name}_rank"])
     if not ranks:
         return table
+    # Ranks, as scores of different detectors have no common scale.
     table["mean_rank"] = pd.concat(ranks, axis=1).mean(axis=1)
     return table.sort_values("mean_rank", kind="stable")
 
@@ -118,6 +125,7 @@ def training(page: Page, run: Run) -> None:
     shown = [(figures.training_curves(accuracy, "accuracy"), "Accuracy on the labels trained with")]
     if run.losses is not None:
         epochs = np.arange(1, len(run.losses) + 1)
+        # NaN where a sample was left out of an epoch.
         kinds: dict[str, Any] = {"all samples": (epochs, np.nanmean(run.losses, 1))}
         if run.poisoned is not None:
             split = {"clean": ~run.poisoned, "poisoned": run.poisoned}
@@ -128,15 +136,17 @@ def training(page: Page, run: Run) -> None:
 
 
 def _from_all_over(candidates: IntArray, count: int) -> IntArray:
-    """The candidates with neighbours far apart: in a folder's order neighbours are of one class."""
+    """The candidates with neighbours moved apart: in a folder's order, neighbours are of one class."""
+    # Every count-th one, from each start in turn.
     return np.concatenate([candidates[start::count] for start in range(count)])
 
 
 def _difference(clean: Images, stamped: Images) -> Images:
+    """Absolute difference, ten times enlarged."""
     return (np.abs(stamped.astype(int) - clean) * 10).clip(0, 255).astype(np.uint8)
 
 
 def _short(name: str) -> str:
-    """The file's name, for a column of a sheet: its end, where it is long. The full name is in the list of suspects."""
+    """A file's name for a column of a sheet, only its end where it is long. The list of suspects has the full name."""
     name = name.rsplit("/", 1)[-1]
     return name if len(name) <= 11 else "…" + name[-10:]

@@ -1,4 +1,4 @@
-"""What a report shows: the artefacts of one run, as many as there are."""
+"""The contents of a report: the artefacts of one run, as many as there are."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..poisoning.truth import Truth
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """What a user may choose.
+    """Settings of the report.
 
     Attributes:
-        note: a line at the top.
-        samples: images in the contact sheets.
-        suspects: most suspicious samples shown per detector.
+        note: line at the top.
+        samples: number of samples in a contact sheet.
+        suspects: number of most suspicious samples shown per detector.
     """
 
     note: str = ""
@@ -33,23 +33,23 @@ class ReportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything the report shows. What a run does not have is None or empty, and has no section.
+    """Artefacts of one run. What it does not have is None or empty, and gets no section.
 
     Attributes:
-        settings: what the user chose.
-        data: the training set as received.
-        about: the base data set's manifest.
-        sources: the training samples' names.
-        truth: None for data of unknown origin.
+        settings: settings of the report.
+        data: training set as received.
+        about: manifest of the base data set.
+        sources: names of the training samples.
+        truth: ground truth; None for data of unknown origin.
         triggered: triggered test images by trigger.
-        model: the backdoored model's description (`model.json`).
-        sampler: the settings of the variations.
-        variations: the variations of the training set.
-        metrics: what `evaluate` found; None where it graded another run, or none.
-        roc: `fpr` and a column per detector.
-        scores: by detector.
-        curves: training curves by model: epoch, loss, accuracy.
-        losses: float32 [epochs, n], every training sample's loss in every epoch.
+        model: description of the backdoored model (`model.json`).
+        sampler: settings of the variations.
+        variations: variations of the training set.
+        metrics: metrics that `evaluate` wrote; None where they are of another run, or absent.
+        roc: ROC curves, `fpr` and a column per detector.
+        scores: scores by detector.
+        curves: training curves by model, with epoch, loss and accuracy.
+        losses: loss of every training sample in every epoch, float32 [epochs, n].
     """
 
     settings: ReportSettings
@@ -69,5 +69,5 @@ class Run:
 
     @property
     def poisoned(self) -> Mask | None:
-        """Which samples are poisoned, where that is known and there are any."""
+        """Mask of the poisoned samples, where it is known and there are any."""
         return self.truth.mask if self.truth is not None and self.truth.mask.any() else None

@@ -18,6 +18,7 @@ def report(run: Run) -> Page:
     page = Page("unpoison: report")
     if run.settings.note:
         page.text(run.settings.note)
+    # Words and figures first, then pictures; a section that has nothing to show adds nothing.
     what_was_run(page, run)
     models(page, run)
     detection(page, run)
@@ -31,6 +32,7 @@ def report(run: Run) -> Page:
 
 def what_was_run(page: Page, run: Run) -> None:
     """Data, attack, network, recipe, variations, seed and machine, as the artefacts record them."""
+    # From the artefacts, not from params.yaml, which may have changed since.
     page.heading("What was run")
     rows = [("data", _data(run)), ("attack", _attack(run.truth))]
     if run.model is not None:
@@ -45,13 +47,14 @@ def what_was_run(page: Page, run: Run) -> None:
 
 
 def models(page: Page, run: Run) -> None:
-    """ACC, ASR and RA of every model, and how visible the triggers are."""
+    """ACC, ASR and RA of every model, and the visibility of the triggers."""
     if run.metrics is None:
         page.heading("Models")
         page.text("No model of this run was graded: `evaluate` does that, where there is a backdoored model.")
         return
     page.heading("Models")
     graded = _models(run.metrics)
+    # Without the truth accuracy is all there is.
     columns = {"ACC": "acc"}
     if run.truth is not None:
         columns |= {"ACC without target": "acc_without_target", "ASR": "asr", "RA": "ra"}
@@ -67,6 +70,7 @@ def models(page: Page, run: Run) -> None:
         "D-BR reports it."
     )
     _triggers(page, run.metrics)
+    # A semantic trigger may be on no test image, and then there is nothing to plot.
     if all("asr" in values for values in graded.values()):
         points = {name: (values["acc"], values["asr"]) for name, values in graded.items()}
         page.figures([(figures.acc_against_asr(points), "ACC against ASR")])
@@ -77,6 +81,7 @@ def detection(page: Page, run: Run) -> None:
     if run.metrics is None or "detection" not in run.metrics or run.truth is None:
         return
     page.heading("Detection")
+    # What detectors assume is about the share of poison in a class, so the worst class decides.
     share, label = _worst_class(run, run.truth)
     rows = []
     for method, values in run.metrics["detection"].items():
@@ -89,7 +94,7 @@ def detection(page: Page, run: Run) -> None:
 
 
 def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Every graded model's figures, by the name that the page gives it."""
+    """Metrics of every graded model, by its name on the page."""
     graded = {name: metrics[name] for name in ("backdoored", "student") if name in metrics}
     for family in ("purified", "robust"):
         graded |= {f"{family}: {name}": values for name, values in metrics.get(family, {}).items()}
@@ -97,8 +102,10 @@ def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _attack(truth: Truth | None) -> str:
+    """Attack, goals and counts in words."""
     if truth is None:
         return "unknown: data of unknown origin"
+    # One goal per trigger; of several, each names its attack and its own settings.
     several = len(truth.parts) > 1
     goals = []
     for part in truth.parts:
@@ -119,6 +126,7 @@ def _attack(truth: Truth | None) -> str:
 
 
 def _data(run: Run) -> str:
+    """Data set, counts and shape in words, with warnings where files or trust are missing."""
     height, width, channels = run.data.base.shape[1:]
     counts = ", ".join(f"{count} {split}" for split, count in run.about["counts"].items())
     text = f"{run.about['name']} ({run.about['source']}): {counts}; {height}x{width}x{channels}"
@@ -130,7 +138,7 @@ def _data(run: Run) -> str:
 
 
 def _tested(truth: Truth) -> str:
-    """Which test images ASR counts."""
+    """The test images that ASR counts, in words."""
     return {
         "all2one": "of other classes than the target",
         "clean_label": "of other classes than the target",
@@ -140,7 +148,7 @@ def _tested(truth: Truth) -> str:
 
 
 def _triggers(page: Page, metrics: Mapping[str, Any]) -> None:
-    """How visible the triggers are, and, where there are several, which of them work."""
+    """Visibility of the triggers, and the ASR of each where there are several."""
     keys = {"PSNR, dB": "psnr", "SSIM": "ssim", "L∞": "linf", "L2": "l2", "changed pixels": "changed"}
     rows, backdoored = [], metrics["backdoored"]
     for name, values in metrics["attack"]["trigger"].items():
@@ -150,14 +158,15 @@ def _triggers(page: Page, metrics: Mapping[str, Any]) -> None:
 
 
 def _worst_class(run: Run, truth: Truth) -> tuple[float, int]:
-    """The largest share of poison in a class, by the labels given, and that class."""
+    """The largest share of poison in a class, and that class."""
+    # By the labels given, poisoned ones included: detectors know no others.
     classes = np.unique(run.data.labels)
     shares = [float(truth.mask[run.data.labels == label].mean()) for label in classes]
     return max(shares), int(classes[int(np.argmax(shares))])
 
 
 def _remark(run: Run, method: str, auroc: float, share: float, label: int) -> str:
-    """Where the poison breaks what a detector assumes of it."""
+    """A remark where the poison breaks what a detector assumes about it, else ""."""
     assumption = run.scores[method].assumption if method in run.scores else None
     if assumption is None or share < assumption.least_share:
         return ""
@@ -171,4 +180,5 @@ def _figure(values: Mapping[str, Any], key: str) -> str:
 
 
 def _inline(block: Mapping[str, Any]) -> str:
+    """A block of settings in one line, without those that are null."""
     return ", ".join(f"{key} {value}" for key, value in block.items() if value is not None)
