@@ -99,7 +99,7 @@ def _check_data(data: prepare.Settings) -> None:
 
 
 def _check_blocks(params: Params, family: str, methods: Mapping[str, Any]) -> None:
-    """Every method's own parameters, whether it is used or not."""
+    """Check every method's own parameters, whether it is used or not."""
     path = FAMILIES[family].as_posix()
     for name in params.get(path, {}):
         with file_of(path):
@@ -109,7 +109,7 @@ def _check_blocks(params: Params, family: str, methods: Mapping[str, Any]) -> No
 
 
 def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
-    """The attack as far as it can be checked before the data are read: in full for the digits, whose shape is known."""
+    """Check the attack as far as possible before the data are read: in full for the digits, whose shape is known."""
     chosen = poison.settings(params)
     if data.name != "digits" or not chosen.intents:
         return
@@ -127,7 +127,7 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
 
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:
-    """The lists of methods, and whether there are as many trusted images as they need."""
+    """Check the lists of methods, and that there are as many trusted images as they need."""
     if methods_of(params, "purify", PURIFIERS) and not data.reserve:
         raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.methods needs it")
     for name in methods_of(params, "robust", ROBUST):

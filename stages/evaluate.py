@@ -64,13 +64,13 @@ def main() -> list[Path]:
     write_json(METRICS, rounded(metrics))
     with new_folder(CURVES) as staging:
         curves.round(6).to_csv(staging / "roc.csv", index=False)
-    # Metrics hold figures only: what they are of stands beside them.
+    # The metrics hold figures only; a file beside them records the artefacts that they were measured on.
     write_json(GRADED, {"made_from": present})
     return [METRICS, CURVES, GRADED]
 
 
 def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Path]]:
-    """The models of each family that belong to this run: metric's name to method to folder."""
+    """Folders of the models that belong to this run, by family, as it is named in the metrics, and by method."""
     purified = {name: PURIFIED / name for name in methods_of(params, "purify", PURIFIERS)}
     robust = {name: ROBUST / name for name in methods_of(params, "robust", METHODS)}
     of_model, of_data = {"backdoored": present["backdoored"]}, {"poisoned": present["poisoned"]}
@@ -81,7 +81,7 @@ def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Pa
 
 
 def _is_there(folder: Path, name: str, **inputs: str) -> bool:
-    """Whether an artefact is there and of this run; says so where it is of another."""
+    """Whether an artefact is there and belongs to this run; prints a line where it belongs to another."""
     there = is_made_from(folder, name, **inputs)
     if not there and (folder / name).is_file():
         print(f"evaluate: {folder} is of another run, left out", flush=True)

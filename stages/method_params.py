@@ -37,7 +37,7 @@ WIDTH, COLUMN = 132, 30
 
 
 def family_text(family: str, present: Mapping[str, Any]) -> str:
-    """The text of a family's file, in which the values of `present` that are the methods' stay."""
+    """Text of a family's file; values in `present` stay where a method still has the parameter."""
     folder, methods, example = METHODS[family]
     parts = [HEADER.format(Family=family.capitalize(), family=family, folder=folder, example=example)]
     for name, method in methods.items():
@@ -55,7 +55,7 @@ def defaults_of(method: Callable[..., Any]) -> dict[str, Any]:
 
 
 def meanings_of(method: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each parameter, up to the first sentence's end."""
+    """Meaning of each parameter: the first sentence that the docstring has on it."""
     text = inspect.getdoc(method) or ""
     found: dict[str, str] = {}
     listed = re.search(r"(?:Args|Attributes):\n(.*?)(?:\n\S|\Z)", text, re.S)

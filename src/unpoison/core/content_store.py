@@ -95,7 +95,7 @@ class ContentStore:
 
         Args:
             kind: kind of asset, for the folder's name and the progress bar.
-            determined_by: what all entries depend on, as for `arrays`.
+            determined_by: JSON values that all entries depend on, as for `arrays`.
             names: n different names, uint8 [n, k]: what each depends on besides (its image's digest, its index).
             make: maker of values [b, ...] for positions [b] among the names; a value must not depend on the others.
             batch: number of entries made and written at a time.

@@ -27,7 +27,7 @@ def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, An
     """The values, checked against the keyword-only arguments of `schema`.
 
     Args:
-        values: what the user gave; defaults of absent keys are not added.
+        values: values given by a user; defaults of absent keys are not added.
         schema: function or dataclass whose annotations are enforced strictly (no text for a number), ranges included.
 
     Returns:

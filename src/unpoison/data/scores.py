@@ -16,7 +16,7 @@ FORMAT, DESCRIPTION = "unpoison-scores-2", "scores.json"
 
 
 class Assumption(NamedTuple):
-    """What a detector takes for granted about the poison.
+    """An assumption of a detector about the poison.
 
     Attributes:
         text: the assumption in words, for the report ("takes poison for a small outlying part of a class").
@@ -36,7 +36,7 @@ class Scores:
         forward_passes: network passes per sample; a backward pass counts as two (to the weights) or one (to the input).
         aux: arrays for figures: `masks` [k, h, w] in [0, 1] of the samples `index` [k].
         caption: caption for a figure of the masks.
-        assumption: what the detector assumes about the poison; None where no share of a class could break it.
+        assumption: assumption about the poison that a share of a class could break; None without one.
     """
 
     values: Pixels
@@ -52,7 +52,7 @@ def save_scores(
     """Write `scores.npy`, `aux.npz` and `scores.json`.
 
     Args:
-        scores: what a detector returned.
+        scores: scores of a detector.
         folder: folder that is made or replaced.
         method: name of the detector.
         parameters: its arguments.

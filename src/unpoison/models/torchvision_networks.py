@@ -105,7 +105,7 @@ def _parts(network: Any, names: str) -> list[nn.Module]:
 
 
 def _with_fc(body: str) -> Callable[[Any, nn.Module], Parts]:
-    """Taker of networks that are a chain of modules, the global average and `fc`."""
+    """How to take apart a network that is a chain of modules, the global average and `fc`."""
     return lambda network, first: (
         Backbone(nn.Sequential(first, *_parts(network, body)), GlobalAverage()),
         network.fc,
@@ -113,7 +113,7 @@ def _with_fc(body: str) -> Callable[[Any, nn.Module], Parts]:
 
 
 def _with_classifier(body: str, pooling: str) -> Callable[[Any, nn.Module], Parts]:
-    """Taker of networks that are a chain of modules, pooling, and a sequence of layers with the linear one last."""
+    """How to take apart a chain of modules, pooling, and a sequence of layers with the linear one last."""
 
     def take(network: Any, first: nn.Module) -> Parts:
         # Dropout and hidden linear layers before the last one belong to the pooling half.
@@ -169,7 +169,7 @@ def _googlenet(network: Any, first: nn.Module) -> Parts:
 
 @dataclass(frozen=True)
 class Family:
-    """How to take a network apart, and what its constructor is told.
+    """A family of networks, by how they are constructed and taken apart.
 
     Attributes:
         take: function from the network and the body's first module to backbone and head.

@@ -77,7 +77,7 @@ def models(page: Page, run: Run) -> None:
 
 
 def detection(page: Page, run: Run) -> None:
-    """How well each detector ranks the poison, and where the poison breaks what it assumes."""
+    """Metrics of each detector, with a remark where the poison breaks its assumption."""
     if run.metrics is None or "detection" not in run.metrics or run.truth is None:
         return
     page.heading("Detection")

@@ -9,7 +9,7 @@ from ..models.classifier import Classifier
 from ..training.loop import History
 
 RECEIVED = ("data", "reserve")
-"""What every stage of the family is given: the training set as received, and the trusted images."""
+"""Inputs that every stage of the family has: the training set as received, and the trusted images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Robust:
         train: `train(make_model, *inputs, recipe, *, seed, …) -> (Classifier, History)`. `make_model()` gives the network
             with fresh weights, `recipe` says how to train it. Its keyword-only arguments but the seed are the method's own
             parameters.
-        inputs: what it trains on, in the order of its arguments: `data` (the training set as received), `reserve` (trusted
+        inputs: inputs of `train`, in the order of its arguments: `data` (the training set as received), `reserve` (trusted
             images), `variations` (of the training set), `backdoored` (the model trained on the set as it is).
     """
 

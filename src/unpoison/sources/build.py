@@ -35,7 +35,7 @@ Decoded = tuple[str, int, Images | str]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How the images of a source become arrays.
+    """Settings for decoding and resizing images.
 
     Attributes:
         image_size: pixels per side; null leaves images as they are, which must then be of one size.
@@ -56,7 +56,7 @@ def build_base(
     Args:
         source: images, labels and names.
         folder: folder of the base data set.
-        split: which samples go to which split.
+        split: sizes and seed of the splits.
         settings: decoding and resizing.
         defects: text file that lists the files that cannot be used, a line for each with name and reason; written where
             they stop the build.

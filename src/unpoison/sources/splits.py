@@ -19,7 +19,7 @@ Place = tuple[str, IntArray]
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """How a source is split. Every draw is balanced over the classes, as far as they have samples.
+    """Sizes and seed of the splits. Every draw is balanced over the classes, as far as they have samples.
 
     Attributes:
         split_seed: seed for the draws. Which sample lies in which split is a property of the data set, so the run's `seed`

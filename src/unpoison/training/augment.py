@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What a draw may look at.
+    """Batch as a draw sees it.
 
     Attributes:
         index: samples in the batch, int64 [n].

@@ -16,7 +16,7 @@ from .recipe import Rate, Recipe
 
 
 class Optimizer:
-    """The optimiser of `recipe` over those of `parameters` that are trained; a step is told its rate."""
+    """The optimiser of `recipe` over those of `parameters` that are trained; each step is given its rate."""
 
     def __init__(self, recipe: Recipe, parameters: Iterable[nn.Parameter]) -> None:
         self.recipe = recipe

@@ -25,11 +25,11 @@ class Recipe:
         optimizer: `sgd` (with `momentum`) or `adam` (betas 0.9, which `onecycle` moves as it does momentum, and 0.999).
         lr: peak learning rate.
         momentum: momentum of SGD. `onecycle` moves it from 0.95 to 0.85 at the peak and back, whatever is given here.
-        nesterov: whether SGD's momentum is Nesterov's; it then has to be above 0.
+        nesterov: whether SGD's momentum, which then must be above 0, is Nesterov's.
         weight_decay: L2 penalty of the optimiser.
         schedule: `onecycle` (Smith & Topin 2018), `cosine` to 0, `multistep` (times `gamma` at each of `milestones`),
             `constant`.
-        schedule_per: how often the learning rate changes, after every `batch` or, as in published CIFAR code, every
+        schedule_per: interval at which the learning rate changes, every `batch` or, as in published CIFAR code, every
             `epoch`.
         schedule_epochs: length of the schedule in epochs; None for `epochs`. A longer one is cut off by the end of
             training; after the end of a shorter one `onecycle` stays where it is and `cosine` rises again, as in torch.

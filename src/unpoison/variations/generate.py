@@ -51,8 +51,8 @@ def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: i
 
 
 def names_of(data: ImageSet) -> Images:
-    """What a sample's variation depends on besides: SHA-256 of its image's bytes and its index, uint8 [n, 32]."""
-    # The index belongs to it, as the noise is drawn by it: equal images get variations of their own.
+    """Names of the samples' variations in the store: SHA-256 of an image's bytes and its index, uint8 [n, 32]."""
+    # With the index, by which the noise is drawn: equal images get variations of their own.
     digests = [
         hashlib.sha256(image.tobytes() + int(key).to_bytes(8, "little")).digest()
         for keys in data.chunks()

@@ -30,10 +30,10 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How a variation is drawn.
+    """Settings of the sampler.
 
     Attributes:
-        strength: how far an image is re-noised, as a share of the diffusion's 1,000 steps.
+        strength: noise added to an image, as a share of the diffusion's 1,000 steps.
         steps: sampler steps over the whole schedule; strength * steps of them are executed, as in diffusers'
             image-to-image pipelines.
         scheduler: `ddim` (eta 0) or `dpmsolver++` (second order, multistep).
