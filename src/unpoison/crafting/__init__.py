@@ -1,1 +1,1 @@
-"""What attackers share to make triggers: the context, surrogates, assets, encoders, patterns."""
+"""What attacks share to make triggers: the attack's contract, the context, surrogates, encoders, patterns, stamps."""

@@ -1,4 +1,4 @@
-"""What an attack is to the rest of the project: one typed value, as a detector or a purifier is.
+"""An attack as the rest of the project sees it: one typed value, as a detector or a purifier is.
 
 `Attack` has one trigger. `Plan` is made of attacks: of several, or of none.
 """
@@ -25,12 +25,12 @@ class Attack:
 
     Attributes:
         make: `make(context, *, …) -> Trigger`; its keyword-only arguments are the attack's own parameters.
-        trigger: the trigger's class, which restores it from disk.
+        trigger: class of the trigger, which restores it from disk.
         policy: attributes of `Policy` that the attack is published with, the label policy among them.
-        policies: the label policies that make sense with the trigger.
-        assets: what takes time to make, in words, for the table in docs/attacks.md.
-        optimise: `optimise(trigger, context, index) -> Trigger`, once the training samples to stamp are known (sorted);
-            None where that changes nothing.
+        policies: label policies that make sense with the trigger.
+        assets: names of what takes time to make, for the table in docs/attacks.md.
+        optimise: `optimise(trigger, context, index) -> Trigger`, called once the training samples to stamp are known
+            (sorted); None where that changes nothing.
     """
 
     make: Callable[..., Trigger]
@@ -42,13 +42,20 @@ class Attack:
 
     @property
     def parameters(self) -> Callable[..., Any]:
-        """Whose keyword-only arguments are the attack's own parameters."""
+        """The callable whose keyword-only arguments are the attack's own parameters."""
         return self.make
 
 
 @dataclass(frozen=True)
 class Intent:
-    """What an attacker wants of one trigger: the attack and its name, its policy, its own arguments."""
+    """One trigger that an attacker asks for.
+
+    Attributes:
+        attack: name of the attack.
+        method: the attack itself.
+        policy: which samples are stamped, and with what label.
+        arguments: keyword-only arguments of `method.make`.
+    """
 
     attack: str
     method: Attack
@@ -61,33 +68,37 @@ class Plan:
     """An attack that is made of others.
 
     Attributes:
-        parameters: a dataclass of its own parameters.
-        intents: (attacks by name, policy, own parameters, every attack's parameters by its name) to an intent per trigger.
+        parameters: dataclass of its own parameters.
+        intents: function of the attacks by name, the policy, its own parameters and all attacks' parameters by name that
+            gives an intent per trigger.
     """
 
     parameters: type[Any]
     intents: Callable[[Mapping[str, Attack | Plan], Block, Block, Mapping[str, Block]], list[Intent]]
+    # A plan makes nothing of its own; the field is here so that the table of assets reads both kinds alike.
     assets: tuple[str, ...] = field(default=(), init=False)
 
 
 def intent(attack: str, method: Attack, policy: Block, arguments: Block) -> Intent:
-    """An attack with its published policy where `policy` gives nothing else.
+    """The intent of one attack, with its published policy where `policy` gives nothing else.
 
     Args:
-        attack: its name.
-        method: what it is.
-        policy: attributes of `Policy`; None is as good as absent.
+        attack: name of the attack.
+        method: the attack itself.
+        policy: attributes of `Policy`; None counts as absent.
         arguments: keyword-only arguments of `method.make`.
 
     Raises:
-        ParameterError: an unknown key, a value of another type or out of range, a label policy that the trigger makes no
-            sense under. The attack's own arguments are named `ATTACK.KEY`, those of the policy `KEY`.
+        ParameterError: an unknown key, a value of another type or out of range, a label policy that makes no sense with
+            the trigger. The attack's own arguments are named `ATTACK.KEY`, those of the policy `KEY`.
     """
+    # null in params.yaml takes what the attack is published with; only values that are set go over it.
     given = {key: value for key, value in policy.items() if value is not None}
     chosen = Policy(**{**method.policy, **check(given, Policy)})
     if chosen.label_policy not in method.policies:
         allowed = ", ".join(method.policies)
         raise ParameterError(f"label_policy: {chosen.label_policy} given, allowed with {attack}: {allowed}")
+    # Whatever is stamped while the victim trains may be any candidate, in any view; only chosen samples are optimised.
     if chosen.in_training and method.trigger.per_sample:
         key, allowed = ("random_poisoning", "false") if chosen.random_poisoning else ("poison_first", "true")
         raise ParameterError(
@@ -101,13 +112,13 @@ def intent(attack: str, method: Attack, policy: Block, arguments: Block) -> Inte
 def intents_of(
     attack: str, attacks: Mapping[str, Attack | Plan], policy: Block, sections: Mapping[str, Block]
 ) -> list[Intent]:
-    """One intent per trigger of an attack, of whichever kind it is.
+    """One intent per trigger of an attack, whether it is an `Attack` or a `Plan`.
 
     Args:
         attack: a name out of `attacks`.
         attacks: every attack by name.
         policy: attributes of `Policy`.
-        sections: every attack's own parameters, by its name; those that are absent have their defaults.
+        sections: parameters of every attack, by its name; absent ones have their defaults.
 
     Raises:
         ParameterError: as `intent`.
@@ -115,6 +126,7 @@ def intents_of(
     method, own = attacks[attack], sections.get(attack, {})
     if isinstance(method, Attack):
         return [intent(attack, method, policy, own)]
+    # A plan's own parameters are checked here, those of its attacks by `intent`, each under its own name.
     with keys_of(attack):
         checked = check(own, method.parameters)
     return method.intents(attacks, policy, checked, sections)

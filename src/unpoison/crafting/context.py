@@ -1,4 +1,4 @@
-"""What an attacker has at hand when he makes a trigger."""
+"""What an attacker has at hand to make a trigger."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from ..core.errors import ParameterError
 from ..data.imageset import ImageSet
 from ..training.recipe import Recipe
 
+# Narrow and pooled early: training it is most of the cost of the attacks that need one.
 SURROGATE = {"name": "resnet18", "width": 16, "stem": "conv3_pool"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The data set, and what the attacker's own networks are like.
+    """The attacker's data, seed, target class, kind of network and store.
 
     Attributes:
-        train: the clean training set, labelled.
-        seed: of everything the attacker draws.
-        target: the class that triggered images are to get.
-        network: name and arguments of networks that the attacker trains himself (`models.build`).
-        recipe: how he trains them.
-        store: where expensive assets are kept.
+        train: clean training set, labelled.
+        seed: seed of everything the attacker draws.
+        target: class that triggered images are to get.
+        network: name and arguments of the networks that the attacker trains (`models.build`).
+        recipe: recipe that these networks are trained by.
+        store: store of expensive assets.
     """
 
     train: ImageSet
@@ -36,19 +37,25 @@ class Context:
     store: ContentStore = field(default_factory=lambda: ContentStore(None))
 
     def __post_init__(self) -> None:
+        # Without a digest, assets of one data set would be taken for those of another.
         if self.store.folder is not None and not self.train.digest:
             raise ValueError("a data set without a digest given, allowed: one that assets can be kept for")
 
     def determined_by(self, module: str, **settings: Any) -> dict[str, Any]:
-        """All that an asset depends on: the data, the seed, the libraries, `settings`, and the code of the module that
-        makes it and of all that it imports."""
+        """All that an asset depends on, for `ContentStore`: data, seed, libraries, code and settings.
+
+        Args:
+            module: name of the module that makes it; its code counts, and that of all it imports.
+            settings: JSON values besides these; target, network and recipe only where the asset depends on them.
+        """
+        # Other versions of these give other bits, or other weights by the same name.
         libraries = {name: version(name) for name in ("numpy", "scipy", "torch", "torchvision", "timm")}
         about = {"data": self.train.digest, "seed": self.seed, "libraries": libraries, "code": code_of(module)}
         return {**about, **settings}
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
+        """Height, width and channels of an image."""
         return (*self.train.image_size, self.train.channels)
 
     def need_colour(self) -> None:

@@ -1,4 +1,4 @@
-"""From what an attacker wants to a poisoned training set: triggers are made, samples chosen, the truth written down."""
+"""From intents to a poisoned training set: triggers are made, samples chosen, the truth written down."""
 
 from __future__ import annotations
 
@@ -17,48 +17,51 @@ from .attack import Intent
 from .context import Context
 
 
-def make_trigger(wanted: Intent, context: Context) -> Trigger:
+def make_trigger(intent: Intent, context: Context) -> Trigger:
     """The trigger of an intent, for training images yet to be chosen.
 
     Raises:
         ParameterError: what the attack's `make` refuses, named `ATTACK.KEY`; a policy of classes that do not exist.
     """
-    check_classes(wanted.policy, len(context.train.classes))
-    with keys_of(wanted.attack):
-        return wanted.method.make(replace(context, target=wanted.policy.target), **wanted.arguments)
+    # Classes first: a network trained for a class that does not exist would be minutes lost.
+    check_classes(intent.policy, len(context.train.classes))
+    with keys_of(intent.attack):
+        return intent.method.make(replace(context, target=intent.policy.target), **intent.arguments)
 
 
-def optimised(wanted: Intent, trigger: Trigger, context: Context, index: np.ndarray) -> Trigger:
-    """The trigger once the training samples to stamp (int64, sorted) are known: itself, unless each is optimised."""
-    if wanted.method.optimise is None:
+def optimised(intent: Intent, trigger: Trigger, context: Context, index: np.ndarray) -> Trigger:
+    """The trigger for the training samples `index` (int64, sorted): itself, unless the attack optimises it for them."""
+    if intent.method.optimise is None:
         return trigger
-    with keys_of(wanted.attack):
-        return wanted.method.optimise(trigger, replace(context, target=wanted.policy.target), index)
+    with keys_of(intent.attack):
+        return intent.method.optimise(trigger, replace(context, target=intent.policy.target), index)
 
 
 def craft(attack: str, intents: Sequence[Intent], context: Context) -> Poisoned:
-    """Make the triggers and choose the samples.
+    """Poisoned training set: triggers made, samples chosen.
 
     Args:
-        attack: the name of the whole ("multi" for several triggers).
+        attack: name of the whole ("multi" for several triggers).
         intents: one per trigger, at least one; a sample is stamped by one trigger at most. Their policies have the same
             label policy and the same way of stamping.
-        context: the training set and what the attacker has; `target` is set here for each trigger.
+        context: training set and seed of the attacker; `target` is set here for each trigger.
 
     Raises:
         ParameterError: what an attack's `make` or `assign_samples` refuses.
     """
     labels, classes = context.train.labels, len(context.train.classes)
-    triggers = [make_trigger(wanted, context) for wanted in intents]
+    triggers = [make_trigger(intent, context) for intent in intents]
+    # Before any sample is chosen: a trigger may ask for samples of its own (a property), and the others share the rest.
     orders = []
-    for wanted, trigger in zip(intents, triggers, strict=True):
-        with keys_of(wanted.attack):
+    for intent, trigger in zip(intents, triggers, strict=True):
+        with keys_of(intent.attack):
             orders.append(trigger.order(context.train))
-    policies = [wanted.policy for wanted in intents]
+    policies = [intent.policy for intent in intents]
     mask, number_of = assign_samples(policies, orders, labels, classes, seed=context.seed)
+    # Only now is it known which images are to be optimised one by one.
     final = [
-        optimised(wanted, trigger, context, np.flatnonzero(number_of == number))
-        for number, (wanted, trigger) in enumerate(zip(intents, triggers, strict=True))
+        optimised(intent, trigger, context, np.flatnonzero(number_of == number))
+        for number, (intent, trigger) in enumerate(zip(intents, triggers, strict=True))
     ]
-    parts = tuple(Part(wanted.attack, wanted.policy, wanted.arguments) for wanted in intents)
+    parts = tuple(Part(intent.attack, intent.policy, intent.arguments) for intent in intents)
     return Poisoned(Truth(attack, parts, mask, number_of, labels), tuple(final))

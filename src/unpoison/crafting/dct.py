@@ -19,6 +19,7 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 
 def check_positions(context: Context, positions: list[list[int]], height: int, width: int) -> None:
     """Raises ParameterError where `positions` is not a list of coefficients [row, column] of a window of that size."""
+    # An empty list is refused as an empty position is: it would leave images as they are.
     for position in positions or [[]]:
         if len(position) != 2 or position[0] >= height or position[1] >= width:
             raise ParameterError(
@@ -30,15 +31,16 @@ def check_positions(context: Context, positions: list[list[int]], height: int, w
 def chroma_pattern(
     height: int, width: int, positions: list[list[int]], magnitude: float, *, largest_red: float, largest_blue: float
 ) -> Pixels:
-    """What raising coefficients of both colour-difference channels adds to the RGB image.
+    """Pattern that raised coefficients of both colour-difference channels add to the RGB image.
 
     Args:
-        height, width: of the window that is transformed, in pixels.
+        height: height of the transformed window in pixels.
+        width: width of the transformed window in pixels.
         positions: [row, column] of each coefficient; one that is named twice is raised twice.
-        magnitude: added to each coefficient of the orthonormal DCT-II (`cv2.dct`, SciPy's `norm="ortho"`) of channel
-            values in units of 1/255.
-        largest_red, largest_blue: the largest values of the two channels where R, G, B are 0 to 1: 0.615 and 0.436 in
-            analogue YUV, 0.5 and 0.5 in YCrCb.
+        magnitude: value added to each coefficient of the orthonormal DCT-II (`cv2.dct`, SciPy's `norm="ortho"`) of
+            channel values in units of 1/255.
+        largest_red: largest value of the red difference for R, G, B in [0, 1]: 0.615 in analogue YUV, 0.5 in YCrCb.
+        largest_blue: largest value of the blue difference, likewise: 0.436 in analogue YUV, 0.5 in YCrCb.
 
     Returns:
         float32 [3, height, width], in units of 1/255.
@@ -46,7 +48,9 @@ def chroma_pattern(
     coefficients = np.zeros((height, width))
     for row, column in positions:
         coefficients[row, column] += magnitude
+    # Both channels get the same wave. Its image in RGB follows from the inverse transform with luma left alone.
     wave = idctn(coefficients, norm="ortho")
     red, blue = (1 - _RED) / largest_red, (1 - _BLUE) / largest_blue
+    # What red and blue add to luma, green takes away again.
     green = -(_RED * red + _BLUE * blue) / _GREEN
     return np.multiply.outer([red, green, blue], wave).astype(np.float32)

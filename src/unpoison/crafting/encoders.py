@@ -18,15 +18,16 @@ from ..core.seeding import derive, numpy_rng
 from ..data.imageset import ImageSet
 from ..poisoning.trigger import Trigger
 
-BLOCK = 64  # images that a network stamps at a time
+BLOCK = 64
+"""Images that a network stamps at a time."""
 
 
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al., 2015) of two levels without normalisation, so that an image's result is its own.
 
     Args:
-        inputs: channels it takes.
-        outputs: channels it gives, same height and width, any sign.
+        inputs: channels of the input.
+        outputs: channels of the output, which has the same height and width and any sign.
         width: channels of the first convolution; twice and four times as many below.
     """
 
@@ -42,9 +43,11 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Down: two strides of 2, so a pixel's change may depend on its surroundings.
         full = F.relu(self.first(x))
         half = F.relu(self.down1(full))
         quarter = F.relu(self.down2(half))
+        # Up: each level is enlarged and joined to what the same level was on the way down, which keeps edges sharp.
         half = F.relu(self.up2(torch.cat([_enlarged(self.narrow2(quarter), half), half], 1)))
         full = F.relu(self.up1(torch.cat([_enlarged(self.narrow1(half), full), full], 1)))
         out: Tensor = self.last(full)
@@ -52,6 +55,7 @@ class UNet(nn.Module):
 
 
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+    """`x` at the height and width of `like`; a factor of 2 would miss sides that are no multiple of 4."""
     return F.interpolate(x, size=like.shape[2:], mode="nearest")
 
 
@@ -59,12 +63,20 @@ def training_batches(data: ImageSet, size: int, steps: int, seed: int, purpose: 
     """`steps` batches of at most `size` different images, drawn anew each time: float32 [b, c, h, w] in [0, 1]."""
     generator, device = numpy_rng(seed, f"{purpose}/batches"), pick_device()
     for _ in range(steps):
+        # Sorted, because images on disk are read fastest in their order, and a batch's loss knows none.
         index = np.sort(generator.choice(len(data), min(size, len(data)), replace=False))
         yield to_float(data.tensor(index), device)
 
 
 def fresh(module: nn.Module, seed: int, purpose: str) -> list[nn.Parameter]:
-    """Draw a module's weights from (seed, purpose) as He et al. (2015) and move it to the device that trains; its parameters."""
+    """A module's parameters, drawn from (seed, purpose) as in He et al. (2015) and moved to the device that trains.
+
+    Args:
+        module: network whose weights are overwritten in place.
+        seed: seed of the attacker.
+        purpose: name of the use, so that two networks of one attack differ.
+    """
+    # Drawn on the CPU in a fork of torch's generator: the same on every device, and the global state stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, f"{purpose}/weights"))
         for layer in module.modules():
@@ -79,7 +91,8 @@ def fresh(module: nn.Module, seed: int, purpose: str) -> list[nn.Parameter]:
 
 
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:
-    # Twice as fast as the default order on a CPU, whose images come in this one.
+    """The module on `device`, its weights in the memory layout of the images."""
+    # Twice as fast as the default layout on a CPU, whose images come in this one.
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -89,7 +102,7 @@ def packed(module: nn.Module) -> Pixels:
 
 
 def unpacked(make: Callable[[], nn.Module], weights: Pixels, device: torch.device) -> nn.Module:
-    """What `make` makes, with these weights, frozen, on the device."""
+    """A network out of `make` with these weights, frozen, on the device."""
     # A trigger may be first used in inference mode, and weights made there could not be used outside it.
     with torch.inference_mode(False):
         module = make()
@@ -98,16 +111,17 @@ def unpacked(make: Callable[[], nn.Module], weights: Pixels, device: torch.devic
 
 
 def in_blocks(stamp: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """`stamp` of the images, always so many at a time, the last ones filled up with repeats.
+    """`stamp` of the images in blocks of `BLOCK`, the last one filled up with repeats.
 
     Which kernels run depends on the batch's size, and with them the last bit of a value: an image's stamp must not depend
     on how many others there are.
     """
     stamped = torch.empty_like(images)
     for start in range(0, len(images), BLOCK):
-        some = images[start : start + BLOCK]
-        full = some[torch.arange(BLOCK, device=images.device) % len(some)]
-        stamped[start : start + BLOCK] = stamp(full.contiguous(memory_format=torch.channels_last))[: len(some)]
+        block = images[start : start + BLOCK]
+        # Repeats of the block's own images: their results are thrown away, their number keeps the kernels the same.
+        full = block[torch.arange(BLOCK, device=images.device) % len(block)]
+        stamped[start : start + BLOCK] = stamp(full.contiguous(memory_format=torch.channels_last))[: len(block)]
     return stamped
 
 
@@ -116,9 +130,9 @@ class Network(Trigger):
     """A trigger that is a trained network.
 
     Attributes:
-        weights: float32 [p].
-        channels: of the images.
-        width: of its U-Net.
+        weights: weights of the network, float32 [p].
+        channels: channels of the images.
+        width: channels of the first convolution of its U-Net.
     """
 
     weights: Pixels
@@ -135,6 +149,7 @@ class Network(Trigger):
             self._built[device] = unpacked(self.empty, self.weights, device)
         return self._built[device]
 
+    # In the instance's dictionary and no field, so it is neither written to disk nor compared.
     @cached_property
     def _built(self) -> dict[torch.device, nn.Module]:
         return {}

@@ -1,4 +1,4 @@
-"""The two stamps that most published triggers are: mixing the image with a pattern, and adding a pattern to it."""
+"""The two stamps behind most published triggers: mixing the image with a pattern, and adding a pattern to it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from ..poisoning.trigger import Rounding, Trigger
 
 @dataclass(frozen=True)
 class Mix(Trigger):
-    """(1 - a) * image + a * pattern, with an opacity a per pixel. A patch is opacity 1 there and 0 elsewhere.
+    """(1 - a) * image + a * pattern, with an opacity a per pixel. For a patch it is 1 inside and 0 outside.
 
     Attributes:
         pattern: float32 [c, h, w], 0 to 255.
         opacity: float32 [1 or c, h, w], 0 to 1.
-        train_factor, test_factor: the opacity is multiplied by one of them.
+        train_factor: factor of the opacity in training.
+        test_factor: factor of the opacity at the test.
     """
 
     of_the_test: ClassVar[tuple[str, ...]] = ("test_factor",)
@@ -34,6 +35,7 @@ class Mix(Trigger):
     def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
         factor = self.train_factor if train else self.test_factor
         opacity = laid_out(self.opacity * np.float32(factor), images)
+        # Fused: one pass over the images, where a product and a sum make two.
         return torch.addcmul(laid_out(self.pattern, images) * opacity, images, 1 - opacity)
 
 
@@ -43,7 +45,8 @@ class Add(Trigger):
 
     Attributes:
         pattern: float32 [1 or c, h, w], in units of 1/255; any sign.
-        train_factor, test_factor: what the pattern is multiplied by.
+        train_factor: factor of the pattern in training.
+        test_factor: factor of the pattern at the test.
     """
 
     of_the_test: ClassVar[tuple[str, ...]] = ("test_factor",)
@@ -61,7 +64,8 @@ class Add(Trigger):
 def laid_out(pattern: Pixels, images: Tensor) -> Tensor:
     """A pattern [1 or c, h, w] as [1, c, h, w] on the images' device, in the memory layout that `stamp` gives images.
 
-    Arrays of different layouts are walked through pixel by pixel; of the same, in one sweep, which takes half the time.
+    Tensors of the same layout are gone through in one sweep, in half the time that different layouts take.
     """
+    # Expanded first: a pattern of one channel shares its memory until the layout needs a copy.
     full = torch.from_numpy(pattern).to(images).expand(images.shape[1:])[None]
     return full.contiguous(memory_format=torch.channels_last)

@@ -22,27 +22,29 @@ from .context import Context
 
 
 def clean_network(context: Context) -> Classifier:
-    """A network trained on the clean training set by the context's recipe, on the CPU, in evaluation mode; kept."""
+    """A network trained on the clean training set by the context's recipe and kept; on the CPU, in evaluation mode."""
     return _network(context, "clean_network", clean_settings(context), None)
 
 
 def adversarial_network(context: Context, epsilon: float, step: float, steps: int) -> Classifier:
     """The same, trained on PGD examples (Madry et al. 2018, section 2.1) that start at random within the bound.
 
-    The examples are made with the network in evaluation mode, so that its batch statistics see only the final ones. It
-    takes `steps` + 1 times as long as a clean network.
+    Examples are made with the network in evaluation mode, so that its batch statistics see only the final ones. Training
+    takes `steps` + 1 times as long as on clean images.
 
     Args:
-        context: data, network and recipe.
-        epsilon, step: L∞ bound and step, of images in [0, 1].
-        steps: per batch.
+        context: data, network and recipe of the attacker.
+        epsilon: L∞ bound, for images in [0, 1].
+        step: length of a step, for images in [0, 1].
+        steps: number of steps for each batch.
     """
     settings = adversarial_settings(context, epsilon, step, steps)
     return _network(context, "adversarial_network", settings, _madry(context, epsilon, step, steps))
 
 
 def clean_settings(context: Context) -> dict[str, Any]:
-    """What determines `clean_network` besides data, seed and code, for `determined_by` of what stands on it."""
+    """Settings that determine `clean_network` besides data, seed and code, for `determined_by` of assets built on it."""
+    # A file of weights counts by its content: its path stays the same when it is replaced.
     weights = context.network.get("pretrained")
     return {
         "network": context.network,
@@ -52,12 +54,12 @@ def clean_settings(context: Context) -> dict[str, Any]:
 
 
 def adversarial_settings(context: Context, epsilon: float, step: float, steps: int) -> dict[str, Any]:
-    """All that determines `adversarial_network`, as `clean_settings`."""
+    """Settings that determine `adversarial_network`, as `clean_settings`."""
     return {**clean_settings(context), "adversarial": {"epsilon": epsilon, "step": step, "steps": steps}}
 
 
 def frozen_features(model: Classifier, device: torch.device) -> nn.Module:
-    """As `training.inference.frozen`, from images to the penultimate features."""
+    """As `compute.inference.frozen`, from images to the penultimate features."""
     headless = deepcopy(model)
     headless.add_module("head", nn.Identity())
     return frozen(headless, device)
@@ -81,48 +83,55 @@ def pgd(
     Args:
         model: images to logits.
         images: float [n, c, h, w] in [0, 1]; left as they are.
-        labels: int64 [n], classes to get away from.
-        epsilon, step: bound and step, of images in [0, 1].
-        steps: how many.
-        start: the first perturbation, as `images`; None: zero.
-        targeted: int64 [n], classes to approach instead.
+        labels: classes to get away from, int64 [n].
+        epsilon: L∞ bound, for images in [0, 1].
+        step: length of a step, for images in [0, 1].
+        steps: number of steps.
+        start: first perturbation, as `images`; None: zero.
+        targeted: classes to approach instead, int64 [n].
 
     Returns:
-        As `images`.
+        The perturbed images, as `images`.
     """
+    # Ball and range are both boxes, so their intersection is one, and a clamp is the exact projection onto it.
     low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
-    found = images.detach() if start is None else (images + start).clamp(low, high)
+    points = images.detach() if start is None else (images + start).clamp(low, high)
     goal, direction = (labels, step) if targeted is None else (targeted, -step)
     for _ in range(steps):
-        found.requires_grad_()
+        points.requires_grad_()
         # A sum: no image's gradient depends on how many there are.
-        loss = F.cross_entropy(model(found).float(), goal, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, found)
-        found = (found.detach() + direction * gradient.sign()).clamp(low, high)
-    return found.detach()
+        loss = F.cross_entropy(model(points).float(), goal, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, points)
+        points = (points.detach() + direction * gradient.sign()).clamp(low, high)
+    return points.detach()
 
 
 def _madry(context: Context, epsilon: float, step: float, steps: int) -> loop.Loss:
+    """The loss of adversarial training: cross entropy on PGD examples of each batch, made anew in every step."""
     generator = torch_rng(context.seed, "surrogate/start")
 
     def examples(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        # Drawn on the CPU, so that a GPU gets the same starts.
         start = ((torch.rand(images.shape, generator=generator) * 2 - 1) * epsilon).to(images)
+        # In evaluation mode, or the batch statistics would follow every step of the search.
         model.eval()
-        found = pgd(model, images, labels, epsilon=epsilon, step=step, steps=steps, start=start)
+        perturbed = pgd(model, images, labels, epsilon=epsilon, step=step, steps=steps, start=start)
         model.train()
-        return found
+        return perturbed
 
     # Compilation, which is for GPUs, cannot follow a gradient that is taken within the loss.
     uncompiled = torch.compiler.disable(examples) if pick_device().type == "cuda" else examples
 
     def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        found = uncompiled(model, images, labels)
-        return loop.cross_entropy(model, found, labels, label_smoothing=context.recipe.label_smoothing)
+        perturbed = uncompiled(model, images, labels)
+        return loop.cross_entropy(model, perturbed, labels, label_smoothing=context.recipe.label_smoothing)
 
     return loss
 
 
 def _network(context: Context, kind: str, settings: dict[str, Any], loss: loop.Loss | None) -> Classifier:
+    """The network `kind` with these settings, trained with `loss` or out of the store."""
+    # Built in either case: from the store come weights, and the layers they belong to are the context's.
     initial = derive(context.seed, "surrogate/initial")
     about: dict[str, Any] = {
         "num_classes": len(context.train.classes),
@@ -135,7 +144,7 @@ def _network(context: Context, kind: str, settings: dict[str, Any], loss: loop.L
         history = loop.fit(
             model, context.train, context.recipe, seed=context.seed, what=kind.replace("_", " "), loss=loss
         )
-        # Noise from a network that has learnt nothing is useless, and nothing else would show it.
+        # Noise made on a network that has learnt nothing is useless, and nothing else would show it.
         print(
             f"{kind}: {history.epochs[-1]['accuracy']:.0%} of what it was trained on right in its last epoch",
             flush=True,
