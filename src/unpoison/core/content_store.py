@@ -76,6 +76,7 @@ class ContentStore:
         if kept is not None:
             print(f"{kind}: taken from the store", flush=True)
             return kept
+        _sweep(path.parent, f".{path.name}.*.partial")
         start = time.perf_counter()
         made = make()
         _write(path, made)
@@ -104,7 +105,7 @@ class ContentStore:
         shards: list[tuple[Path | NDArray[Any], IntArray, IntArray]] = []
         known = np.zeros(len(names), bool)
         if folder is not None and folder.is_dir():
-            _sweep(folder)
+            _sweep(folder, ".*.partial")
             # What is there, in files that earlier runs wrote; then the rest, a batch and a file at a time.
             shards = _places(folder, names, known)
         missing = np.flatnonzero(~known)
@@ -121,9 +122,9 @@ class ContentStore:
         return Entries(len(missing), len(names) - len(missing), shards)
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, pattern: str) -> None:
     """Remove files that a killed run left half-written."""
-    for leftover in folder.glob(".*.partial"):
+    for leftover in folder.glob(pattern):
         leftover.unlink(missing_ok=True)
 
 
@@ -155,7 +156,8 @@ def _read(path: Path) -> Arrays | None:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
         digest = arrays.pop("digest").tobytes()
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, RuntimeError):
+        # A RuntimeError, where a damaged flag reads as a password or as a compression that is not supported.
         # No digest is empty, so this counts as damaged below.
         digest, arrays = b"", {}
     if digest != _digest(arrays):
