@@ -53,6 +53,7 @@ def purify(
     head = tuned.head
     original = head.weight.detach().clone()
     norm = original.norm()
+    # The new head knows nothing of the old one's classes, so the features have to be learned to fit it.
     _draw_anew(head, seed)
 
     def loss(network: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +66,7 @@ def purify(
         # inner product alone could be minimised by an ever longer head.
         network.head.weight.mul_(norm / network.head.weight.norm())
 
+    # The cosine moves with every batch, which suits runs of few epochs; the published code's moves with every epoch.
     recipe = Recipe(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule="cosine", augment=augment
     )
