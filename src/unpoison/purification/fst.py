@@ -66,7 +66,7 @@ def purify(
         # inner product alone could be minimised by an ever longer head.
         network.head.weight.mul_(norm / network.head.weight.norm())
 
-    # The cosine moves with every batch, which suits runs of few epochs; the published code's moves with every epoch.
+    # The cosine moves with every batch; the published code's moves once per epoch.
     recipe = Recipe(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule="cosine", augment=augment
     )

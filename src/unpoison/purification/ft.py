@@ -42,7 +42,7 @@ def purify(
     """
     # A copy, so the backdoored model can still be graded, and purified by other methods, beside this one.
     tuned = deepcopy(model)
-    # The cosine moves with every batch, which suits runs of few epochs; the published code's moves with every epoch.
+    # The cosine moves with every batch; the published code's moves once per epoch.
     recipe = Recipe(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule="cosine", augment=augment
     )
