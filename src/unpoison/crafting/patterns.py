@@ -25,7 +25,7 @@ _HEX = "#[0-9a-fA-F]{6}"
 PATCHES = (
     "checkerboard, grid, white, black, #rrggbb, checkerboard_#rrggbb_#rrggbb, dbr_grid, cd, backdoors101, single_pixel"
 )
-# A transparent cell, as in Backdoors101; every other value is one of 0 to 255.
+# A transparent cell; every other value is one of 0 to 255.
 _CLEAR = -1
 _DRAWN: dict[str, Rows] = {
     "dbr_grid": [[0, 0, 255], [0, 255, 0], [255, 0, 255]],

@@ -1,1 +1,1 @@
-"""From a trigger to a poisoned set: policy, choice of samples, truth, the trigger's contract, the hand in training."""
+"""From a trigger to a poisoned set: policy, choice of samples, truth, the trigger's contract, stamping in training."""

@@ -1,6 +1,6 @@
-"""What an attacker keeps: his triggers, for the stamping of the test, and apart from them what his hand in training needs.
+"""The attacker's two artefacts: the triggers, for stamping the test split, and what the hand in training needs.
 
-The two are artefacts of their own, so that a parameter of the test alone trains nothing again.
+They are kept apart so that a change of a parameter that only the test reads trains no network again.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ TRIGGERS, TRAINING = "unpoison-triggers-1", "unpoison-attacker-1"
 DESCRIPTION = "attacker.json"
 
 Restore = Callable[[Kept], Trigger]
-"""`attacks.restored`: this folder knows no attack."""
+"""The type of `attacks.restored`, which is passed in, as this folder knows no attack."""
 
 
 class Held(NamedTuple):
-    """A trigger and the policy it serves."""
+    """A trigger and the policy that it serves."""
 
     policy: Policy
     trigger: Trigger
 
 
 def write_triggers(folder: Path, poisoned: Poisoned | None, made_from: dict[str, str]) -> None:
-    """The final triggers by name, whole; none for data of unknown origin.
+    """Write the final triggers by name, whole; none for data of unknown origin.
 
     Args:
-        made_from: name to digest, of the poisoned set that they belong to.
+        folder: place of the artefact.
+        poisoned: truth and triggers; None: nothing is known.
+        made_from: digest by name of the poisoned set that they belong to.
     """
     with new_folder(folder) as staging:
         about: list[dict[str, Any]] = []
@@ -44,12 +46,17 @@ def write_triggers(folder: Path, poisoned: Poisoned | None, made_from: dict[str,
             truth = poisoned.truth
             for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
                 save_trigger(staging / name, part.attack, trigger)
+                # The policy says which test samples are attacked, and what label is asked for.
                 about.append({"name": name, "policy": asdict(part.policy)})
         write_manifest(staging, DESCRIPTION, {"format": TRIGGERS, "triggers": about, "made_from": made_from})
 
 
 def read_triggers(folder: Path, restore: Restore) -> tuple[dict[str, Held], dict[str, str]]:
-    """What `write_triggers` wrote. Raises UserError for a file that is missing, changed or of another format."""
+    """The triggers that `write_triggers` wrote, by name, and what they were made from.
+
+    Raises:
+        UserError: a file is missing, changed or of another format.
+    """
     about = read_manifest(folder, DESCRIPTION, TRIGGERS)
     held = {
         part["name"]: Held(Policy(**part["policy"]), restore(read_trigger(folder / part["name"])))
@@ -59,25 +66,30 @@ def read_triggers(folder: Path, restore: Restore) -> tuple[dict[str, Held], dict
 
 
 def write_training(folder: Path, poisoned: Poisoned | None) -> None:
-    """What the hand in training needs: nothing, unless triggers are stamped while the victim trains."""
+    """Write what the hand in training needs: nothing, unless triggers are stamped while the victim trains."""
     with new_folder(folder) as staging:
         about: dict[str, Any] = {"format": TRAINING, "parts": []}
         if poisoned is not None and poisoned.truth.in_training:
+            # Arrays of the truth and not its folder: training must not depend on an artefact that only graders read.
             truth = poisoned.truth
             for name in ("mask", "part", "labels"):
                 np.save(staging / f"{name}.npy", getattr(truth, name))
+            # Without the fields of the test, so that changing one leaves this artefact as it is.
             for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
                 save_trigger(staging / name, part.attack, trigger, at_the_test=False)
-            parts = [{"name": n, "policy": asdict(p.policy)} for n, p in zip(truth.names, truth.parts, strict=True)]
+            named = zip(truth.names, truth.parts, strict=True)
+            parts = [{"name": name, "policy": asdict(part.policy)} for name, part in named]
             about |= {"attack": truth.attack, "parts": parts}
         write_manifest(staging, DESCRIPTION, about)
 
 
 def read_training(folder: Path, restore: Callable[[], Restore]) -> Poisoned | None:
-    """What `write_training` wrote; None where nothing is stamped in training.
+    """Truth and triggers that `write_training` wrote; None where nothing is stamped in training.
 
     Args:
-        restore: gives the function that makes triggers; only called where there is one, as it imports every attack.
+        folder: place of the artefact.
+        restore: function that returns the one that makes triggers; only called where there is a trigger, as it imports
+            every attack.
     """
     about = read_manifest(folder, DESCRIPTION, TRAINING)
     if not about["parts"]:
@@ -86,6 +98,8 @@ def read_training(folder: Path, restore: Callable[[], Restore]) -> Poisoned | No
         load_array(check_file(folder, about, f"{name}.npy")) for name in ("mask", "part", "labels")
     )
     kept = [read_trigger(folder / part["name"]) for part in about["parts"]]
-    parts = [Part(one.attack, Policy(**part["policy"]), {}) for one, part in zip(kept, about["parts"], strict=True)]
+    # The attack's own arguments are not kept: the triggers hold all that stamping needs.
+    pairs = zip(kept, about["parts"], strict=True)
+    parts = [Part(description.attack, Policy(**part["policy"]), {}) for description, part in pairs]
     truth = Truth(about["attack"], tuple(parts), mask, number_of, labels)
     return Poisoned(truth, tuple(map(restore(), kept)))

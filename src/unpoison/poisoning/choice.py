@@ -1,4 +1,4 @@
-"""Which samples are poisoned: the draw for one trigger, and for several in one data set."""
+"""The choice of samples to poison: for one trigger, and for several in one data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from .policy import Policy, check_classes
 
 
 class Choice(NamedTuple):
-    """Sorted indices of the training samples to stamp: `poison` get the attacker's label, `cover` keep theirs."""
+    """Training samples to stamp, as sorted indices.
+
+    Attributes:
+        poison: samples that get the attacker's label.
+        cover: samples that keep their own.
+    """
 
     poison: IntArray
     cover: IntArray
@@ -31,30 +36,37 @@ def choose_samples(
     order: NDArray[np.float64] | None = None,
     free: Mask | None = None,
 ) -> Choice:
-    """Choose samples. A lower rate takes a subset of what a higher rate takes, from the same seed.
+    """The samples of one trigger. From the same seed a lower rate takes a subset of those of a higher rate.
 
     Args:
-        labels: int64 [n], the true ones.
-        order: float64 [n], which candidates come first (highest), -inf never; None: at random.
-        free: bool [n], samples that no other trigger has taken; None: all.
+        policy: candidates and number.
+        labels: true labels, int64 [n].
+        classes: number of classes.
+        seed: seed of the attacker.
+        order: rank of each candidate, highest first and -inf never, float64 [n]; None: at random.
+        free: samples that no other trigger has taken, bool [n]; None: all.
 
     Raises:
         ParameterError: a class that does not exist; more samples asked for than there are candidates.
     """
     check_classes(policy, classes)
     free = np.ones(len(labels), bool) if free is None else free
+    # A rate is a share of all candidates, those that another trigger has taken among them: so the number that one trigger
+    # gets does not depend on the others.
     may = policy.candidates(labels) & (True if order is None else order > -np.inf)
     candidates = np.flatnonzero(may & free)
     if not len(candidates):
         raise ParameterError(f"label_policy: {policy.label_policy} given, for which no training sample is a candidate")
     count = _count(policy, int(may.sum()), len(candidates), len(labels))
-    # The same draw as without an order, so that equal places in the order are taken at random.
+    # The first of a permutation, and not a draw of so many: that is what makes a lower rate's samples a subset. With an
+    # order the same permutation goes first, and the stable sort leaves equal ranks in it, at random.
     shuffled = numpy_rng(seed, "poison/samples").permutation(candidates)
     if order is not None:
         shuffled = shuffled[np.argsort(-order[shuffled], kind="stable")]
     poison = np.sort(shuffled[:count])
     taken = np.zeros(len(labels), bool)
     taken[poison] = True
+    # Covers are drawn from what is left and by another generator, so that a cover ratio moves no poisoned sample.
     others = np.flatnonzero(policy.covers(labels) & free & ~taken)
     covers = math.ceil(round(policy.cover_ratio * len(poison), 6))
     if covers > len(others):
@@ -77,17 +89,20 @@ def assign_samples(
 
     Args:
         policies: one per trigger; a sample is stamped by one trigger at most.
-        orders: of each trigger, as `Trigger.order` gives it.
-        labels: int64 [n], the true ones.
+        orders: one per trigger, as `Trigger.order` gives it.
+        labels: true labels, int64 [n].
+        classes: number of classes.
+        seed: seed of the attacker.
 
     Returns:
-        Which samples are poisoned, bool [n], and by which trigger they are stamped, int8 [n], -1 for none.
+        The poisoned samples, bool [n], and the number of the trigger that stamps a sample, int8 [n], -1 for none.
 
     Raises:
         ParameterError: what `choose_samples` refuses; a class that no sample would be left in.
     """
     mask, number_of, given = np.zeros(len(labels), bool), np.full(len(labels), -1, np.int8), labels.copy()
     for number, (policy, order) in enumerate(zip(policies, orders, strict=True)):
+        # A property that a sample has or lacks is neither drawn anew in every epoch nor stamped on a cover.
         if order is not None and policy.random_poisoning:
             raise ParameterError("random_poisoning: true given, allowed with an attack that chooses its samples: false")
         if order is not None and policy.cover_ratio:
@@ -95,14 +110,16 @@ def assign_samples(
                 f"cover_ratio: {policy.cover_ratio} given, allowed with an attack that chooses its samples: 0"
             )
         choice = choose_samples(policy, labels, classes, seed=seed, order=order, free=number_of < 0)
+        # One draw as an example of what training will see; epoch -1 is none of the training's own.
         if policy.random_poisoning:
             drawn = drawn_at_random(policy, labels, np.arange(len(labels)), seed=seed, epoch=-1)
             choice = Choice(np.flatnonzero(drawn), choice.cover)
         mask[choice.poison] = True
         number_of[np.union1d(choice.poison, choice.cover)] = number
-        # A random draw leaves each class some chance, unless it takes all.
+        # Random poisoning empties a class only where it takes every candidate.
         if policy.label_policy != "clean_label" and (not policy.random_poisoning or policy.poison_rate == 1):
             given[choice.poison] = policy.new_labels(labels[choice.poison], classes)
+    # A class that has lost all its samples could not be learnt, and ACC would measure that and not the attack.
     emptied = np.setdiff1d(labels, given)
     if len(emptied):
         rate, count = policies[0].poison_rate, policies[0].poison_count
@@ -112,13 +129,28 @@ def assign_samples(
 
 
 def drawn_at_random(policy: Policy, labels: IntArray, keys: IntArray, *, seed: int, epoch: int) -> Mask:
-    """Which of the samples `keys`, of these true labels, `random_poisoning` poisons in an epoch: bool [len(keys)]."""
+    """The samples that `random_poisoning` poisons in an epoch: bool [len(keys)].
+
+    Args:
+        policy: candidates and rate.
+        labels: true labels of the samples `keys`.
+        keys: indices in the training set.
+        seed: seed of the attacker.
+        epoch: number of the epoch, part of the draw; -1 for the snapshot that is kept.
+    """
     draws = uniform(seed, f"poison/random/{epoch}", keys, 1)[:, 0]
     return policy.candidates(labels) & (draws < policy.poison_rate)
 
 
 def _count(policy: Policy, candidates: int, left: int, total: int) -> int:
-    """How many samples to poison, of the candidates that are left by other triggers."""
+    """Number of samples to poison.
+
+    Args:
+        policy: rate or count.
+        candidates: number of candidates.
+        left: number of candidates that other triggers have left.
+        total: number of training samples.
+    """
     if policy.poison_count is not None:
         if policy.poison_count > left:
             raise ParameterError(f"poison_count: {policy.poison_count} given, allowed: 1 to {left}, the candidates")

@@ -12,11 +12,11 @@ from .trigger import eight_bit
 
 
 class InTraining:
-    """What `training.loop.fit` calls with each batch.
+    """The attacker's hand in training, called by `training.loop.fit` with each batch.
 
     Attributes:
-        after_augmentation: whether it wants the augmented images (`poison_first: false`); they are then stamped as float
-            images and stay unrounded, as in Struppek et al.'s code. Otherwise the result is rounded to 8 bits.
+        after_augmentation: whether it takes the augmented images (`poison_first: false`). They are then stamped as float
+            images and not rounded, as in Struppek et al.'s code; otherwise the result is rounded to 8 bits.
     """
 
     def __init__(self, poisoned: Poisoned, *, seed: int, classes: int) -> None:
@@ -26,27 +26,30 @@ class InTraining:
         self._given = truth.labels_given(classes)
 
     def __call__(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Stamp and relabel.
+        """Images and labels of a batch after the attack.
 
         Args:
-            images: float [b, c, h, w] in [0, 1], clean; may be written to.
-            labels: int64 [b], the true ones.
-            samples: int64 [b], indices in the training set.
-            epoch: from 0.
+            images: clean images, float [b, c, h, w] in [0, 1]; may be written to.
+            labels: true labels, int64 [b].
+            samples: indices in the training set, int64 [b].
+            epoch: number of the epoch, from 0.
         """
+        # The choice of samples is kept by index in NumPy, whatever device the batch is on.
         keys = samples.cpu().numpy()
         number_of, given = self._truth.part[keys], self._given[keys]
+        # Anew in every epoch: the choice that is kept is one draw of many and counts for nothing here. One trigger alone.
         if self._truth.policy.random_poisoning:
             policy, true = self._truth.policy, self._truth.labels[keys]
             drawn = drawn_at_random(policy, true, keys, seed=self._seed, epoch=epoch)
             number_of = np.where(drawn, 0, -1)
-            wanted = true if policy.label_policy == "clean_label" else policy.new_labels(true, self._classes)
-            given = np.where(drawn, wanted, true)
+            new = true if policy.label_policy == "clean_label" else policy.new_labels(true, self._classes)
+            given = np.where(drawn, new, true)
         for number, trigger in enumerate(self._triggers):
             carriers = np.flatnonzero(number_of == number)
             rows = torch.from_numpy(carriers).to(images.device)
             with torch.no_grad():
                 values = trigger.apply(images[rows].float() * 255, keys[carriers], train=True)
+                # The same 8 bits as a stamp that is kept; augmented images keep their fractions, and "wrap" its modulo.
                 if not self.after_augmentation:
                     values = eight_bit(values, trigger.rounding).float()
                 elif trigger.rounding == "wrap":

@@ -16,7 +16,12 @@ from .truth import Truth
 
 @dataclass(frozen=True)
 class Poisoned:
-    """Which samples are stamped, by which trigger, and what label they get; `triggers` has one for each part of `truth`."""
+    """A poisoned training set, not yet stamped.
+
+    Attributes:
+        truth: samples that are stamped, the trigger that stamps them and the labels they get.
+        triggers: one trigger for each part of `truth`.
+    """
 
     truth: Truth
     triggers: tuple[Trigger, ...]
@@ -30,6 +35,7 @@ class Poisoned:
         """Training images as the trigger of each sample leaves them, uint8 [len(keys), h, w, c]."""
         images = train.gather(keys)
         for number, trigger in enumerate(self.triggers):
+            # A trigger that optimised its images knows no others, so it may be asked for its own samples only.
             carriers = self.truth.part[keys] == number
             if carriers.any():
                 images[carriers] = stamp(trigger, images[carriers], keys[carriers], train=True)
@@ -39,11 +45,13 @@ class Poisoned:
         """The training set as a victim receives it, in memory."""
         index, labels = self.index, self.truth.labels_given(len(train.classes))
         overlay = Overlay(index, self.stamped(train, index), labels[index])
+        # Without a digest: a set in memory is no artefact that assets could be kept for.
         return ImageSet(train.base, labels, train.classes, "", overlay)
 
     def write_overlay(self, folder: Path, train: ImageSet) -> None:
-        """What a victim receives, as an overlay over the training set; it says nothing about an attack."""
+        """Write what a victim receives, as an overlay over the training set; it says nothing about an attack."""
         index, labels = self.index, self.truth.labels_given(len(train.classes))
         with new_overlay(folder, train, index, labels[index]) as overlay:
+            # A stretch at a time: memory holds a few MiB of images, whatever the size of the set.
             for keys in train.chunks(index):
                 overlay.write(np.searchsorted(index, keys), self.stamped(train, keys))

@@ -1,4 +1,4 @@
-"""The policy: which samples may be poisoned, how many, and what label they get. The same for every trigger."""
+"""The policy: which samples may be poisoned, how many, and with what label; it is independent of the trigger."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ LabelPolicy = Literal["all2one", "all2all", "clean_label", "source_specific"]
 class Policy:
     """The label policy and the share of samples it takes.
 
-    Candidates are the samples that may be poisoned: of `all2one` those of other classes than the target (all, if
-    `poison_target_class`); of `all2all` all; of `clean_label` those of the target class; of `source_specific` those of
-    the source classes.
+    Candidates are the samples that may be poisoned: with `all2one` those of other classes than the target (all, if
+    `poison_target_class`); with `all2all` all; with `clean_label` those of the target class; with `source_specific`
+    those of the source classes.
 
     Attributes:
         label_policy: `all2one`: every poisoned sample gets `target`; `all2all`: label y becomes y + `shift` modulo the
             number of classes; `clean_label`: samples of the target class keep their label; `source_specific`: only
             samples of `sources` get `target` (TaCT).
-        target: the target class.
-        shift: of `all2all`, not a multiple of the number of classes.
-        sources: the classes of `source_specific`, without the target.
+        target: class that triggered images are to get.
+        shift: distance from label to new label, for `all2all`; not a multiple of the number of classes.
+        sources: classes that may be poisoned, for `source_specific`; the target is not among them.
         poison_rate: share that is poisoned, rounded up (Struppek et al.).
-        poison_count: this many instead of a share; None leaves it to `poison_rate`.
-        rate_of: what the rates are shares of: `candidates` (Struppek et al., D-BR) or `all` samples (BackdoorBench).
+        poison_count: number of samples to poison instead of a share; None leaves it to `poison_rate`.
+        rate_of: whole that the rate is a share of: `candidates` (Struppek et al., D-BR) or `all` samples
+            (BackdoorBench).
         poison_target_class: whether `all2one` may stamp samples that already have the target label (they keep it).
         cover_ratio: cover samples per poisoned one, rounded up: samples that are stamped and keep their true label (TaCT,
             adaptive attacks). They are never poisoned ones.
-        cover_classes: the classes cover samples come from, neither the target nor sources; None: all others. All2all has
-            neither.
-        poison_first: whether the trigger is stamped before augmentation (so that it is cropped and flipped as well) or,
-            if false, on the augmented image in training.
+        cover_classes: classes that cover samples come from, neither the target nor sources; None: all others. `all2all`
+            has neither.
+        poison_first: true: the trigger is stamped before augmentation, so it is cropped and flipped as well; false: it
+            is stamped on the augmented image in training.
         random_poisoning: whether every access to a candidate poisons it with probability `poison_rate`, anew in every
             epoch, instead of a fixed set of samples.
     """
@@ -62,19 +63,22 @@ class Policy:
         return self.random_poisoning or not self.poison_first
 
     def new_labels(self, labels: IntArray, classes: int) -> IntArray:
-        """The labels that poisoned samples of these true labels get, and the ones that ASR asks for at the test."""
+        """New labels for samples of these true labels: what poisoned ones get, and what ASR asks for at the test."""
         return (labels + self.shift) % classes if self.label_policy == "all2all" else np.full_like(labels, self.target)
 
     def candidates(self, labels: IntArray) -> Mask:
-        """Which training samples may be poisoned: bool [n]."""
+        """Training samples that may be poisoned: bool [n]."""
+        # The label stays true, so the samples must be of the class that the backdoor leads to.
         if self.label_policy == "clean_label":
             return labels == self.target
         if self.label_policy == "all2one" and self.poison_target_class:
             return np.ones(len(labels), bool)
+        # Otherwise training poisons what the test attacks.
         return self.attacked(labels)
 
     def attacked(self, labels: IntArray) -> Mask:
-        """Which test samples ASR counts: bool [n]. Those of another class than the target; for `all2all` every one."""
+        """Test samples that ASR counts: bool [n]. Those of another class than the target; with `all2all` every one."""
+        # A sample of the target class gets that class anyway, and would count as a success of the attack.
         if self.label_policy == "all2all":
             return np.ones(len(labels), bool)
         if self.label_policy == "source_specific":
@@ -82,13 +86,13 @@ class Policy:
         return labels != self.target
 
     def covers(self, labels: IntArray) -> Mask:
-        """Which training samples may be stamped and keep their label: bool [n]."""
+        """Training samples that may be stamped and keep their label: bool [n]."""
         if self.cover_classes is not None:
             return np.isin(labels, self.cover_classes)
         return ~np.isin(labels, self.wanted_classes())
 
     def wanted_classes(self) -> list[int]:
-        """Classes whose stamped samples would teach the backdoor, or the contrary, whatever label they keep."""
+        """Classes that give no covers: stamped, the target's would teach the backdoor and the sources' the contrary."""
         if self.label_policy == "all2all":
             return []
         return [self.target, *(self.sources if self.label_policy == "source_specific" else [])]
@@ -96,6 +100,7 @@ class Policy:
 
 def check_classes(policy: Policy, classes: int) -> None:
     """Raises ParameterError for a class that does not exist, or a policy that contradicts itself."""
+    # Every class by its number first, so that the checks after it may compare classes.
     named = {"target": [policy.target], "sources": policy.sources, "cover_classes": policy.cover_classes or []}
     for key, values in named.items():
         for value in values:
@@ -106,11 +111,14 @@ def check_classes(policy: Policy, classes: int) -> None:
             f"sources: {policy.sources} given, allowed with source_specific: classes other than the target "
             f"{policy.target}, at least one"
         )
+    # Nothing is stamped for covers unless there is a ratio, so the classes may then stay in params.yaml.
     both = sorted(set(policy.cover_classes or []) & set(policy.wanted_classes()))
     if both and policy.cover_ratio:
         raise ParameterError(f"cover_classes: {both[0]} given, allowed: neither the target nor one of the sources")
+    # A full turn gives every sample its own label.
     if policy.label_policy == "all2all" and policy.shift % classes == 0:
         raise ParameterError(f"shift: {policy.shift} given, allowed: no multiple of the {classes} classes")
+    # Random poisoning draws every candidate by itself: neither a number nor covers nor a share of all samples is defined.
     if policy.random_poisoning and policy.poison_count is not None:
         raise ParameterError(f"poison_count: {policy.poison_count} given, allowed with random_poisoning: null")
     if policy.random_poisoning and policy.cover_ratio:

@@ -1,4 +1,4 @@
-"""The trigger's contract: a batched function of images, how its result becomes 8 bits, how it is kept without pickle."""
+"""The trigger's contract: a batched function of images, its rounding to 8 bits, its place on disk without pickle."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Rounding = Literal["truncate", "round", "wrap"]
 FORMAT, DESCRIPTION, ARRAYS = "unpoison-trigger-3", "trigger.json", "trigger.npz"
 # Float noise must not turn an exact 51 into 50.999…, which truncation would make 50.
 _NOISE = 1e-4
-# Images that are stamped at a time: small enough for the caches and for memory, large enough to hide the calls.
+# Bytes of images that are stamped at a time: small enough for caches and memory, large enough to hide the calls.
 _CHUNK_BYTES = 1 << 20
 
 
 class Trigger(ABC):
-    """Stamps images. The result for one image depends on that image and its key only, never on the batch or the device.
+    """A function that stamps images. One image's result depends on it and its key only, never on the batch or the device.
 
     A subclass is a frozen dataclass whose fields are JSON values and NumPy arrays (no arrays of objects): they are what
     is kept on disk.
 
     Attributes:
-        rounding: how `stamp` makes 8 bits of what `apply` gives: `truncate` (clip to 0…255, drop the fraction: what most
+        rounding: way from the result of `apply` to 8 bits: `truncate` (clip to 0…255, drop the fraction: what most
             published code does), `round` (clip, nearest), `wrap` (drop the fraction, modulo 256, as a cast to uint8
             without a clip does on most machines).
         per_sample: whether training images are optimised one by one (`Attack.optimise`), so that only those can be
@@ -48,11 +48,11 @@ class Trigger(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
-        """Stamp, before anything is rounded or clipped.
+        """Stamped images, before anything is rounded or clipped.
 
         Args:
             images: float32 [n, c, h, w], 0 to 255, any device; left as they are.
-            keys: int64 [n], each image's index in its split: all randomness per image comes from (seed, key).
+            keys: index of each image in its split, int64 [n]: all randomness per image comes from (seed, key).
             train: whether the images are stamped for training or for the test.
 
         Returns:
@@ -60,11 +60,11 @@ class Trigger(ABC):
         """
 
     def order(self, data: ImageSet) -> NDArray[np.float64] | None:
-        """Which training samples to poison first: float64 [n], highest first, -inf never. None: at random."""
+        """Rank of every training sample, float64 [n]: highest are poisoned first, -inf never. None: at random."""
         return None
 
     def carried_by(self, data: ImageSet, keys: IntArray) -> Mask:
-        """Which test samples the trigger can be shown on: all, unless it is a property that an image has or has not."""
+        """Test samples that the trigger can be shown on: all, unless it is a property that an image has or lacks."""
         return np.ones(len(keys), bool)
 
     def check_complete(self) -> None:
@@ -74,7 +74,7 @@ class Trigger(ABC):
                 raise ValueError(f"{name}: not kept, allowed: a trigger that was saved for the test as well")
 
     def state(self) -> dict[str, Any]:
-        """Its fields by name: what rebuilds it."""
+        """The fields by name, which rebuild the trigger."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
@@ -84,16 +84,17 @@ class Trigger(ABC):
 
 
 class Kept(NamedTuple):
-    """A trigger as it lies on disk: the attack's name and the trigger's fields."""
+    """A trigger as read from disk: the attack's name and the trigger's fields."""
 
     attack: str
     values: dict[str, Any]
 
 
 def eight_bit(values: Tensor, rounding: Rounding) -> Tensor:
-    """float32 values to uint8; see `Trigger.rounding`."""
+    """float32 values as uint8; see `Trigger.rounding`."""
     # A cast drops the fraction as well; `trunc` and `floor` would start all threads even for a single image.
     if rounding == "wrap":
+        # By way of int32: a cast of negative floats to uint8 is undefined, and devices differ.
         return (values + values.sign() * _NOISE).to(torch.int32).to(torch.uint8)
     if rounding == "round":
         return values.clamp(0, 255).round().to(torch.uint8)
@@ -107,9 +108,9 @@ def stamp(
 
     Args:
         images: uint8 [n, h, w, c]; left as they are.
-        keys: int64 [n], each image's index in its split.
+        keys: index of each image in its split, int64 [n].
         train: as for `Trigger.apply`.
-        device: where to compute; None: the CPU. Memory: the result and a few MiB.
+        device: device that computes; None: the CPU. Memory: the result and a few MiB.
 
     Raises:
         ValueError: a trigger that was kept for training alone, asked for the test.
@@ -121,6 +122,7 @@ def stamp(
     with torch.inference_mode():
         for start in range(0, len(images), step):
             part = slice(start, start + step)
+            # A view, channels last: triggers get [n, c, h, w] without a copy that turns the axes.
             batch = torch.from_numpy(np.ascontiguousarray(images[part])).permute(0, 3, 1, 2).to(device).float()
             values = trigger.apply(batch, keys[part], train=train)
             stamped[part] = eight_bit(values, trigger.rounding).permute(0, 2, 3, 1).cpu().numpy()
@@ -133,8 +135,12 @@ def save_trigger(folder: Path, attack: str, trigger: Trigger, *, at_the_test: bo
     The description holds a digest of the code that stamps: whoever depends on the folder reruns when it changes.
 
     Args:
+        folder: place of the trigger.
+        attack: name of the attack, which tells the trigger's class.
+        trigger: trigger to write.
         at_the_test: False leaves out what only the test needs (`Trigger.of_the_test`).
     """
+    # Arrays go to the archive, all else to the description, so that a person can read the settings.
     values = {name: value for name, value in trigger.state().items() if at_the_test or name not in trigger.of_the_test}
     arrays: Arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     settings = {name: value for name, value in values.items() if name not in arrays}
@@ -145,11 +151,12 @@ def save_trigger(folder: Path, attack: str, trigger: Trigger, *, at_the_test: bo
 
 
 def read_trigger(folder: Path) -> Kept:
-    """What `save_trigger` wrote. `attacks.restored` makes a trigger of it.
+    """The fields that `save_trigger` wrote, out of which `attacks.restored` makes a trigger.
 
     Raises:
         UserError: a file is missing, changed or of another format.
     """
     about = read_manifest(folder, DESCRIPTION, FORMAT)
+    # No pickle: a trigger of unknown origin is read as numbers and cannot run code.
     with np.load(check_file(folder, about, ARRAYS), allow_pickle=False) as archive:
         return Kept(about["attack"], {**about["settings"], **archive})

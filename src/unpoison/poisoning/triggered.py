@@ -1,6 +1,6 @@
 """Triggered test images as an artefact: for each trigger an overlay over the test split, stamped once and read by all.
 
-Whoever grades a model reads images and the labels that the attacker wants; no trigger and no attack's code is needed.
+Grading a model takes these images and the labels that the attacker wants; no trigger and no attack's code is needed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Triggered:
     """The test images that ASR counts for one trigger.
 
     Attributes:
-        test: the clean test split.
-        overlay: `index` of those images, sorted; they with the trigger; the labels that the attacker wants.
+        test: clean test split.
+        overlay: sorted `index` of those images, the images with the trigger, and the labels that the attacker wants.
     """
 
     test: ImageSet
@@ -39,28 +39,30 @@ class Triggered:
 
     @property
     def true(self) -> IntArray:
-        """Their true labels."""
+        """The true labels of the triggered images."""
         return self.test.labels[self.overlay.index]
 
     def chunks(self) -> Iterator[tuple[Images, Images, ImageSet]]:
-        """A stretch at a time: clean and triggered images, uint8 [k, h, w, c], and these with the wanted labels."""
+        """Clean and triggered images, uint8 [k, h, w, c], and the triggered ones with the attacker's labels, in stretches."""
         for rows in self.test.chunks(np.arange(len(self))):
-            images, wanted = self.overlay.images[rows], self.overlay.labels[rows]
-            yield self.test.gather(self.overlay.index[rows]), images, ImageSet(images, wanted, self.test.classes)
+            # Rows of the overlay, which only holds the triggered images; `index` leads back to the test split.
+            images, labels = self.overlay.images[rows], self.overlay.labels[rows]
+            yield self.test.gather(self.overlay.index[rows]), images, ImageSet(images, labels, self.test.classes)
 
 
 def attacked(test: ImageSet, policy: Policy, trigger: Trigger) -> IntArray:
-    """The test samples that ASR counts, sorted: those the policy attacks that can carry the trigger."""
+    """The test samples that ASR counts, sorted: those that the policy attacks and that can carry the trigger."""
+    # Before the policy is looked at: even with no sample to stamp, a trigger kept for training is the wrong one here.
     trigger.check_complete()
     keys = np.flatnonzero(policy.attacked(test.labels))
     return keys[trigger.carried_by(test, keys)]
 
 
 def triggered_of(test: ImageSet, policy: Policy, trigger: Trigger) -> Triggered:
-    """The same in memory, without an artefact."""
+    """The triggered images of one trigger in memory, without an artefact."""
     index = attacked(test, policy, trigger)
-    wanted = policy.new_labels(test.labels[index], len(test.classes))
-    return Triggered(test, Overlay(index, stamp(trigger, test.gather(index), index, train=False), wanted))
+    labels = policy.new_labels(test.labels[index], len(test.classes))
+    return Triggered(test, Overlay(index, stamp(trigger, test.gather(index), index, train=False), labels))
 
 
 def write_triggered(
@@ -69,17 +71,21 @@ def write_triggered(
     """Stamp the test split: a folder per trigger, by name; none for data of unknown origin.
 
     Args:
-        made_from: name to digest, of the poisoned set that the triggers belong to.
+        folder: place of the artefact.
+        test: clean test split.
+        attacker: policy and trigger by the trigger's name.
+        made_from: digest by name of the poisoned set that the triggers belong to.
 
     Returns:
-        Trigger's name to how many images carry it.
+        Number of images that carry each trigger, by its name.
     """
     counts = {}
     with new_folder(folder) as staging:
         for name, (policy, trigger) in attacker.items():
             index = attacked(test, policy, trigger)
-            wanted = policy.new_labels(test.labels[index], len(test.classes))
-            with new_overlay(staging / name, test, index, wanted, split="test") as overlay:
+            labels = policy.new_labels(test.labels[index], len(test.classes))
+            with new_overlay(staging / name, test, index, labels, split="test") as overlay:
+                # Row of the overlay and key of the sample differ: what a stamp depends on is the sample's place in the split.
                 for keys in test.chunks(index):
                     stamped = stamp(trigger, test.gather(keys), keys, train=False)
                     overlay.write(np.searchsorted(index, keys), stamped)
@@ -90,7 +96,7 @@ def write_triggered(
 
 
 def read_triggered(folder: Path, base: Path) -> dict[str, Triggered]:
-    """Trigger's name to its images, in the order of the attack's triggers, read from disk as they are used.
+    """The triggered images by the trigger's name, in the order of the attack's triggers, read from disk as they are used.
 
     Raises:
         UserError: a file is missing, changed, of another format or of another base data set.

@@ -1,4 +1,4 @@
-"""The ground truth of a poisoned set: kept apart from it, read by the grading alone. It knows no trigger and no attack."""
+"""The ground truth of a poisoned set: kept apart from it, read by grading alone. It needs no trigger's or attack's code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ FORMAT, DESCRIPTION = "unpoison-truth-3", "truth.json"
 
 
 class Part(NamedTuple):
-    """One trigger's share of an attack: the attack it is of, its policy, the attack's own arguments."""
+    """One trigger's part in an attack.
+
+    Attributes:
+        attack: name of the trigger's attack.
+        policy: samples and labels.
+        arguments: the attack's own arguments.
+    """
 
     attack: str
     policy: Policy
@@ -26,15 +32,15 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """What the attacker did.
+    """The record of what the attacker did.
 
     Attributes:
-        attack: the attack's name.
-        parts: one per trigger. Most attacks have one; `multi` has several.
-        mask: bool [n], which training samples are poisoned: stamped and with the label the attacker wants.
-        part: int8 [n], the number of the trigger that stamped a sample, -1 for none. Stamped samples that are not in
-            `mask` are cover samples: their label is the true one.
-        labels: int64 [n], the labels before the attack.
+        attack: name of the attack.
+        parts: one part per trigger. Most attacks have one; `multi` has several.
+        mask: poisoned training samples, bool [n]: stamped and with the label that the attacker wants.
+        part: number of the trigger that stamped a sample, -1 for none, int8 [n]. Stamped samples that are not in `mask`
+            are cover samples: their label is the true one.
+        labels: labels before the attack, int64 [n].
     """
 
     attack: str
@@ -45,12 +51,12 @@ class Truth:
 
     @property
     def cover(self) -> Mask:
-        """Which training samples are stamped and keep their label: bool [n]."""
+        """Training samples that are stamped and keep their label: bool [n]."""
         return (self.part >= 0) & ~self.mask
 
     @property
     def policy(self) -> Policy:
-        """The first part's policy: all parts have the same, but for the target."""
+        """The first part's policy. All parts have the same label policy and the same way of stamping."""
         return self.parts[0].policy
 
     @property
@@ -60,7 +66,8 @@ class Truth:
 
     @property
     def names(self) -> list[str]:
-        """The triggers' names: the attack's, and numbered where there are several."""
+        """The triggers' names: the attack's name, or numbered names where there are several."""
+        # Numbers tell two triggers of one attack apart.
         if len(self.parts) == 1:
             return [self.attack]
         return [f"{number}_{part.attack}" for number, part in enumerate(self.parts)]
@@ -69,6 +76,7 @@ class Truth:
         """The training labels after the attack: int64 [n]."""
         given = self.labels.copy()
         for number, part in enumerate(self.parts):
+            # Covers are stamped as well, but outside the mask: they keep their label.
             poisoned = self.mask & (self.part == number)
             if part.policy.label_policy != "clean_label":
                 given[poisoned] = part.policy.new_labels(self.labels[poisoned], classes)
@@ -79,14 +87,17 @@ def write_truth(folder: Path, truth: Truth | None, made_from: dict[str, str] | N
     """Write the truth folder.
 
     Args:
-        truth: None says that nothing is known (data of unknown origin).
-        made_from: name to digest, of the poisoned set that it is of.
+        folder: place of the artefact.
+        truth: record to write; None: nothing is known (data of unknown origin).
+        made_from: digest by name of the poisoned set that it belongs to.
     """
     with new_folder(folder) as staging:
         about: dict[str, Any] = {"format": FORMAT, "attack": "none", "made_from": made_from or {}}
+        # Data of unknown origin have a truth folder too, which says so, so that stages need no case of their own.
         if truth is not None:
             for name in ("mask", "part", "labels"):
                 np.save(staging / f"{name}.npy", getattr(truth, name))
+            # For people who read the file; the arrays alone are read again.
             counts = {
                 "samples": len(truth.mask),
                 "poisoned": int(truth.mask.sum()),
@@ -98,7 +109,7 @@ def write_truth(folder: Path, truth: Truth | None, made_from: dict[str, str] | N
 
 
 def read_truth(folder: Path) -> Truth | None:
-    """The truth that `write_truth` wrote; None where nothing is known.
+    """The truth that `write_truth` wrote, or None where nothing is known.
 
     Raises:
         UserError: a file is missing, changed, or of another format.
@@ -107,5 +118,5 @@ def read_truth(folder: Path) -> Truth | None:
     if about["attack"] == "none":
         return None
     mask, part, labels = (load_array(check_file(folder, about, f"{name}.npy")) for name in ("mask", "part", "labels"))
-    parts = [Part(each["attack"], Policy(**each["policy"]), each["arguments"]) for each in about["parts"]]
+    parts = [Part(entry["attack"], Policy(**entry["policy"]), entry["arguments"]) for entry in about["parts"]]
     return Truth(about["attack"], tuple(parts), mask, part, labels)
