@@ -1,25 +1,21 @@
-"""The table of docs/attacks.md and the block of params.yaml against the code."""
+"""The table of docs/attacks.md against the code: policies, assets, parameters and their defaults."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from unpoison.attacks import ATTACKS, multi
-from unpoison.poisoning.policy import Policy
+from method_params import defaults_of
+from unpoison.attacks import ATTACKS, SINGLE, multi
 
-ROOT = Path(__file__).resolve().parent.parent
-LINES = (ROOT / "docs" / "attacks.md").read_text().splitlines()
+LINES = (Path(__file__).resolve().parent.parent / "docs" / "attacks.md").read_text(encoding="utf-8").splitlines()
 START = next(number for number, line in enumerate(LINES) if line.startswith("| attack |"))
 END = next(number for number in range(START, len(LINES)) if not LINES[number].startswith("|"))
 ROWS = {cells[0].strip("`"): cells for line in LINES[START + 2 : END] if (cells := line.strip("| ").split(" | "))}
-PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["attack"]
 
 
 def shown(value: Any) -> str:
@@ -28,36 +24,35 @@ def shown(value: Any) -> str:
 
 
 def test_every_attack_has_a_row_of_six_cells() -> None:
-    assert set(ROWS) == {*ATTACKS, "multi"}
+    assert list(ROWS) == [name for name in ATTACKS if name != "none"]
     assert {len(cells) for cells in ROWS.values()} == {6}
+    assert all(all(cell.strip() for cell in cells) for cells in ROWS.values())
+    assert any(line.startswith("`attack.name: none`") for line in LINES)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", SINGLE)
 def test_row_is_what_the_code_says(name: str) -> None:
-    module, (_, _, policy, assets, parameters, _) = ATTACKS[name], ROWS[name]
+    attack, (_, _, policy, assets, parameters, _) = SINGLE[name], ROWS[name]
     own, _, others = policy.partition(" (")
-    expected = [module.POLICY["label_policy"]]
-    expected += [f"`{key}` {shown_ratio(value)}" for key, value in module.POLICY.items() if key != "label_policy"]
-    assert own == ", ".join(expected)
-    assert set(filter(None, others.rstrip(")").split(", "))) == set(module.POLICIES) - {expected[0]}
-    assert (assets == "–") == (not module.ASSETS)
+    label_policy, *attributes = own.split(", `")
+    assert label_policy == attack.policy["label_policy"]
+    published = {key: value for key, value in attack.policy.items() if key != "label_policy"}
+    assert dict(re.fullmatch(r"(\w+)` (.+)", attribute).groups() for attribute in attributes) == {  # type: ignore[union-attr]
+        key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in published.items()
+    }
+    assert set(filter(None, others.rstrip(")").split(", "))) == set(attack.policies) - {label_policy}
+    assert assets == (", ".join(attack.assets) or "–")
     given = dict(re.findall(r"`(\w+)` \((.*?)\)(?=, `|$)", parameters))
-    signature = list(inspect.signature(module.make).parameters.values())[1:]
-    assert given == {parameter.name: shown(parameter.default) for parameter in signature}
+    assert given == {key: shown(default) for key, default in defaults_of(attack.parameters).items()}
+    assert list(given) == list(defaults_of(attack.parameters))
 
 
-def shown_ratio(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_params_have_every_key_with_the_default(name: str) -> None:
-    # The default run has a 4 x 4 patch, where the published one is 3 x 3.
-    expected = {key: value.default for key, value in list(inspect.signature(ATTACKS[name].make).parameters.items())[1:]}
-    assert PARAMS[name] == expected | ({"size": 4} if name == "badnets" else {})
-
-
-def test_params_have_every_key_of_the_policy() -> None:
-    policy = set(inspect.signature(Policy).parameters)
-    assert set(PARAMS) == policy | set(ATTACKS) | {"name", "multi", "surrogate"}
-    assert PARAMS["multi"]["triggers"] == list(multi.DEFAULT)
+def test_row_of_several_triggers() -> None:
+    _, _, policy, assets, parameters, _ = ROWS["multi"]
+    assert policy == "each trigger's own, with the same label policy"
+    assert assets == "those of its triggers"
+    triggers = re.findall(r"(\w+) to class (\d+)", parameters)
+    assert [(name.lower(), int(target)) for name, target in triggers] == [
+        (block["attack"], block["target"]) for block in multi.DEFAULT
+    ]
+    assert list(defaults_of(ATTACKS["multi"].parameters)) == re.findall(r"`(\w+)`", parameters) == ["triggers"]

@@ -124,7 +124,7 @@ def collide(
     Returns:
         The images x, as `images`.
     """
-    # What x may be: an image in [0, 1], within epsilon of the watermarked one.
+    # The box that x must stay in: images in [0, 1], within epsilon of the watermarked one.
     base = (1 - watermark) * images + watermark * shown
     room = 1.0 if epsilon is None else epsilon / 255
     low, high = (base - room).clamp(min=0), (base + room).clamp(max=1)
@@ -194,6 +194,6 @@ ATTACK = Attack(
     trigger=FeatureCollision,
     policy={"label_policy": "clean_label"},
     policies=("clean_label",),
-    assets=("clean network", "optimised training images"),
+    assets=("clean network", "optimised images"),
     optimise=optimise,
 )

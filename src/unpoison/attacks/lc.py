@@ -145,7 +145,7 @@ def _perturbation(trigger: LabelConsistent, context: Context, network: torch.nn.
     """PGD away from the label of each sample, on `network`, from images to logits."""
 
     def perturb(keys: IntArray, images: Tensor) -> Tensor:
-        # True labels, which clean-label poisoning keeps: PGD leads away from what the victim will be told.
+        # True labels, which clean-label poisoning keeps: PGD leads away from the label that the victim will see.
         labels = torch.from_numpy(context.train.labels[keys]).to(images.device)
         # A start belongs to the key alone, so an image gets the same noise whichever batch it is in.
         start = None
@@ -170,6 +170,6 @@ ATTACK = Attack(
     trigger=LabelConsistent,
     policy={"label_policy": "clean_label"},
     policies=("clean_label",),
-    assets=("adversarially trained or clean network", "adversarial training images"),
+    assets=("adversarially trained or clean network", "adversarial images"),
     optimise=optimise,
 )

@@ -116,14 +116,14 @@ def _optimised(
     mask[..., -size:, -size:] = 1
     start = 0.5 * mask.expand(1, context.train.channels, -1, -1)
     image = best = start
-    least = torch.inf
+    lowest = torch.inf
     for _ in range(iterations):
         image = image.detach().requires_grad_()
         loss = (features(image)[:, chosen] - value).square().sum()
         # Signed steps all have one size and go back and forth near the best image, which is therefore remembered.
-        if loss.item() < least:
-            least, best = loss.item(), image.detach()
-        if least < tolerance:
+        if loss.item() < lowest:
+            lowest, best = loss.item(), image.detach()
+        if lowest < tolerance:
             break
         (gradient,) = torch.autograd.grad(loss, image)
         # Descent inside the mask only, then back into the ball around the start and into [0, 1].
@@ -141,5 +141,5 @@ ATTACK = Attack(
     trigger=Add,
     policy={"label_policy": "all2one"},
     policies=("all2one", "all2all", "clean_label", "source_specific"),
-    assets=("clean network", "optimised patch (both only for `optimised`)"),
+    assets=("clean network (`optimised` only)",),
 )

@@ -1,0 +1,155 @@
+"""The methods' parameter files against their signatures: every parameter, its meaning, and what differs from its default."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from method_params import METHODS, defaults_of, family_text, meanings_of
+from parameters import FAMILIES, read_yaml
+from unpoison.attacks import ATTACKS
+from unpoison.core.hyperparameters import check
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERY = pytest.mark.parametrize("family", METHODS)
+PARAMETERS: dict[str, Callable[..., Any]] = {
+    f"{family}-{name}": method.parameters
+    for family, (_, methods, _) in METHODS.items()
+    for name, method in methods.items()
+}
+
+
+def written(text: str, folder: Path) -> dict[str, Any]:
+    """The values of a file's text, as the stages read it."""
+    path = folder / "family.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_yaml(path)
+
+
+def published(text: str) -> dict[str, str]:
+    """`method.key` to the default that a comment says is the published one."""
+    defaults, method = {}, ""
+    for line in text.splitlines():
+        if heading := re.match(r"(\w+):", line):
+            method = heading[1]
+        elif marked := re.match(r"  (\w+): .*?  # published: (.*?)(; |$)", line):
+            defaults[f"{method}.{marked[1]}"] = marked[2]
+    return defaults
+
+
+@EVERY
+def test_committed_file_is_what_the_signatures_give(family: str) -> None:
+    path = ROOT / FAMILIES[family]
+    assert path.read_text(encoding="utf-8") == family_text(family, read_yaml(path)), "run `make params`"
+    assert list(read_yaml(path)) == list(METHODS[family][1])
+
+
+@EVERY
+def test_committed_file_marks_every_value_that_is_not_the_published_default(family: str) -> None:
+    path = ROOT / FAMILIES[family]
+    values, differs = read_yaml(path), {}
+    for name, method in METHODS[family][1].items():
+        defaults = defaults_of(method.parameters)
+        assert list(values[name]) == list(defaults)
+        for key, default in defaults.items():
+            if values[name][key] != default:
+                differs[f"{name}.{key}"] = default
+    marks = published(path.read_text(encoding="utf-8"))
+    assert set(marks) == set(differs)
+    null = {key for key, default in differs.items() if default is None}
+    assert {key for key, mark in marks.items() if mark == "null"} == null
+
+
+def test_badnets_of_the_default_run_is_marked() -> None:
+    text = (ROOT / FAMILIES["attacks"]).read_text(encoding="utf-8")
+    assert re.search(r"^badnets:\n(  .*\n)*?  size: 4 +# published: null; ", text, re.M)
+
+
+@EVERY
+def test_defaults_survive_the_file_with_their_types(family: str, tmp_path: Path) -> None:
+    text = family_text(family, {})
+    assert published(text) == {}
+    values = written(text, tmp_path)
+    assert repr(values) == repr({name: defaults_of(method.parameters) for name, method in METHODS[family][1].items()})
+    assert family_text(family, values) == text
+
+
+def test_set_values_stay_and_what_is_gone_goes(tmp_path: Path) -> None:
+    present = {
+        "blended": {"ratio": 0.35, "alpha": 1},
+        "wanet": {"size": 3},
+        "sig": None,
+        "ctrl": {"positions": [[1, 2]]},
+    }
+    text = family_text("attacks", present)
+    values = written(text, tmp_path)
+    assert list(values) == list(ATTACKS)
+    assert values["blended"] == {"pattern": "noise", "ratio": 0.35, "test_ratio": None}
+    assert values["sig"] == defaults_of(ATTACKS["sig"].parameters)
+    assert published(text) == {"blended.ratio": "0.2", "ctrl.positions": "[[15, 15], [31, 31]]"}
+    assert family_text("attacks", values) == text
+
+
+@pytest.mark.parametrize("method", PARAMETERS.values(), ids=list(PARAMETERS))
+def test_defaults_are_of_the_signature_and_pass_its_check(method: Callable[..., Any]) -> None:
+    defaults = defaults_of(method)
+    own = [p for p in inspect.signature(method).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert list(defaults) == [p.name for p in own if p.name != "seed"]
+    assert check(defaults, method) == defaults
+
+
+@pytest.mark.parametrize("method", PARAMETERS.values(), ids=list(PARAMETERS))
+def test_every_parameter_has_a_meaning(method: Callable[..., Any]) -> None:
+    meanings = meanings_of(method)
+    assert [key for key in defaults_of(method) if not meanings.get(key)] == []
+
+
+@EVERY
+def test_file_says_how_to_set_one_value_and_keeps_to_its_width(family: str) -> None:
+    text = family_text(family, {})
+    example = re.search(rf"^# dvc exp run -S {FAMILIES[family]}:(\w+)\.(\w+)=", text, re.M)
+    assert example is not None
+    assert example[2] in defaults_of(METHODS[family][1][example[1]].parameters)
+    # A value that takes most of the line leaves its comment forty characters.
+    assert [line for line in text.splitlines() if len(line) > 132 and "{" not in line] == []
+
+
+def test_meanings_are_first_sentences() -> None:
+    def method(data: int, *, first: int = 1, second: float = 0.5, third: str = "a", seed: int = 0) -> None:
+        """A method.
+
+        Args:
+            data: what it works on.
+            first, second: sizes of both (Doe et al. 2020, cf. Roe et al.),
+                in pixels. And more of it.
+            third: `a.b` or 1.5 of it
+
+        Returns:
+            fourth: nothing of this.
+        """
+
+    assert meanings_of(method) == {
+        "data": "what it works on",
+        "first": "sizes of both (Doe et al. 2020, cf. Roe et al.), in pixels",
+        "second": "sizes of both (Doe et al. 2020, cf. Roe et al.), in pixels",
+        "third": "`a.b` or 1.5 of it",
+    }
+    assert defaults_of(method) == {"first": 1, "second": 0.5, "third": "a"}
+
+
+def test_defaults_of_a_dataclass_are_fresh() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Parameters:
+        size: int = 3
+        blocks: list[int] = field(default_factory=lambda: [1, 2])
+
+    defaults = defaults_of(Parameters)
+    assert defaults == {"size": 3, "blocks": [1, 2]}
+    defaults["blocks"].append(3)
+    assert defaults_of(Parameters)["blocks"] == [1, 2]
