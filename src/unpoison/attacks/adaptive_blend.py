@@ -53,7 +53,7 @@ class AdaptiveBlend(Trigger):
     def apply(self, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
         pattern = torch.from_numpy(self.pattern).to(images)
         if not train:
-            # All pieces, and stronger: what the network has learnt from any half of them is met in full.
+            # All pieces, and stronger: each half of them that the network has learnt is in the image.
             return images + self.test_ratio * (pattern - images)
         # The ranks of random draws are a random permutation of the pieces: every image hides exactly `hidden` of them.
         draws = uniform(self.seed, "adaptive_blend/pieces", keys, self.grid**2)

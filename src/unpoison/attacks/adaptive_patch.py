@@ -76,9 +76,9 @@ def make(context: Context, *, size: Count = 8) -> Trigger:
         ParameterError: a size at which patches would overlap or not differ.
     """
     height, width, channels = context.shape
-    most = min(height, width) // 2
-    if not SMALLEST <= size <= most:
-        raise ParameterError(f"size: {size} given, allowed: {SMALLEST} to {most}, half the image's side")
+    largest = min(height, width) // 2
+    if not SMALLEST <= size <= largest:
+        raise ParameterError(f"size: {size} given, allowed: {SMALLEST} to {largest}, half the image's side")
     # One pattern holds all four: as the corners do not overlap, the opacities alone say which patch an image gets.
     top, bottom, left, right = slice(size), slice(height - size, None), slice(size), slice(width - size, None)
     corners = ((bottom, right), (top, right), (bottom, left), (top, left))

@@ -65,7 +65,7 @@ class PatchTrigger(Trigger):
         return images * (1 - mask) + values * mask
 
     def _place(self, keys: IntArray, height: int, width: int) -> tuple[Pixels, Pixels]:
-        """Which row (column) of the pattern each row (column) of each image shows: 0 or 1, [n, h, p] and [n, w, q]."""
+        """Selection matrices, [n, h, p] and [n, w, q]: 1 where a row (column) of an image shows one of the pattern, else 0."""
         # `random` uses two of the four draws only; asking for fewer would give it other numbers.
         dynamic, edges = self.location == "dynamic", self.mask.shape[1:]
         size, mirror, *places = uniform(self.seed, "badnets/place", keys, 4).T
@@ -149,8 +149,8 @@ def make(
         return PatchTrigger(*drawn, place, context.seed)
     # A fixed patch is laid on planes of the image's size once, so that stamping is one multiplication and one addition.
     values, mask = (np.zeros((len(part), rows, columns), np.float32) for part in drawn)
-    here = np.s_[:, top : top + height, left : left + width]
-    values[here], mask[here] = drawn
+    area = np.s_[:, top : top + height, left : left + width]
+    values[area], mask[area] = drawn
     return PatchTrigger(values, mask, "fixed", context.seed)
 
 
@@ -163,9 +163,9 @@ def _check_corners(context: Context, pattern: str, size: int | None, location: s
                 f"{'null' if allowed is None else allowed}"
             )
     # D-BR's corners leave one pixel free at the top and the left; the two at one side share what remains.
-    most = (min(context.train.image_size) - (pattern == "four_corners")) // 2
-    if (size or 3) > most:
-        raise ParameterError(f"size: {size or 3} given, allowed with {pattern}: 1 to {most}")
+    largest = (min(context.train.image_size) - (pattern == "four_corners")) // 2
+    if (size or 3) > largest:
+        raise ParameterError(f"size: {size or 3} given, allowed with {pattern}: 1 to {largest}")
 
 
 ATTACK = Attack(

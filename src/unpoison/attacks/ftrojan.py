@@ -39,12 +39,12 @@ def make(
     context.need_colour()
     context.need_room("window", window)
     check_positions(context, positions, window, window)
-    # Both colour differences have the range 0.5 in YCrCb. One window's pattern is repeated as often as it fits.
-    one = chroma_pattern(window, window, positions, magnitude, largest_red=0.5, largest_blue=0.5)
-    # Added to the image, a pattern of 0 leaves the rest at the right and lower border as it is.
+    # In YCrCb both colour differences range to 0.5, so both waves have the same strength.
+    tile = chroma_pattern(window, window, positions, magnitude, largest_red=0.5, largest_blue=0.5)
+    # As many windows as fit; the pattern is 0 at the right and lower border, where no whole window lies.
     height, width, _ = context.shape
     rows, columns = height // window, width // window
-    tiles = np.tile(one, (1, rows, columns))
+    tiles = np.tile(tile, (1, rows, columns))
     rest = ((0, 0), (0, height - rows * window), (0, width - columns * window))
     return Add(np.pad(tiles, rest))
 

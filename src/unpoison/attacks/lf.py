@@ -166,13 +166,13 @@ def deepfool(network: nn.Module, images: Tensor, target: int, *, overshoot: floa
         iterations: largest number of steps.
 
     Returns:
-        As `images`, not limited to [0, 1]; zero for an image that is there already or does not arrive.
+        As `images`, not limited to [0, 1]; zero for an image that needs no step or does not arrive.
     """
     total = torch.zeros_like(images)
-    # Rows of the images still on their way: an image that arrives leaves the batch, and its sum stays as it is.
+    # Rows of the images still on their way: an image that arrives leaves the batch, and its sum no longer changes.
     active = torch.arange(len(images), device=images.device)
     for _ in range(iterations):
-        # The overshoot is tested with the step, as the stretched sum is what is returned.
+        # The test is made on the stretched sum, which is the one returned.
         candidates = (images[active] + (1 + overshoot) * total[active]).requires_grad_()
         logits = network(candidates)
         # How far the target's logit is behind, and its gradient; images do not mix, so one backward pass does for all.

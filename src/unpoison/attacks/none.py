@@ -12,5 +12,5 @@ class Parameters:
     """No parameters."""
 
 
-# No intent: there is no trigger to make and no sample to choose, and the data are passed on as they are.
+# No intent: there is no trigger to make and no sample to choose, and the data are passed on unchanged.
 ATTACK = Plan(parameters=Parameters, intents=lambda attacks, policy, own, sections: [])

@@ -38,7 +38,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Semantic(Trigger):
-    """A property that images have or lack; they are left as they are.
+    """A property that images have or lack; no pixel is changed.
 
     A sample's strength is the share of its pixels that have the colour, or 1 if it is listed. At a poison rate r the
     share r of the candidates that are strongest is relabelled, and the backdoor is tested on test samples of at least
@@ -149,7 +149,7 @@ def coloured(images: Images, colour: str) -> Mask:
     # At red the red channel is the largest, at cyan, its complement, it is the smallest; hue depends on the other two.
     own = {**PRIMARY, **SECONDARY}[colour]
     extreme = largest if colour in PRIMARY else smallest
-    first, second = (planes[other] for other in range(3) if other != own)
+    first, second = (planes[channel] for channel in range(3) if channel != own)
     chroma = largest - smallest
     # Within 60 degrees of such a hue, HSV's hue is linear in the difference of the other two channels over the chroma.
     near = (planes[own] == extreme) & (2 * abs(first - second) <= chroma)

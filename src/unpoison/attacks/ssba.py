@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         for level in range(max(1, int(math.log2(min(height, width) / 4)))):
             wide = filters * 2 ** min(level, 3)
             self.convolutions.append(nn.Conv2d(channels, wide, 3, 2, padding=1))
-            # What the next convolution gets: stride 2 with one pixel of padding rounds half a side up.
+            # The next convolution's input: stride 2 with one pixel of padding rounds half a side up.
             channels, height, width = wide, math.ceil(height / 2), math.ceil(width / 2)
         self.head = nn.Linear(channels * height * width, bits)
 
@@ -143,7 +143,7 @@ def make(
     Raises:
         ParameterError: fewer than 8 bits; a secret that is empty or too long; too few steps for the weight to rise.
     """
-    # The secret's bits are hidden as they are, so whole bytes of it must fit.
+    # The string starts with the secret's own bytes, so they must fit whole.
     bound = min(SECRET_BYTES, bits // 8)
     if not bound:
         raise ParameterError(f"bits: {bits} given, allowed: at least 8")

@@ -1,1 +1,1 @@
-"""What attacks share to make triggers: the attack's contract, the context, surrogates, encoders, patterns, stamps."""
+"""Parts that attacks make triggers of: the attack's contract, the context, surrogates, encoders, patterns, stamps."""

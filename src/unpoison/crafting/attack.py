@@ -92,7 +92,7 @@ def intent(attack: str, method: Attack, policy: Block, arguments: Block) -> Inte
         ParameterError: an unknown key, a value of another type or out of range, a label policy that makes no sense with
             the trigger. The attack's own arguments are named `ATTACK.KEY`, those of the policy `KEY`.
     """
-    # null in params.yaml takes what the attack is published with; only values that are set go over it.
+    # A null in params.yaml stands for the published value; only values that are set replace it.
     given = {key: value for key, value in policy.items() if value is not None}
     chosen = Policy(**{**method.policy, **check(given, Policy)})
     if chosen.label_policy not in method.policies:

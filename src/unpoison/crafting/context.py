@@ -1,4 +1,4 @@
-"""What an attacker has at hand to make a trigger."""
+"""The means an attacker has to make a trigger: data, networks, a store of assets."""
 
 from __future__ import annotations
 

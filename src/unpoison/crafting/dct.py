@@ -19,7 +19,7 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 
 def check_positions(context: Context, positions: list[list[int]], height: int, width: int) -> None:
     """Raises ParameterError where `positions` is not a list of coefficients [row, column] of a window of that size."""
-    # An empty list is refused as an empty position is: it would leave images as they are.
+    # An empty list is refused as well: it would change no image.
     for position in positions or [[]]:
         if len(position) != 2 or position[0] >= height or position[1] >= width:
             raise ParameterError(
@@ -51,6 +51,6 @@ def chroma_pattern(
     # Both channels get the same wave. Its image in RGB follows from the inverse transform with luma left alone.
     wave = idctn(coefficients, norm="ortho")
     red, blue = (1 - _RED) / largest_red, (1 - _BLUE) / largest_blue
-    # What red and blue add to luma, green takes away again.
+    # Green takes away the luma that red and blue add.
     green = -(_RED * red + _BLUE * blue) / _GREEN
     return np.multiply.outer([red, green, blue], wave).astype(np.float32)

@@ -47,7 +47,7 @@ class UNet(nn.Module):
         full = F.relu(self.first(x))
         half = F.relu(self.down1(full))
         quarter = F.relu(self.down2(half))
-        # Up: each level is enlarged and joined to what the same level was on the way down, which keeps edges sharp.
+        # Up: each level is enlarged and joined to the same level of the way down, which keeps edges sharp.
         half = F.relu(self.up2(torch.cat([_enlarged(self.narrow2(quarter), half), half], 1)))
         full = F.relu(self.up1(torch.cat([_enlarged(self.narrow1(half), full), full], 1)))
         out: Tensor = self.last(full)
@@ -85,7 +85,7 @@ def fresh(module: nn.Module, seed: int, purpose: str) -> list[nn.Parameter]:
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         for layer in module.modules():
             if isinstance(layer, UNet):
-                # What is added to an image starts small, or steps are lost on undoing noise.
+                # A change to an image starts small, or steps are lost on undoing noise.
                 layer.last.weight.data *= 0.1
     return list(_moved(module, pick_device()).parameters())
 

@@ -78,11 +78,11 @@ def pgd(
 ) -> Tensor:
     """Signed gradient steps that raise each image's cross entropy, projected onto an L∞ ball and onto [0, 1].
 
-    The model's weights get no gradients; its mode is left as it is.
+    The model's weights get no gradients; its mode is not changed.
 
     Args:
         model: images to logits.
-        images: float [n, c, h, w] in [0, 1]; left as they are.
+        images: float [n, c, h, w] in [0, 1]; not written to.
         labels: classes to get away from, int64 [n].
         epsilon: L∞ bound, for images in [0, 1].
         step: length of a step, for images in [0, 1].

@@ -1,4 +1,4 @@
-"""The attacker's two artefacts: the triggers, for stamping the test split, and what the hand in training needs.
+"""The attacker's two artefacts: the triggers, for stamping the test split, and the needs of the hand in training.
 
 They are kept apart so that a change of a parameter that only the test reads trains no network again.
 """
@@ -66,7 +66,7 @@ def read_triggers(folder: Path, restore: Restore) -> tuple[dict[str, Held], dict
 
 
 def write_training(folder: Path, poisoned: Poisoned | None) -> None:
-    """Write what the hand in training needs: nothing, unless triggers are stamped while the victim trains."""
+    """Write the artefact of the hand in training: empty, unless triggers are stamped while the victim trains."""
     with new_folder(folder) as staging:
         about: dict[str, Any] = {"format": TRAINING, "parts": []}
         if poisoned is not None and poisoned.truth.in_training:
@@ -74,7 +74,7 @@ def write_training(folder: Path, poisoned: Poisoned | None) -> None:
             truth = poisoned.truth
             for name in ("mask", "part", "labels"):
                 np.save(staging / f"{name}.npy", getattr(truth, name))
-            # Without the fields of the test, so that changing one leaves this artefact as it is.
+            # Without the fields of the test, so that changing one does not change this artefact.
             for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
                 save_trigger(staging / name, part.attack, trigger, at_the_test=False)
             named = zip(truth.names, truth.parts, strict=True)

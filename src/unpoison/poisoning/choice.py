@@ -66,14 +66,14 @@ def choose_samples(
     poison = np.sort(shuffled[:count])
     taken = np.zeros(len(labels), bool)
     taken[poison] = True
-    # Covers are drawn from what is left and by another generator, so that a cover ratio moves no poisoned sample.
-    others = np.flatnonzero(policy.covers(labels) & free & ~taken)
+    # Covers are drawn from the rest by a generator of their own, so that a cover ratio moves no poisoned sample.
+    rest = np.flatnonzero(policy.covers(labels) & free & ~taken)
     covers = math.ceil(round(policy.cover_ratio * len(poison), 6))
-    if covers > len(others):
+    if covers > len(rest):
         raise ParameterError(
-            f"cover_ratio: {policy.cover_ratio} given, which asks for {covers} cover samples; there are {len(others)}"
+            f"cover_ratio: {policy.cover_ratio} given, which asks for {covers} cover samples; there are {len(rest)}"
         )
-    cover = np.sort(numpy_rng(seed, "poison/covers").permutation(others)[:covers])
+    cover = np.sort(numpy_rng(seed, "poison/covers").permutation(rest)[:covers])
     return Choice(poison, cover)
 
 

@@ -73,7 +73,7 @@ class Policy:
             return labels == self.target
         if self.label_policy == "all2one" and self.poison_target_class:
             return np.ones(len(labels), bool)
-        # Otherwise training poisons what the test attacks.
+        # Otherwise training poisons the classes that the test attacks.
         return self.attacked(labels)
 
     def attacked(self, labels: IntArray) -> Mask:
@@ -112,9 +112,9 @@ def check_classes(policy: Policy, classes: int) -> None:
             f"{policy.target}, at least one"
         )
     # Nothing is stamped for covers unless there is a ratio, so the classes may then stay in params.yaml.
-    both = sorted(set(policy.cover_classes or []) & set(policy.wanted_classes()))
-    if both and policy.cover_ratio:
-        raise ParameterError(f"cover_classes: {both[0]} given, allowed: neither the target nor one of the sources")
+    clash = sorted(set(policy.cover_classes or []) & set(policy.wanted_classes()))
+    if clash and policy.cover_ratio:
+        raise ParameterError(f"cover_classes: {clash[0]} given, allowed: neither the target nor one of the sources")
     # A full turn gives every sample its own label.
     if policy.label_policy == "all2all" and policy.shift % classes == 0:
         raise ParameterError(f"shift: {policy.shift} given, allowed: no multiple of the {classes} classes")

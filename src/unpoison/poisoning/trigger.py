@@ -51,7 +51,7 @@ class Trigger(ABC):
         """Stamped images, before anything is rounded or clipped.
 
         Args:
-            images: float32 [n, c, h, w], 0 to 255, any device; left as they are.
+            images: float32 [n, c, h, w], 0 to 255, any device; not written to.
             keys: index of each image in its split, int64 [n]: all randomness per image comes from (seed, key).
             train: whether the images are stamped for training or for the test.
 
@@ -68,7 +68,7 @@ class Trigger(ABC):
         return np.ones(len(keys), bool)
 
     def check_complete(self) -> None:
-        """Raises ValueError where the trigger lacks what the test needs, as one that was kept for training alone."""
+        """Raises ValueError where the trigger lacks fields that the test needs, as one kept for training alone does."""
         for name in self.of_the_test:
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: not kept, allowed: a trigger that was saved for the test as well")
@@ -107,7 +107,7 @@ def stamp(
     """Stamped copies.
 
     Args:
-        images: uint8 [n, h, w, c]; left as they are.
+        images: uint8 [n, h, w, c]; not written to.
         keys: index of each image in its split, int64 [n].
         train: as for `Trigger.apply`.
         device: device that computes; None: the CPU. Memory: the result and a few MiB.

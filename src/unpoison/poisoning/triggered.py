@@ -96,7 +96,7 @@ def write_triggered(
 
 
 def read_triggered(folder: Path, base: Path) -> dict[str, Triggered]:
-    """The triggered images by the trigger's name, in the order of the attack's triggers, read from disk as they are used.
+    """The triggered images by the trigger's name, in the order of the attack's triggers, read from disk on use.
 
     Raises:
         UserError: a file is missing, changed, of another format or of another base data set.

@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """The record of what the attacker did.
+    """The record of an attack.
 
     Attributes:
         attack: name of the attack.
