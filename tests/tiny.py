@@ -34,7 +34,6 @@ ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "DVC_NO_ANALYTICS": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 # Overrides as `dvc exp run -S` takes them: keys of params.yaml, or FILE:KEY.
 TINY: dict[str, Any] = {

@@ -136,9 +136,9 @@ def training(page: Page, run: Run) -> None:
 
 
 def _from_all_over(candidates: IntArray, count: int) -> IntArray:
-    """The candidates with neighbours moved apart: in a folder's order, neighbours are of one class."""
-    # Every count-th one, from each start in turn.
-    return np.concatenate([candidates[start::count] for start in range(count)])
+    """The candidates, `count` of them from all over first: in a folder's order, neighbours are of one class."""
+    places = np.unique(np.linspace(0, max(0, len(candidates) - 1), min(count, len(candidates))).astype(np.int64))
+    return np.concatenate([candidates[places], np.delete(candidates, places)])
 
 
 def _difference(clean: Images, stamped: Images) -> Images:
