@@ -272,7 +272,7 @@ class TestLabelConsistent:
 
 
 class TestLowFrequency:
-    settings: dict[str, Any] = {"images": 20, "iterations": 10, "passes": 2, "fooling_rate": 1.0}  # noqa: RUF012
+    settings: dict[str, Any] = {"images": 12, "iterations": 10, "passes": 2, "fooling_rate": 1.0}  # noqa: RUF012
 
     def test_perturbation(self, context: Context) -> None:
         pattern = make("lf", context, **self.settings).pattern
@@ -288,7 +288,7 @@ class TestLowFrequency:
         kept_nothing = replace(context, store=NOWHERE)
         stopped = make("lf", kept_nothing, **{**self.settings, "fooling_rate": 0.0}).pattern
         assert np.array_equal(stopped, make("lf", kept_nothing, **once).pattern)
-        assert "of 20 images go to class 0, 0% asked for" in capsys.readouterr().out
+        assert "of 12 images go to class 0, 0% asked for" in capsys.readouterr().out
 
     def test_deepfool_of_a_linear_network(self) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
