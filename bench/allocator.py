@@ -1,4 +1,4 @@
-"""Seconds of Cognitive Distillation and STRIP with and without glibc keeping freed memory (`training/device.py`).
+"""Seconds of Cognitive Distillation and STRIP with and without glibc keeping freed memory (`compute/device.py`).
 
     python bench/allocator.py     # prints a table and writes bench/results/allocator.csv
 
@@ -24,6 +24,7 @@ def one(method: str, *, keep: bool) -> float:
     """Seconds that a detector takes on 1,024 images with an untrained network of the default shape."""
     from unpoison import models
     from unpoison.compute import device
+    from unpoison.compute.inference import features_of
     from unpoison.data.imageset import ImageSet
     from unpoison.detection import DETECTORS
     from unpoison.sources import digits
@@ -33,9 +34,10 @@ def one(method: str, *, keep: bool) -> float:
     splits = digits.build({"train": 1024, "reserve": 100})
     data, reserve = (ImageSet(*splits[name], digits.CLASSES) for name in ("train", "reserve"))
     model = models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool").eval()
-    DETECTORS[method](model, data.subset(np.arange(128)), reserve, seed=0, **METHODS[method])  # warm-up
+    features, score = features_of(model, data), DETECTORS[method].score
+    score(model, data.subset(np.arange(128)), reserve, features, seed=0, **METHODS[method])  # warm-up
     start = time.perf_counter()
-    DETECTORS[method](model, data, reserve, seed=0, **METHODS[method])
+    score(model, data, reserve, features, seed=0, **METHODS[method])
     return time.perf_counter() - start
 
 

@@ -12,7 +12,6 @@ minute to minute.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -53,15 +52,16 @@ def one(name: str, settings: dict[str, Any], runs: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from unpoison.crafting.context import Scene
+    from unpoison.attacks import SINGLE
+    from unpoison.crafting.context import Context
     from unpoison.data.imageset import ImageSet
     from unpoison.poisoning.trigger import stamp
 
     torch.set_num_threads(THREADS)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
     keys = np.arange(IMAGES)
-    scene = Scene(train=ImageSet(images, keys % 10, tuple("0123456789"), "random"), seed=0)
-    trigger = importlib.import_module(f"unpoison.attacks.{name}").make(scene, **settings)
+    context = Context(train=ImageSet(images, keys % 10, tuple("0123456789"), "random"), seed=0)
+    trigger = SINGLE[name].make(context, **settings)
     memory = 0.0
     batched, looped = [], []
     for _ in range(runs):

@@ -3,7 +3,7 @@
     python bench/large.py                  # 10,000, 100,000 and 1,000,000 images of 64 px; about an hour on two cores
     python bench/large.py 10000 100000     # two sizes
 
-All stages run up to 100,000 images, past that prepare, poison, train_backdoored and the detectors of one forward pass.
+All stages run up to 100,000 images, past that prepare, poison, train_backdoored, extract and the detectors that score its features.
 
 A tar of JPEG files is made, then the stage scripts run one by one as a user without DVC would run them. Each is watched
 from outside: seconds, peak resident memory, and a curve of it. What the framework needs by itself is measured the same
@@ -38,13 +38,14 @@ RESULTS = ROOT / "bench" / "results"
 SIDE, CLASSES, TEST = 64, 10, 2000
 ALL_UP_TO = 100_000
 NETWORK = "timm:test_vit"
-STAGES = [["prepare"], ["poison"], ["train_backdoored"], ["detect", "ss"], ["detect", "ac"]]
+STAGES = [["prepare"], ["poison"], ["train_backdoored"], ["extract"], ["detect", "ss"], ["detect", "ac"]]
 OTHERS = [["train_prior"], ["generate_variations"], ["distill_student"], ["purify", "fst"], ["detect", "cd"]]
-OTHERS += [["detect", "strip"], ["evaluate"], ["report"]]
+OTHERS += [["detect", "strip"], ["stamp_test"], ["evaluate"], ["report"]]
 OUTPUTS = {
     "prepare": "data/base",
     "poison": "data/poisoned",
     "train_backdoored": "reports/training/losses",
+    "extract": "data/features",
     "detect ss": "data/scores/ss",
     "detect ac": "data/scores/ac",
     "detect cd": "data/scores/cd",
@@ -53,9 +54,8 @@ OUTPUTS = {
     "report": "reports",
 }
 FRAMEWORK = f"""
-import sys; sys.path.insert(0, {str(ROOT / "stages")!r})
-import prepare, poison, train_backdoored, detect, numpy as np
-from unpoison import models
+import numpy as np
+from unpoison import attacks, detection, models, sources
 from unpoison.data.imageset import ImageSet
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
@@ -83,18 +83,30 @@ def make_archive(path: Path, count: int) -> None:
                 tar.addfile(info, buffer)
 
 
-def params(archive: Path) -> dict[str, Any]:
-    given: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+def write_params(archive: Path, folder: Path) -> None:
+    """The repository's parameters with changes, in `folder`."""
+    files = [
+        "params.yaml",
+        "params/attacks.yaml",
+        "params/detectors.yaml",
+        "params/purifiers.yaml",
+        "params/robust.yaml",
+    ]
+    contents: dict[str, Any] = {name: yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in files}
+    given = contents["params.yaml"]
     given["data"] |= {"name": "folder", "path": str(archive), "reserve": 100, "public": 500}
     given["model"] = {"name": NETWORK}
     given["train"] |= {"epochs": 1, "batch_size": 256, "lr": 0.01}
     given["distill"]["train"] |= {"epochs": 1, "batch_size": 256, "lr": 0.01}
     given["prior"] |= {"steps": 20, "unshuffle": 8, "channels": [8, 8]}
     given["variations"] |= {"steps": 2}
-    given["purify"] = {"methods": ["fst"], "fst": {**given["purify"]["fst"], "epochs": 1}}
-    given["detect"]["cd"] |= {"steps": 1}
-    given["detect"]["strip"] |= {"overlays": 2}
-    return given
+    given["purify"] = {"methods": ["fst"]}
+    contents["params/purifiers.yaml"]["fst"] |= {"epochs": 1}
+    contents["params/detectors.yaml"]["cd"] |= {"steps": 1}
+    contents["params/detectors.yaml"]["strip"] |= {"overlays": 2}
+    (folder / "params").mkdir()
+    for name, values in contents.items():
+        (folder / name).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def watched(command: list[str], folder: Path, curve: list[tuple[float, float]]) -> tuple[float, float]:
@@ -136,7 +148,7 @@ def run(count: int, stages: list[list[str]], folder: Path) -> tuple[list[dict[st
     start = time.perf_counter()
     make_archive(folder / "images.tar", count)
     print(f"{count} images: archive of {size_of(folder) >> 20} MiB in {time.perf_counter() - start:.0f} s", flush=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params(folder / "images.tar")))
+    write_params(folder / "images.tar", folder)
     alone, framework = watched([sys.executable, "-c", FRAMEWORK], folder, [])
     print(f"framework by itself: {alone:.1f} s, {framework:.0f} MiB", flush=True)
     for stage in stages:

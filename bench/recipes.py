@@ -1,6 +1,6 @@
 """Accuracy and attack success of training recipes, side by side on the poisoned set of this working copy.
 
-    dvc repro poison && python bench/recipes.py                       # `fast` against `default`, three seeds
+    dvc repro stamp_test && python bench/recipes.py                    # `fast` against `default`, three seeds
     python bench/recipes.py --recipes fast backdoorbench --seeds 0    # others
 
 Network, data and attack are those of params.yaml; `train` in it has no part here. A seed is that of weights, order and
@@ -10,25 +10,23 @@ augmentation: the poisoned set is the same in all runs. Adds to bench/results/re
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
+from ruamel.yaml import YAML
+
+from unpoison import models
+from unpoison.compute.device import machine
+from unpoison.data.store import open_poisoned, open_split, read_about
+from unpoison.evaluation.grading import model_metrics
+from unpoison.poisoning.triggered import read_triggered
+from unpoison.poisoning.truth import read_truth
+from unpoison.training.loop import fit
+from unpoison.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "stages"))
-
-from common import BASE, POISONED, TRUTH, load_params, section  # noqa: E402
-from evaluate import model_metrics  # noqa: E402
-from train_backdoored import settings  # noqa: E402
-from unpoison import models  # noqa: E402
-from unpoison.compute.device import machine  # noqa: E402
-from unpoison.data.store import open_poisoned, open_split  # noqa: E402
-from unpoison.poisoning.truth import read_truth  # noqa: E402
-from unpoison.training.loop import fit  # noqa: E402
-from unpoison.training.recipes import RECIPES  # noqa: E402
-
+BASE = Path("data/base")
 FIGURES = ("acc", "asr", "ra")
 RESULTS = ROOT / "bench" / "results" / "recipes.csv"
 
@@ -38,14 +36,14 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["default", "fast"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    params = load_params()
-    network, _ = settings(params)
-    data, test, truth = open_poisoned(BASE, POISONED), open_split(BASE, "test"), read_truth(TRUTH)
-    source, attack = section(params, "data"), section(params, "attack")
-    name = Path(source["path"]).name if source["name"] == "folder" else source["name"]
+    network = {k: v for k, v in YAML(typ="safe").load(ROOT / "params.yaml")["model"].items() if v is not None}
+    data, test = open_poisoned(BASE, Path("data/poisoned")), open_split(BASE, "test")
+    truth, triggered = read_truth(Path("data/truth")), read_triggered(Path("data/triggered"), BASE)
+    assert truth is not None, "attack none: nothing to grade"
+    source = read_about(BASE)
     about = {
-        "data": f"{name}, {len(data)} images",
-        "attack": f"{attack['name']}, {attack['poison_rate']:.0%}",
+        "data": f"{source['source'] if source['name'] == 'folder' else source['name']}, {len(data)} images",
+        "attack": f"{truth.attack}, {truth.policy.poison_rate:.0%}",
         "network": " ".join(str(value) for value in network.values()),
     }
     rows = []
@@ -57,7 +55,7 @@ def main() -> None:
             start = time.perf_counter()
             history = fit(model, data, RECIPES[recipe], seed=seed, what=recipe)
             seconds = time.perf_counter() - start
-            figures = model_metrics(model, test, truth)
+            figures = model_metrics(model, test, truth, triggered)
             last = history.epochs[-1]
             rows.append(
                 {"recipe": recipe, "seed": seed, **about, **{name: round(figures[name], 4) for name in FIGURES}}
