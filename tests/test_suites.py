@@ -1,70 +1,35 @@
-"""Suites: the table's arithmetic, the file's validation, the record, and a real run with a kill in its middle."""
+"""Suites: the file's validation, the parameters of runs, the table's arithmetic, the record, the committed suites."""
 
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-import signal
-import subprocess
+import io
+import json
+import runpy
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import suite as program
 import yaml
-from suite_file import params_of, read_suite, value_at
-from suite_record import flattened, merged, read_record, table_csv, write_record
-from suite_runs import override_text
-from suite_table import Run, Suite, lines, markdown
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import to_hydra_overrides
 
 from check_params import check_all
-from common import load_params
-from conftest import with_value
-from test_pipeline import COPIED, ENVIRONMENT, TINY, merge, run
+from parameters import load_params
+from suite_files import FILE, ROOT, VARIED, changed, ran, read
+from unpoison.attacks import ATTACKS
 from unpoison.core.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
+from unpoison.suites.__main__ import main
+from unpoison.suites.git import git
+from unpoison.suites.params import override, params_at, params_of, value_at
+from unpoison.suites.reading import read_suite
+from unpoison.suites.record import figures_of, merged, read_record, write_record
+from unpoison.suites.suite import Suite, rows_of
+from unpoison.suites.table import counted, lines, markdown, table_csv
 
 NAMES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
-FILE: dict[str, Any] = {
-    "title": "Two attacks",
-    "sources": {"paper": "A paper, table 1"},
-    "protocol": ["Nothing is as published."],
-    "tolerances": {"acc": 0.02, "asr": 0.05, "ra": 0.05},
-    "methods": {
-        "none": {"metrics": "backdoored"},
-        "fst": {"metrics": "purified.fst", "unpublished": "the paper has no such table"},
-    },
-    "set": {"data.name": "digits"},
-    "experiments": {
-        "badnets": {
-            "set": {"attack.name": "badnets"},
-            "published": {"none": {"source": "paper", "acc": 0.91, "asr": 0.95}},
-        },
-        "blended": {
-            "set": {"attack.name": "blended"},
-            "published": {"none": {"source": "paper", "acc": 0.5, "ra": 0.0}},
-        },
-    },
-    "scales": {
-        "small": {"label": "200 digits", "seeds": [0, 1, 2], "cost": "a minute"},
-        "full": {"label": "all digits", "seeds": [0], "cost": "a year", "set": {"data.train_limit": None}},
-    },
-}
-
-
-def changed(key: str, value: Any) -> dict[str, Any]:
-    return with_value(FILE, key.split("/"), value)
-
-
-def read(folder: Path, file: Any) -> Suite:
-    (folder / "suites").mkdir(exist_ok=True)
-    (folder / "suites" / "tiny.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
-    return read_suite("tiny", folder / "suites")
 
 
 @pytest.fixture
@@ -72,20 +37,9 @@ def tiny(tmp_path: Path) -> Suite:
     return read(tmp_path, FILE)
 
 
-def ran(suite: Suite, experiment: str, seed: int, *figures: float, scale: str = "small", data: str = "digits") -> Run:
-    names = [f"{place}.{metric}" for place in ("backdoored", "purified.fst") for metric in ("acc", "asr", "ra")]
-    return Run(
-        scale=scale,
-        experiment=experiment,
-        seed=seed,
-        settings=suite.settings(scale, experiment),
-        commit="0123abcd",
-        data=data,
-        device="cpu: X, 2 cores, 2 threads",
-        torch="2.15.0",
-        seconds=60.0,
-        metrics=dict(zip(names, figures, strict=True)),
-    )
+@pytest.fixture
+def varied(tmp_path: Path) -> Suite:
+    return read(tmp_path, VARIED)
 
 
 def test_mean_spread_difference_and_verdict_by_hand(tiny: Suite) -> None:
@@ -129,10 +83,11 @@ def test_page_says_what_a_line_stands_for(tiny: Suite) -> None:
     assert "| 2 of 3 | -0.360 / +0.050 / – | deviates | reason not found yet |" in page
     assert "0.100 ± 0.000 | 2 of 3 | – | no published figure | the paper has no such table |" in page
     assert "`make suite SUITE=tiny SCALE=small DATA=a.tar`" in page
+    assert "- badnets: `attack.name=badnets`, `params/attacks.yaml:badnets.size=3`\n" in page
     assert "- 2 of 6 runs: 1.0 to 1.0 min each, 2.0 min in all" in page
     assert "- hardware: cpu: X, 2 cores, 2 threads" in page
     assert "not run; estimate for all 2 runs: a year" in page
-    rows = list(csv.DictReader(table_csv(lines(tiny, runs)).splitlines()))
+    rows = list(csv.DictReader(table_csv(tiny, runs).splitlines()))
     assert (rows[0]["mean_acc"], rows[0]["std_acc"], rows[0]["published_ra"]) == ("0.55", "0.070711", "")
     assert page == markdown(tiny, runs)
 
@@ -156,6 +111,80 @@ def test_runs_of_other_settings_are_not_counted_nor_data_sets_mixed(tiny: Suite,
     assert lines(tiny, [replace(runs[0], seed=7)])[0].verdict == "not run"
 
 
+def test_every_value_of_what_varies_is_an_experiment(varied: Suite) -> None:
+    assert list(varied.experiments) == ["badnets-0.1", "badnets-0.05", "blended-0.4"]
+    assert [varied.overrides("small", name)["attack.poison_rate"] for name in varied.experiments] == [0.1, 0.05, 0.4]
+    published = {name: [p.figures for p in each.published.values()] for name, each in varied.experiments.items()}
+    assert published == {
+        "badnets-0.1": [{"acc": 0.9, "asr": 0.95}],
+        "badnets-0.05": [{"acc": 0.9}],
+        "blended-0.4": [{"asr": 1}],
+    }
+    # Stopped half way, every experiment has its first value.
+    assert [(row.seed, row.experiment) for row in rows_of(varied, "small")][:4] == [
+        (0, "badnets-0.1"),
+        (0, "blended-0.4"),
+        (0, "badnets-0.05"),
+        (1, "badnets-0.1"),
+    ]
+    assert rows_of(varied, "full")[0].name(varied) == "tiny-full-badnets-0.1-s0"
+
+
+def test_table_of_what_varies_has_its_values_and_further_columns(varied: Suite) -> None:
+    runs = [
+        replace(run, metrics={**run.metrics, "attack.trigger.*.psnr": psnr})
+        for run, psnr in (
+            (ran(varied, "badnets-0.1", 0, 0.9, 0.75, 0.2), 20.0),
+            (ran(varied, "badnets-0.1", 1, 0.9, 0.75, 0.2), 22.0),
+            (ran(varied, "blended-0.4", 0, 0.9, 0.75, 0.2), 30.25),
+        )
+    ]
+    page = markdown(varied, runs)
+    assert "| scale | attack | poison_rate | method |" in page
+    assert "| ours ACC / ASR / RA | PSNR, dB | cover | n |" in page
+    assert "- badnets: `attack.name=badnets`; `attack.poison_rate` 0.1, 0.05\n" in page
+    first, other, blended = (row.split(" | ") for row in page.splitlines() if row.startswith("| small scale"))
+    assert first[1:4] == ["badnets", "0.1", "none"]
+    assert first[7:10] == ["21.0 ± 1.4", "–", "2 of 3"]
+    assert first[10:] == ["+0.000 / -0.200 / –", "no tolerance", " |"]
+    assert (other[2], other[-2]) == ("0.05", "not run")
+    assert (blended[2], blended[7]) == ("0.4", "30.2")
+    assert "Published figures stand for orientation, no tolerance is set." in page
+    rows = list(csv.DictReader(table_csv(varied, runs).splitlines()))
+    assert (rows[0]["value"], rows[0]["mean_attack.trigger.*.psnr"], rows[0]["std_attack.cover"]) == ("0.1", "21", "")
+
+
+def test_a_run_without_asr_is_graded_by_its_acc(tiny: Suite) -> None:
+    run = ran(tiny, "badnets", 0, *[0.91] * 6)
+    line = lines(tiny, [replace(run, metrics={"backdoored.acc": 0.91})])[0]
+    assert (line.runs, line.mean, line.difference, line.verdict) == (1, {"acc": 0.91}, {"acc": 0.0}, "deviates")
+
+
+def test_settings_follow_all_that_a_run_is_made_with(tmp_path: Path) -> None:
+    def settings(file: dict[str, Any]) -> str:
+        return read(tmp_path, file).settings("small", "badnets-0.1")
+
+    before, small = settings(VARIED), VARIED["scales"]["small"]
+    other = [
+        settings(changed("set", {"data.name": "digits", "train.epochs": 3}, VARIED)),
+        settings(changed("scales/small", {**small, "set": {"train.epochs": 4}}, VARIED)),
+        settings(changed("experiments/badnets/set", {"attack.name": "badnets", "train.epochs": 5}, VARIED)),
+        settings(changed("experiments/badnets/set", {"attack.name": "blended"}, VARIED)),
+        read(tmp_path, VARIED).settings("small", "badnets-0.05"),
+    ]
+    assert len({before, *other}) == 6
+    same = [
+        settings(changed("set", {"data.name": "cifar10"}, VARIED)),
+        settings(changed("scales/small", {**small, "label": "other words", "seeds": [7]}, VARIED)),
+        settings(changed("columns", {}, VARIED)),
+        settings(changed("experiments/badnets/published", {}, VARIED)),
+        settings(
+            changed("vary", {"attack.poison_rate": [0.2, 0.1]}, changed("experiments/badnets/published", {}, VARIED))
+        ),
+    ]
+    assert set(same) == {before}
+
+
 BAD: list[tuple[str, Any, str]] = [
     ("titel", "x", "titel: unknown key, allowed: title, sources"),
     ("title", 3, "title: 3 given; input should be a valid string"),
@@ -163,7 +192,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("experiments", {}, "experiments: {} given, allowed: at least one"),
     ("experiments", ["badnets"], "experiments: ['badnets'] given; input should be a valid dictionary"),
     ("experiments/Bad Nets", {}, "experiments: 'Bad Nets' given as a name, allowed: small letters"),
-    ("experiments/badnets/sett", {}, "experiments.badnets.sett: unknown key, allowed: set, published"),
+    ("experiments/badnets", 3, "experiments.badnets: 3 given, allowed: a block of keys"),
+    ("experiments/badnets/sett", {}, "experiments.badnets.sett: unknown key, allowed: set, vary, published"),
     ("experiments/badnets/published/ft", {}, "experiments.badnets.published: 'ft' given, allowed: none, fst"),
     ("experiments/badnets/published/none", {"acc": 0.9}, "published.none.source: nothing given; field required"),
     ("experiments/badnets/published/none/source", "web", "published.none.source: 'web' given, allowed: paper"),
@@ -173,6 +203,11 @@ BAD: list[tuple[str, Any, str]] = [
         "published.none: no figure given, allowed: acc, asr, ra",
     ),
     ("experiments/badnets/published/none/acc", 91.3, "published.none.acc: 91.3 given; input should be less than"),
+    (
+        "experiments/badnets/published/none/acc",
+        {0.1: 0.9},
+        "published.none.acc: 0.1 given, allowed: a figure, as nothing varies",
+    ),
     (
         "experiments/badnets/published/none/auroc",
         0.9,
@@ -184,12 +219,21 @@ BAD: list[tuple[str, Any, str]] = [
         "experiments.badnets.published.none: nothing given, allowed: its figures, or",
     ),
     ("experiments/badnets/set/seed", 3, "experiments.badnets.set.seed: 3 given, allowed: `seeds` of a scale"),
+    ("experiments/badnets/vary", {"a.b": [1]}, "experiments.badnets.vary: 'a.b' given, allowed: none without a `vary`"),
     ("set/data.path", "x", "set.data.path: 'x' given, allowed: `seeds` of a scale, DATA on the command line"),
     ("set/attack", {"name": "badnets"}, "set.attack: {'name': 'badnets'} given, allowed: a text, a number"),
+    ("vary", {"seed": [1, 2]}, "vary.seed: [1, 2] given, allowed: `seeds` of a scale"),
+    ("vary", {"a.b": [1], "a.c": [2]}, "vary: 'a.c' given, allowed: a.b"),
+    ("vary", {"a.b": 0.1}, "vary.a.b: 0.1 given, allowed: a list of numbers or names, each once"),
+    ("vary", {"a.b": []}, "vary.a.b: [] given, allowed: a list of numbers or names, each once"),
+    ("vary", {"a.b": [1, 1]}, "vary.a.b: [1, 1] given, allowed: a list of numbers or names, each once"),
+    ("vary", {"a.b": ["x/y"]}, "vary.a.b: ['x/y'] given, allowed: a list of numbers or names, each once"),
+    ("columns", {"PSNR": {"metrics": "x"}}, "columns.PSNR.metrics: unknown key, allowed: metric, form"),
+    ("columns", {"PSNR": {"metric": "x", "form": "3q"}}, "columns.PSNR.form: '3q' given, allowed: as Python's, .3f"),
     ("tolerances", {"acc": 0.1, "asr": 0.1}, "tolerances.ra: nothing given, allowed: a number from 0 to 1"),
     ("tolerances/auroc", 0.1, "tolerances.auroc.[key]: 'auroc' given; input should be 'acc', 'asr' or 'ra'"),
     ("methods/none", {"metric": "backdoored"}, "methods.none.metric: unknown key, allowed: metrics, unpublished"),
-    ("scales/tiny", {}, "scales: 'tiny' given, allowed: small, full"),
+    ("scales/Tiny", {}, "scales: 'Tiny' given as a name, allowed: small letters"),
     ("scales/small/seeds", [0, 1.5], "scales.small.seeds.1: 1.5 given; input should be a valid integer"),
     ("scales/small/seeds", [0, "one"], "scales.small.seeds.1: 'one' given; input should be a valid integer"),
     ("scales/small/seeds", [1, 1], "scales.small.seeds: [1, 1] given, allowed: whole numbers, each once"),
@@ -207,49 +251,81 @@ def test_bad_file(key: str, value: Any, message: str, tmp_path: Path) -> None:
     assert message in str(caught.value)
 
 
+def test_bad_values_of_what_varies(tmp_path: Path) -> None:
+    other = changed("experiments/blended/vary", {"train.epochs": [1]}, VARIED)
+    with pytest.raises(
+        UserError, match=r"experiments\.blended\.vary: 'train\.epochs' given, allowed: attack\.poison_rate"
+    ):
+        read(tmp_path, other)
+    other = changed("experiments/badnets/published/none/asr", {0.2: 0.9}, VARIED)
+    with pytest.raises(UserError, match=r"badnets\.published\.none\.asr: 0\.2 given, allowed: 0\.1, 0\.05"):
+        read(tmp_path, other)
+    other = changed("methods/none", {"metrics": "backdoored"}, VARIED)
+    other = changed("experiments/badnets/published/none", {"source": "paper", "asr": {0.1: 0.9}}, other)
+    with pytest.raises(UserError, match=r"experiments\.badnets\.published\.none: nothing given, allowed: its figures"):
+        read(tmp_path, other)
+
+
 def test_unreadable_and_unknown_suites(tmp_path: Path) -> None:
-    for text in ("a: [", "- 1", ""):
-        (tmp_path / "x.yaml").write_text(text)
+    for text in ("a: [", "- 1", "", b"\xff"):
+        (tmp_path / "x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(UserError, match=r"x\.yaml: "):
             read_suite("x", tmp_path)
     with pytest.raises(UserError, match="SUITE: 'y' given, allowed: x"):
         read_suite("y", tmp_path)
 
 
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "suites").mkdir()
+    text = yaml.safe_dump(changed("set", {"train.lr": "HERE"})).replace("HERE", "1e-05").replace("'1e-05'", "1e-05")
+    (tmp_path / "suites" / "tiny.yaml").write_text(text)
+    assert read_suite("tiny", tmp_path / "suites").set == {"train.lr": 1e-05}
+
+
 def test_overrides_that_fit_no_parameter(tmp_path: Path) -> None:
-    params = load_params(ROOT / "params.yaml")
+    params, suite = load_params(ROOT), read(tmp_path, FILE)
     for key, message in (
-        ("trian.epochs", "trian.epochs: no section trian in"),
-        ("seed.x", "seed.x: no section seed in"),
+        ("trian.epochs", r"trian\.epochs: no section trian in params\.yaml"),
+        ("seed.x", r"seed\.x: no section seed in params\.yaml"),
+        ("params/attacks.yaml:badnet.size", r"badnet\.size: no section badnet in params/attacks\.yaml"),
+        ("params/attacks.yaml:size", r"params/attacks\.yaml:size: no parameter of a file, allowed: FILE:SECTION\.KEY"),
+        ("params/attack.yaml:badnets.size", r"with a file out of params/attacks\.yaml, params/detectors\.yaml, "),
         ("purify.methods", r"purify\.methods: 1 given, allowed: a list"),
     ):
         with pytest.raises(UserError, match=message):
-            params_of(read(tmp_path, FILE), params, {key: 1})
-    suite = read(tmp_path, changed("methods/fst/metrics", "purified.anp"))
-    with pytest.raises(
-        UserError, match=r"methods\.fst\.metrics: 'purified\.anp' given, allowed: backdoored, student, p"
-    ):
-        params_of(suite, params, {})
+            params_of(suite, params, {key: 1})
+    made = params_of(suite, params, {"params/attacks.yaml:badnets.new": 1, "model.final_norm": False})
+    assert value_at(made, "params/attacks.yaml:badnets.new") == 1
+    assert "new" not in params["params/attacks.yaml"]["badnets"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_suite_is_valid_against_the_parameters(name: str) -> None:
-    suite, params = read_suite(name, ROOT / "suites"), load_params(ROOT / "params.yaml")
-    for scale in suite.scales:
-        for experiment in suite.experiments:
-            overrides = suite.overrides(scale, experiment)
-            made = params_of(suite, params, overrides)
-            check_all(made)
-            assert {key: value_at(made, key) for key in overrides} == overrides
-            assert made != params
+def test_methods_that_a_run_does_not_make(tmp_path: Path) -> None:
+    params, off = load_params(ROOT), {"variations.enabled": False, "purify.methods": [], "robust.methods": ["abl"]}
+    for metrics, allowed in (("purified.fst", "backdoored, robust.abl"), ("student", "backdoored, robust.abl")):
+        suite = read(tmp_path, changed("methods/fst/metrics", metrics))
+        with pytest.raises(UserError, match=rf"methods\.fst\.metrics: '{metrics}' given, allowed: {allowed}$"):
+            params_of(suite, params, off)
+    params_of(read(tmp_path, changed("methods/fst/metrics", "robust.abl")), params, off)
+    params_of(read(tmp_path, changed("methods/fst/metrics", "student")), params, {})
 
 
-def test_override_text_is_what_dvc_reads() -> None:
+def test_parameters_of_a_commit_are_those_of_the_stages() -> None:
+    commit = git(ROOT, "rev-parse", "HEAD")
+    files = git(ROOT, "ls-tree", "-r", "--name-only", commit, "params.yaml", "params/").splitlines()
+    params = params_at(ROOT, commit)
+    assert {name for name in params if "/" in name} == set(files) - {"params.yaml"}
+    assert set(params) == set(load_params(ROOT))
+
+
+def test_overrides_are_what_dvc_reads() -> None:
     values = ["/a b=,:'x", "null", "#ff0000", None, True, 1e-05, 3, ["crop", "flip"], []]
-    from dvc.utils.hydra import to_hydra_overrides
-
-    read_back = to_hydra_overrides([f"++k={override_text(value)}" for value in values])
-    assert [each.value() for each in read_back] == values
+    for key, path in (("a.b", "params.yaml"), ("params/attacks.yaml:badnets.size", "params/attacks.yaml")):
+        given = to_path_overrides([override(key, value) for value in values])
+        assert list(given) == [path]
+        read_back = to_hydra_overrides(given[path])
+        assert [each.value() for each in read_back] == values
+        assert {each.key_or_group for each in read_back} == {key.rpartition(":")[2]}
+        assert all(each.is_force_add() for each in read_back)
 
 
 def test_record_keeps_lines_of_runs_made_elsewhere(tiny: Suite, tmp_path: Path) -> None:
@@ -258,157 +334,94 @@ def test_record_keeps_lines_of_runs_made_elsewhere(tiny: Suite, tmp_path: Path) 
     elsewhere = ran(tiny, "blended", 2, *[0.25] * 6, scale="full")
     old, new = ran(tiny, "badnets", 0, *[0.5] * 6), ran(tiny, "badnets", 0, *[0.75] * 6)
     without = replace(ran(tiny, "badnets", 1, *[0.5] * 6), seconds=None, device="", metrics={"backdoored.acc": 1.0})
-    other = replace(old, data="folder a.tar")
+    other = replace(old, data="folder a.tar", metrics={"attack.trigger.*.psnr": 27.294054, "attack.tested": 18000.0})
     write_record(path, [old, elsewhere, other])
     write_record(path, merged(read_record(path), [without, new]))
     assert read_record(path) == [elsewhere, new, without, other]
     before = path.read_bytes()
     write_record(path, reversed(read_record(path)))
     assert path.read_bytes() == before
-    assert flattened({"purified": {"ft": {"acc": 1}}, "x": 0.5}) == {"purified.ft.acc": 1.0, "x": 0.5}
     path.write_text(path.read_text().replace("badnets,0,", "badnets,zero,"))
     with pytest.raises(UserError, match=r"tiny\.runs\.csv: line 3 is not that of a run"):
         read_record(path)
 
 
-GRADE = """
-import json, os, pathlib, sys, time, yaml
-name = yaml.safe_load(open("params.yaml"))["attack"]["name"]
-with open(os.environ["DONE"], "a") as file:
-    file.write(name + "\\n")
-if os.environ.get("HOLD") == name:
-    time.sleep(100)
-if os.environ.get("FAIL") == name:
-    sys.exit("error: failed as asked")
-figures = {"acc": len(name) / 10, "asr": 1.0, "ra": 0.0}
-json.dump({"backdoored": figures, "purified": {"fst": figures}}, open("reports/metrics.json", "w"))
-"""
+def test_record_holds_the_mean_of_several_triggers() -> None:
+    triggers = {"0_badnets": {"psnr": 20.0, "ssim": 0.5}, "1_semantic": {"ssim": 1.0}}
+    metrics = {"attack": {"cover": 0, "trigger": triggers}, "purified": {"ft": {"acc": 1}}, "x": 0.5}
+    flat = {"attack.cover": 0.0, "attack.trigger.*.ssim": 0.75, "purified.ft.acc": 1.0, "x": 0.5}
+    assert figures_of(metrics) == flat
+    assert figures_of({"backdoored": {"acc": 0.5}}) == {"backdoored.acc": 0.5}
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """The real first three stages; in the place of the others one that counts, and can wait or fail."""
-    folder = tmp_path / "project"
-    for name in (*COPIED, "suites"):
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    stages, lock = (yaml.safe_load((ROOT / name).read_text()) for name in ("dvc.yaml", "dvc.lock"))
-    first = {name: stages["stages"][name] for name in ("check_params", "prepare", "poison")}
-    # As in a new clone, the lock file is that of the default run, whose outputs are not in the cache.
-    lock["stages"] = {name: lock["stages"][name] for name in first}
-    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
-    grade = {
-        "cmd": "python grade.py",
-        "deps": ["data/poisoned"],
-        "params": ["attack"],
-        "metrics": [{"reports/metrics.json": {"cache": False}}],
-    }
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {**first, "grade": grade}}))
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump(merge(params, TINY), sort_keys=False))
-    (folder / "grade.py").write_text(GRADE)
-    (folder / "reports").mkdir()
-    (folder / "reports" / "summary.md").write_text("")
-    one_seed = {"small": {"label": "200 digits", "seeds": [0], "cost": "a minute"}}
-    read(folder, changed("scales", one_seed))
-    for command in ("init -q", "config user.email test@example.org", "config user.name test", "add -A", "commit -qm a"):
-        run(folder, "git", *command.split())
-    return folder
+@pytest.mark.parametrize("name", NAMES)
+def test_every_suite_is_valid_against_the_parameters(name: str) -> None:
+    suite, params = read_suite(name, ROOT / "suites"), load_params(ROOT)
+    for scale in suite.scales:
+        for experiment, about in suite.experiments.items():
+            overrides = suite.overrides(scale, experiment)
+            made = params_of(suite, params, overrides)
+            assert {key: value_at(made, key) for key in overrides} == overrides
+            assert made != params
+            # Checks take time: of what varies, the first value.
+            if not about.place:
+                check_all(made)
 
 
-def suite_run(folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """`make suite` in a process group of its own, without the Makefile's set-up of an environment."""
-    return subprocess.Popen(
-        [sys.executable, "suites/suite.py", "run", "tiny", "--scale", "small"],
-        cwd=folder,
-        env={**ENVIRONMENT, "DONE": str(folder.parent / "done"), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recorded_run_is_counted_and_the_pages_are_those_of_the_record(name: str) -> None:
+    suite, place = read_suite(name, ROOT / "suites"), ROOT / "reports" / "suites"
+    runs = read_record(place / f"{name}.runs.csv")
+    assert counted(suite, runs) == runs
+    assert (place / f"{name}.md").read_text() == markdown(suite, runs)
+    assert (place / f"{name}.csv").read_text() == table_csv(suite, runs)
+    recorded = {metric for run in runs for metric in run.metrics}
+    assert {column.metric for column in suite.columns.values()} <= recorded
 
 
-def state(folder: Path) -> tuple[bytes, str, str, str]:
-    """What a user would notice: edited parameters, changes, branch, stash."""
-    status = run(folder, "git", "status", "--porcelain", "--", ":!reports/suites")
-    return (
-        (folder / "params.yaml").read_bytes(),
-        status,
-        (folder / ".git/HEAD").read_text(),
-        run(folder, "git", "stash", "list"),
-    )
+def test_attacks_are_all_in_the_suite_of_attacks() -> None:
+    suite = read_suite("attacks", ROOT / "suites")
+    runs = [(scale, name) for scale in suite.scales for name in suite.experiments]
+    assert {suite.overrides(*run)["attack.name"] for run in runs} == set(ATTACKS) - {"none"}
+    assert len({suite.settings(*run) for run in runs}) == len(runs)
+    published = {name: {m: p.figures for m, p in each.published.items()} for name, each in suite.experiments.items()}
+    assert published["ssba-0.01"] == {"none": {"asr": 0.7344}}
+    assert sum(map(bool, published.values())) == 7 * 3
+    made = params_of(suite, load_params(ROOT), suite.overrides("digits", "multi-0.1"))
+    assert [value_at(made, f"{family}.methods") for family in ("purify", "robust", "detect")] == [[], [], []]
+    assert value_at(made, "variations.enabled") is False
 
 
-def test_kill_then_only_the_unfinished_run_is_repeated(project: Path) -> None:
-    done = project.parent / "done"
-    with (project / "params.yaml").open("a") as file:
-        file.write("# an edit that is not committed\n")
-    before = state(project)
-    process = suite_run(project, HOLD="blended")
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not (done.exists() and "blended" in done.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert done.read_text().split() == ["badnets", "blended"], "the second run ended before it could be killed"
-    assert state(project) == before
-    assert run(project, "dvc", "exp", "list", "--name-only").split() == ["tiny-small-badnets-s0"]
-
-    process = suite_run(project)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
-    assert "1 of 2 runs to make" in said
-    assert "without your changes to params.yaml" in said
-    assert "Stage 'prepare' is cached" in said
-    assert "Stage 'poison' is cached" in said
-    assert done.read_text().split() == ["badnets", "blended", "blended"]
-    names = ["tiny-small-badnets-s0", "tiny-small-blended-s0"]
-    assert sorted(run(project, "dvc", "exp", "list", "--name-only").split()) == names
-    assert "tiny-small-blended-s0" in run(project, "dvc", "exp", "show", "--md")
-    assert state(project) == before
-    assert not (project / ".unpoison/suites/clone").exists()
-    record = project / "reports/suites/tiny.runs.csv"
-    assert [(each.experiment, each.data, each.metrics["backdoored.acc"]) for each in read_record(record)] == [
-        ("badnets", "digits", 0.7),
-        ("blended", "digits", 0.7),
-    ]
-    assert str(project) not in record.read_text()
-
-    record.unlink()
-    process = suite_run(project)
-    assert "0 of 2 runs to make" in process.communicate()[0]
-    assert process.returncode == 0
-    assert done.read_text().split() == ["badnets", "blended", "blended"]
-    assert all(each.seconds and each.torch and "cores" in each.device for each in read_record(record))
-
-    # Another rate: both are run again. The one that fails keeps what it had; the other replaces it, at the new commit.
-    run(project, "git", "commit", "-qm", "b", "--allow-empty")
-    file = yaml.safe_load((project / "suites/tiny.yaml").read_text())
-    read(project, {**file, "set": {**file["set"], "attack.poison_rate": 0.2}})
-    process = suite_run(project, FAIL="badnets")
-    said = process.communicate()[0]
-    assert process.returncode == 1, said
-    assert "error: tiny-small-badnets-s0: `dvc exp run` ended with exit status" in said
-    assert said.splitlines()[-1] == "error: suites/tiny.yaml: 1 of 2 runs failed: tiny-small-badnets-s0"
-    assert sorted(run(project, "dvc", "exp", "list", "-A", "--name-only").split()) == names
-    table = run(project, sys.executable, "suites/suite.py", "table", "tiny")
-    assert "Recorded runs of other settings than the suite has now, not counted: 1." in table
-    assert (project / "reports/suites/tiny.md").read_text() == table
-    assert len((project / "reports/suites/tiny.csv").read_text().splitlines()) == 5
+def test_parameters_are_checked_as_the_stage_checks_them(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    suite, params = read_suite("attacks", ROOT / "suites"), load_params(ROOT)
+    runs = {"good": params_of(suite, params, suite.overrides("digits", "sig-0.1"))}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["check_params.py", "--runs"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(runs)))
+    runpy.run_path("stages/check_params.py", run_name="__main__")
+    assert set(json.loads(capsys.readouterr().out)) == {"device", "torch"}
+    runs["bad"] = params_of(suite, params, {"params/attacks.yaml:badnets.size": 400, "attack.name": "badnets"})
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(runs)))
+    with pytest.raises(SystemExit, match=r"^error: bad: params/attacks\.yaml: badnets\.size: 400 given"):
+        runpy.run_path("stages/check_params.py", run_name="__main__")
 
 
-def test_arguments_that_do_not_exist_end_with_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_arguments_that_do_not_exist_end_with_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "docs")  # anywhere in the working copy
     for arguments, message in (
         (["run", "nonsense"], f"error: SUITE: 'nonsense' given, allowed: {', '.join(NAMES)}"),
-        (["run", NAMES[0], "--scale", "huge"], "error: SCALE: 'huge' given, allowed: small, full"),
-        (["run", NAMES[0], "--data", "no.tar"], "error: DATA: 'no.tar' given, which does not exist"),
+        (["run", "attacks", "--scale", "huge"], "error: SCALE: 'huge' given, allowed: digits, cifar10"),
+        (["run", "attacks", "--data", "no.tar"], "error: DATA: 'no.tar' given, which does not exist"),
         (["table", "nonsense"], "error: SUITE: 'nonsense' given"),
+        (["sheet", "attacks", "--experiments", "sigg"], "error: --experiments: 'sigg' given, allowed: badnets, "),
     ):
-        monkeypatch.setattr(sys, "argv", ["suite.py", *arguments])
         with pytest.raises(SystemExit, match=message) as caught:
-            program.main()
+            main(arguments)
         assert "\n" not in str(caught.value)
     assert not capsys.readouterr().out
+
+
+def test_outside_a_repository(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^error: git rev-parse --show-toplevel: fatal: not a git repository"):
+        main(["table", "attacks"])

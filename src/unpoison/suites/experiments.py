@@ -26,6 +26,7 @@ from .record import Run, figures_of
 from .suite import Overrides, Row
 
 METRICS = "reports/metrics.json"
+DVC = (sys.executable, "-m", "dvc")
 REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2}/[0-9a-f]{38})/([^/]+)")
 
 
@@ -83,8 +84,15 @@ def read_run(folder: Path, row: Row, known: Known) -> Run:
     )
 
 
-def fresh_clone(root: Path, commit: str, folder: Path) -> None:
-    """A clone of `root` at `commit` in the place of `folder`, with its own work tree and the cache of `root`."""
+def fresh_clone(root: Path, commit: str, folder: Path, settings: bytes | None = None) -> bytes:
+    """A clone of `root` at `commit` in the place of `folder`, with its own work tree and the cache of `root`.
+
+    Args:
+        settings: what an earlier call returned, which spares asking DVC again.
+
+    Returns:
+        DVC's local settings of the clone, those of `root` and where its cache is.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))
@@ -92,18 +100,21 @@ def fresh_clone(root: Path, commit: str, folder: Path) -> None:
     for key, otherwise in (("user.name", "suite"), ("user.email", "suite@localhost")):
         known = subprocess.run(["git", "config", key], cwd=root, capture_output=True, text=True).stdout.strip()
         git(folder, "config", key, known or otherwise)
-    local = root / ".dvc" / "config.local"
-    if local.is_file():
-        shutil.copy(local, folder / ".dvc")
-    cache = _dvc(root, "cache", "dir")
-    _dvc(folder, "config", "--local", "cache.dir", cache)
+    local = Path(".dvc", "config.local")
+    if settings is not None:
+        (folder / local).write_bytes(settings)
+    else:
+        if (root / local).is_file():
+            shutil.copy(root / local, folder / local)
+        _dvc(folder, "config", "--local", "cache.dir", _dvc(root, "cache", "dir"))
     # The lock file tells of outputs that this clone does not have, and DVC looks for them in the cache when it takes a later
     # stage from there (3.67: "failed to load directory"). Without it every stage runs or comes from the cache.
     (folder / "dvc.lock").unlink(missing_ok=True)
+    return (folder / local).read_bytes()
 
 
 def _dvc(folder: Path, *command: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*DVC, *command], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"dvc {' '.join(command)}: {done.stderr.strip()}")
     return done.stdout.strip()
@@ -144,7 +155,7 @@ def make(
     """
     start, root, clone = time.monotonic(), repository.root, repository.clone
     settings = [part for key, value in overrides.items() for part in ("-S", override(key, value))]
-    command = [sys.executable, "-m", "dvc", "exp", "run", "-n", name, *(["--force"] if force else []), *settings]
+    command = [*DVC, "exp", "run", "-n", name, *(["--force"] if force else []), *settings]
     surroundings = environment(clone, repository.scratch)
     done = subprocess.run(command, cwd=clone, env=surroundings, pass_fds=[lock.fileno()])
     if done.returncode:

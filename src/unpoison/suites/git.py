@@ -13,6 +13,9 @@ from typing import TextIO
 
 from ..core.errors import UserError
 
+PATIENCE = 5.0
+"""Seconds that `make suite` waits for another one that is just ending."""
+
 
 def git(folder: Path, *command: str) -> str:
     """What git prints, run in `folder`. Raises UserError with git's own words where it fails."""
@@ -56,12 +59,17 @@ class Repository:
         """One `make suite` at a time. The lock is the operating system's, so it goes with the processes that hold it."""
         self.scratch.mkdir(parents=True, exist_ok=True)
         with (self.scratch / "lock").open("w") as file:
-            for _ in range(10):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.5)
-            else:
-                raise UserError("another `make suite` is running in this working copy, allowed: one")
+            deadline = time.monotonic() + PATIENCE
+            while not _lock(file):
+                if time.monotonic() > deadline:
+                    raise UserError("another `make suite` is running in this working copy, allowed: one")
+                time.sleep(0.1)
             yield file
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

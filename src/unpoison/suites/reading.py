@@ -159,7 +159,7 @@ def _published(
         chosen = {}
         for key, figure in given.items():
             if isinstance(figure, dict):
-                _check_known(figure, f"{where}.{method}.{key}", values)
+                _check_known(figure, f"{where}.{method}.{key}", values or ["a figure, as nothing varies"])
             chosen[key] = figure.get(value) if isinstance(figure, dict) else figure
         figures = _checked(chosen, Published, f"{where}.{method}")
         _check_known([figures.source], f"{where}.{method}.source", sources)

@@ -110,7 +110,7 @@ def make_all(
     ]
     if changed:
         print(f"note: the runs are of commit {commit[:8]}, without your changes to {', '.join(changed)}", flush=True)
-    fresh_clone(root, commit, clone)
+    settings = fresh_clone(root, commit, clone)
     hardware = checked(repository, suite, todo, params)
     failed = []
     for number, (row, overrides) in enumerate(todo.items(), 1):
@@ -118,7 +118,7 @@ def make_all(
         print(f"\n{name}: run {number} of {len(todo)}", flush=True)
         try:
             if number > 1:
-                fresh_clone(root, commit, clone)
+                fresh_clone(root, commit, clone, settings)
             about = {"settings": suite.settings(row.scale, row.experiment), **hardware}
             seconds = make(repository, name, overrides, about, force=force, lock=lock)
         except UserError as error:

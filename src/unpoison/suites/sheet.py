@@ -114,9 +114,10 @@ def _different(params: Mapping[str, Params]) -> Iterator[tuple[str, Intent, Para
             intents = intents_of(own["attack"]["name"], ATTACKS, policy, own[ATTACKS_FILE])
         except ParameterError as error:
             raise UserError(f"{name}: {error}") from None
-        for number, wanted in enumerate(intents):
-            if (trigger := repr((wanted.attack, wanted.arguments, wanted.policy.target))) not in seen:
-                seen.add(trigger)
+        triggers = repr([(wanted.attack, wanted.arguments, wanted.policy.target) for wanted in intents])
+        if triggers not in seen:
+            seen.add(triggers)
+            for number, wanted in enumerate(intents):
                 yield (name if len(intents) == 1 else f"{name}: {number}_{wanted.attack}"), wanted, own
 
 

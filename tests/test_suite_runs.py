@@ -1,0 +1,356 @@
+"""Runs of a suite in a repository: with DVC, killed in the middle; and what is made, skipped, replaced and said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from suite_files import ROOT, VARIED, changed, read
+from tiny import ENVIRONMENT
+from tiny import run as output_of
+from unpoison.core.errors import UserError
+from unpoison.data.store import open_split, write_base
+from unpoison.sources import digits
+from unpoison.suites import experiments as experiments_
+from unpoison.suites import git as git_
+from unpoison.suites import sheet as sheet_
+from unpoison.suites.experiments import experiments
+from unpoison.suites.git import Repository, git
+from unpoison.suites.record import read_record
+from unpoison.suites.run import run
+from unpoison.suites.table import write_table
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "params.yaml": {
+        "seed": 0,
+        "data": {"name": "digits", "path": "data/source"},
+        "attack": {"name": "badnets", "poison_rate": 0.1},
+        "purify": {"methods": ["fst"]},
+        "robust": {"methods": []},
+    },
+    "params/attacks.yaml": {"badnets": {"size": 4}, "blended": {}},
+}
+# In the place of the pipeline one stage that makes a folder, and one that counts, and can wait.
+STAGES: dict[str, dict[str, Any]] = {
+    "prepare": {
+        "cmd": "python stages/prepare.py",
+        "deps": ["stages/prepare.py"],
+        "params": ["data.name"],
+        "outs": ["data/base"],
+    },
+    "grade": {
+        "cmd": "python stages/grade.py",
+        "deps": ["data/base"],
+        "params": ["attack", "seed", {"params/attacks.yaml": ["${attack.name}"]}],
+        "metrics": [{"reports/metrics.json": {"cache": False}}],
+    },
+}
+# Like that of a new clone: the default run's, whose output is not in the cache.
+LOCK = {
+    "schema": "2.0",
+    "stages": {
+        "prepare": {
+            "cmd": "python stages/prepare.py",
+            "deps": [{"path": "stages/prepare.py", "hash": "md5", "md5": "0" * 32, "size": 1}],
+            "params": {"params.yaml": {"data.name": "digits"}},
+            "outs": [{"path": "data/base", "hash": "md5", "md5": f"{'1' * 32}.dir", "size": 1, "nfiles": 1}],
+        }
+    },
+}
+PREPARE = """
+import os, pathlib
+with open(os.environ["DONE"], "a") as file:
+    file.write("prepare\\n")
+pathlib.Path("data/base").mkdir(parents=True)
+pathlib.Path("data/base/images").write_text("images")
+"""
+GRADE = """
+import json, os, time, yaml
+name = yaml.safe_load(open("params.yaml"))["attack"]["name"]
+own = yaml.safe_load(open("params/attacks.yaml"))[name]
+with open(os.environ["DONE"], "a") as file:
+    file.write(name + "\\n")
+if os.environ.get("HOLD") == name:
+    time.sleep(100)
+figures = {"acc": own.get("size", 7) / 10, "asr": 1.0, "ra": own.get("ratio", 0.0)}
+os.makedirs("reports", exist_ok=True)
+json.dump({"backdoored": figures, "purified": {"fst": figures}}, open("reports/metrics.json", "w"))
+"""
+CHECK = """
+import json, sys
+for name, params in json.load(sys.stdin).items():
+    if params["attack"]["poison_rate"] > 1:
+        sys.exit(f"error: {name}: params.yaml: attack.poison_rate: {params['attack']['poison_rate']} given")
+print(json.dumps({"device": "a machine", "torch": "2.0"}))
+"""
+# In the place of `python -m dvc`, where DVC's own work does not matter: writes an experiment as it does.
+DVC = """
+import json, os, subprocess, sys, yaml
+def git(*command):
+    return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
+if sys.argv[1] != "exp":
+    open(".dvc/config.local", "w").close()
+    sys.exit()
+name = sys.argv[sys.argv.index("-n") + 1]
+with open(os.environ["DONE"], "a") as file:
+    file.write(" ".join([name, *(part for part in sys.argv if part == "--force")]) + "\\n")
+if name in os.environ.get("FAIL", "").split():
+    sys.exit(3)
+params = yaml.safe_load(open("params.yaml"))
+for part in sys.argv:
+    if part.startswith("++data."):
+        key, value = part.removeprefix("++data.").split("=", 1)
+        params["data"][key] = yaml.safe_load(value)
+yaml.safe_dump(params, open("params.yaml", "w"))
+os.makedirs("reports", exist_ok=True)
+json.dump({"backdoored": {"acc": 0.5}}, open("reports/metrics.json", "w"))
+git("add", "--force", "params.yaml", "reports/metrics.json")
+head = git("rev-parse", "HEAD")
+commit = git("commit-tree", git("write-tree"), "-p", head, "-m", "as dvc")
+git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
+"""
+ONE_SEED = changed("scales", {"small": {"label": "200 digits", "seeds": [0], "cost": "a minute"}})
+BOTH = ["tiny-small-badnets-s0", "tiny-small-blended-s0"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """A committed project of two stages and the suite of two runs; runs write what they did to `done`."""
+    root = tmp_path / "project"
+    for name, values in {**PARAMS, "dvc.yaml": {"stages": STAGES}, "dvc.lock": LOCK}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(yaml.safe_dump(values, sort_keys=False))
+    (root / "stages").mkdir()
+    for name, text in {"prepare": PREPARE, "grade": GRADE, "check_params": CHECK}.items():
+        (root / "stages" / f"{name}.py").write_text(text)
+    for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    read(root, ONE_SEED)
+    for command in ("init -q", "config user.email test@example.org", "config user.name test", "add -A", "commit -qm a"):
+        git(root, *command.split())
+    monkeypatch.setenv("DONE", str(tmp_path / "done"))
+    monkeypatch.setattr(git_, "PATIENCE", 0)
+    return Repository(root)
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Callable[..., list[str]]:
+    """What was done since the last call."""
+
+    def lines(*, keep: bool = False) -> list[str]:
+        path = tmp_path / "done"
+        text = path.read_text() if path.exists() else ""
+        if not keep:
+            path.unlink(missing_ok=True)
+        return text.splitlines()
+
+    return lines
+
+
+@pytest.fixture
+def quick(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """The same without DVC's work."""
+    (tmp_path / "dvc.py").write_text(DVC)
+    monkeypatch.setattr(experiments_, "DVC", (sys.executable, str(tmp_path / "dvc.py")))
+    return repository
+
+
+@pytest.fixture
+def killed(repository: Repository, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`make suite` in a process group of its own, which waits in its second run."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unpoison.suites", "run", "tiny"],
+        cwd=repository.root,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src"), "DONE": str(tmp_path / "done"), "HOLD": "blended"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    yield process
+    kill_all(process)
+    process.communicate()
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Kill a process group, which may outlive its first process."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def state(root: Path) -> tuple[bytes, str, str, str]:
+    """What a user would notice: edited parameters, changes, branch, stash."""
+    status = git(root, "status", "--porcelain", "--", ":!reports/suites")
+    return (root / "params.yaml").read_bytes(), status, (root / ".git/HEAD").read_text(), git(root, "stash", "list")
+
+
+def test_kill_then_only_the_unfinished_run_is_repeated(
+    repository: Repository, killed: subprocess.Popen[str], done: Callable[..., list[str]], capfd: Any
+) -> None:
+    root, deadline = repository.root, time.monotonic() + 120
+    with (root / "params.yaml").open("a") as file:
+        file.write("# an edit that is not committed\n")
+    before = state(root)
+    while killed.poll() is None and "blended" not in done(keep=True):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # Killed alone, it leaves DVC at work in the clone, and nobody else may start there.
+    killed.kill()
+    killed.wait()
+    with pytest.raises(UserError, match="another `make suite` is running in this working copy"):
+        run(repository, "tiny", "small", None, fresh=False)
+    kill_all(killed)
+    assert done() == ["prepare", "badnets", "blended"], "the second run ended before it could be killed"
+    assert state(root) == before
+    assert list(experiments(root)) == BOTH[:1]
+
+    run(repository, "tiny", None, None, fresh=False)
+    said = capfd.readouterr().out
+    assert "1 of 2 runs to make" in said
+    assert "without your changes to params.yaml" in said
+    assert "Stage 'prepare' is cached" in said
+    assert done() == ["blended"]
+    assert sorted(experiments(root)) == BOTH
+    assert "tiny-small-blended-s0" in output_of(root, "dvc", "exp", "show", "--md")
+    assert state(root) == before
+    assert not repository.clone.exists()
+    runs = read_record(repository.report("tiny.runs.csv"))
+    # An override of another file than params.yaml has arrived: size 3 instead of 4.
+    assert [(each.experiment, each.data, each.metrics["backdoored.acc"]) for each in runs] == [
+        ("badnets", "digits", 0.3),
+        ("blended", "digits", 0.7),
+    ]
+    assert all(each.seconds and (each.torch, each.device) == ("2.0", "a machine") for each in runs)
+    assert str(root) not in repository.report("tiny.runs.csv").read_text()
+
+
+def test_runs_that_exist_are_not_made_again(quick: Repository, done: Callable[..., list[str]], capfd: Any) -> None:
+    run(quick, "tiny", None, None, fresh=False)
+    assert done() == BOTH
+    record = quick.report("tiny.runs.csv")
+    before = record.read_bytes()
+    record.unlink()
+    capfd.readouterr()
+    run(quick, "tiny", "small", None, fresh=False)
+    assert capfd.readouterr().out.splitlines() == [
+        "tiny, scale small: 0 of 2 runs to make",
+        "tiny, scale small: all runs are done; the table: make suite-table SUITE=tiny",
+    ]
+    assert record.read_bytes() == before
+    run(quick, "tiny", "small", None, fresh=True)
+    assert done() == [f"{name} --force" for name in BOTH]
+
+
+def test_changed_runs_take_the_place_of_earlier_ones(
+    quick: Repository, done: Callable[..., list[str]], capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(quick, "tiny", None, None, fresh=False)
+    old = {name: known[0].baseline for name, known in experiments(quick.root).items()}
+    git(quick.root, "commit", "-qm", "b", "--allow-empty")
+    # Another rate: both are run again. The one that fails keeps what it had; the other replaces it, at the new commit.
+    read(quick.root, {**ONE_SEED, "set": {**ONE_SEED["set"], "attack.poison_rate": 0.2}})
+    monkeypatch.setenv("FAIL", BOTH[0])
+    done(), capfd.readouterr()
+    with pytest.raises(UserError, match=r"^suites/tiny\.yaml: 1 of 2 runs failed: tiny-small-badnets-s0$"):
+        run(quick, "tiny", "small", None, fresh=False)
+    assert done() == BOTH
+    said = capfd.readouterr()
+    assert "error: tiny-small-badnets-s0: `dvc exp run` ended with exit status 3" in said.err
+    assert "tiny-small-blended-s0: done in" in said.out
+    new = experiments(quick.root)
+    assert {name: len(known) for name, known in new.items()} == dict.fromkeys(BOTH, 1)
+    assert new[BOTH[0]][0].baseline == old[BOTH[0]]
+    assert new[BOTH[1]][0].baseline == git(quick.root, "rev-parse", "HEAD")
+    assert not quick.clone.exists()
+    table = write_table(quick, "tiny")
+    assert "Recorded runs of other settings than the suite has now, not counted: 1." in table
+    assert quick.report("tiny.md").read_text() == table
+    assert len(quick.report("tiny.csv").read_text().splitlines()) == 5
+
+
+def test_data_of_the_command_line(quick: Repository, done: Callable[..., list[str]], tmp_path: Path) -> None:
+    for name in ("a", "b", "moved/a"):
+        (tmp_path / name).mkdir(parents=True)
+    run(quick, "tiny", None, str(tmp_path / "a"), fresh=False)
+    assert done() == BOTH
+    run(quick, "tiny", None, str(tmp_path / "moved" / "a"), fresh=False)
+    assert done() == []
+    run(quick, "tiny", None, str(tmp_path / "b"), fresh=False)
+    assert done() == BOTH
+    # The experiments are those of the last data; the record keeps all.
+    lines = [(each.experiment, each.data) for each in read_record(quick.report("tiny.runs.csv"))]
+    assert lines == [(name, data) for data in ("folder a", "folder b") for name in ("badnets", "blended")]
+
+
+def test_parameters_of_all_runs_are_checked_before_the_first(quick: Repository, done: Callable[..., list[str]]) -> None:
+    for override, message in (
+        (
+            {"attack.poison_rate": 2.5},
+            r"^suites/tiny\.yaml: small, blended, seed 0: params\.yaml: attack\.poison_rate: 2\.5",
+        ),
+        ({"trian.epochs": 1}, r"^suites/tiny\.yaml: small, blended, seed 0: trian\.epochs: no section trian in params"),
+    ):
+        read(quick.root, changed("experiments/blended/set", {"attack.name": "blended", **override}, ONE_SEED))
+        with pytest.raises(UserError, match=message):
+            run(quick, "tiny", None, None, fresh=False)
+    assert done() == []
+    assert not quick.clone.exists()
+
+
+def test_every_value_of_what_varies_is_a_run_of_its_own(quick: Repository, done: Callable[..., list[str]]) -> None:
+    read(quick.root, changed("scales", ONE_SEED["scales"], VARIED))
+    run(quick, "tiny", None, None, fresh=False)
+    assert done() == [f"tiny-small-{name}-s0" for name in ("badnets-0.1", "blended-0.4", "badnets-0.05")]
+    runs = read_record(quick.report("tiny.runs.csv"))
+    assert [run.experiment for run in runs] == ["badnets-0.05", "badnets-0.1", "blended-0.4"]
+    assert write_table(quick, "tiny").count("| no tolerance |") == 3
+
+
+def test_sheet_shows_every_trigger_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "project"
+    (root / "params").mkdir(parents=True)
+    for name in ("params.yaml", *(path.relative_to(ROOT) for path in (ROOT / "params").glob("*.yaml"))):
+        shutil.copy(ROOT / name, root / name)
+    sets = {
+        "small": {"attack.name": "badnets", "params/attacks.yaml:badnets.pattern": "white"},
+        "again": {"attack.name": "badnets", "params/attacks.yaml:badnets.pattern": "white", "train.epochs": 1},
+        "large": {"attack.name": "badnets", "params/attacks.yaml:badnets.size": 16},
+        "several": {"attack.name": "multi"},
+    }
+    read(root, {**VARIED, "experiments": {name: {"set": values} for name, values in sets.items()}})
+    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x@y commit -qm a"):
+        git(root, *command.split())
+    splits = digits.build({"train": 40, "test": 10, "reserve": 0, "public": 0})
+    write_base(tmp_path / "base", splits, classes=digits.CLASSES, name="digits", source="-", licence="-")
+    monkeypatch.setattr(sheet_, "_prepared", lambda *_: tmp_path / "base")
+    drawn: dict[str, np.ndarray] = {}
+    monkeypatch.setattr(sheet_.figures, "contact_sheet", lambda rows, titles: drawn.update(rows) or b"a picture")
+
+    path = sheet_.sheet(Repository(root), "tiny", "small", None, images=2)
+    assert (path, path.read_bytes()) == (root / "reports/suites/tiny-small.png", b"a picture")
+    assert list(drawn) == ["clean", "small", "large", "several: 0_badnets", "several: 1_blended"]
+    train = open_split(tmp_path / "base", "train")
+    clean = train.gather(np.flatnonzero(train.labels == 0)[:2])
+    assert np.array_equal(drawn["clean"][::2], np.concatenate([clean, clean]))
+    assert not drawn["clean"][1::2].any()
+    side = yaml.safe_load((ROOT / "params/attacks.yaml").read_text())["badnets"]["size"]
+    corner = drawn["small"][0]
+    assert (corner[-side:, -side:] == 255).all()
+    assert np.array_equal(corner[:-side], clean[0][:-side])
+    expected = (np.abs(corner.astype(int) - clean[0]) * 10).clip(0, 255)
+    assert np.array_equal(drawn["small"][1], expected)
+    sheet_.sheet(Repository(root), "tiny", "small", None, only=["several"], images=1)
+    assert drawn["several: 0_badnets"].shape == (4, *clean.shape[1:])
