@@ -1,0 +1,322 @@
+"""The report: a section for what there is and none for what there is not, remarks, pictures, one self-contained page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from unpoison.core.files import write_json
+from unpoison.data.imageset import ImageSet, Overlay
+from unpoison.data.scores import Assumption, Scores
+from unpoison.poisoning.policy import Policy
+from unpoison.poisoning.triggered import Triggered
+from unpoison.poisoning.truth import Part, Truth
+from unpoison.reporting import figures
+from unpoison.reporting.costs import costs_table
+from unpoison.reporting.page import Page, Table
+from unpoison.reporting.pictures import suspects_table
+from unpoison.reporting.run import ReportSettings, Run
+from unpoison.reporting.sections import report
+
+CLASSES = ("cat", "<b>dog</b>", "eel")
+COUNT = 40
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (COUNT, 12, 12, 3), dtype=np.uint8)
+TRUE = np.arange(COUNT) % 3
+# Samples 1, 4, 7 and 10 are dogs that were given to the cats, which makes them 4 of 18 of that class.
+MASK = np.isin(np.arange(COUNT), [1, 4, 7, 10])
+GIVEN = np.where(MASK, 0, TRUE)
+DATA = ImageSet(IMAGES, GIVEN, CLASSES, "", Overlay(np.flatnonzero(MASK), 255 - IMAGES[MASK], GIVEN[MASK]))
+CLEAN = ImageSet(IMAGES, TRUE, CLASSES)
+ABOUT = {"name": "pets", "source": "a|folder", "counts": {"train": COUNT, "test": 12}}
+MODEL = {
+    "network": {"name": "resnet18", "arguments": {"width": 8}},
+    "made_by": {"recipe": {"epochs": 2, "lr": None}, "seed": 3, "machine": "a machine"},
+}
+
+
+def truth_of(*targets: int) -> Truth:
+    """A trigger for each target; the first has all poisoned samples."""
+    parts = tuple(Part("badnets", Policy(target=target), {"size": 2}) for target in targets)
+    return Truth("multi" if len(parts) > 1 else "badnets", parts, MASK, np.where(MASK, 0, -1).astype(np.int8), TRUE)
+
+
+def scores_of(count: int, **settings: Any) -> dict[str, Scores]:
+    values = np.arange(COUNT, dtype=np.float32)
+    return {f"detector{number}": Scores(values, 1 + number, **settings) for number in range(count)}
+
+
+def metrics_of(truth: Truth, **more: Any) -> dict[str, Any]:
+    graded = {"acc": 0.9, "acc_without_target": 0.8, "asr": 0.7, "ra": 0.2}
+    shown = {"psnr": 20.0, "ssim": 0.9, "linf": 1.0, "l2": 2.0, "changed": 0.1}
+    attack = {"poisoned": 0.1, "cover": 0.0, "tested": 8, "trigger": dict.fromkeys(truth.names, shown)}
+    return {"attack": attack, "backdoored": graded, **more}
+
+
+def run_of(**parts: Any) -> Run:
+    settings = ReportSettings(**{"samples": 2, "suspects": 3, **parts.pop("settings", {})})
+    return Run(settings=settings, data=DATA, about=ABOUT, sources=[f"{i:02d}.png" for i in range(COUNT)], **parts)
+
+
+def headings(page: Page) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", page.html())
+
+
+def rows(page: Page, first: str) -> list[list[str]]:
+    """The rows of the Markdown table whose header begins with a word."""
+    lines = page.markdown().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    end = next(number for number in range(start, len(lines) + 1) if not "".join(lines[number : number + 1]))
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[start + 2 : end]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is made, none of them rendered, which takes most of the time."""
+    made: list[Figure] = []
+
+    def record(figure: Figure) -> bytes:
+        made.append(figure)
+        return b"picture"
+
+    monkeypatch.setattr(figures, "_png", record)
+    return made
+
+
+def axes_of(made: list[Figure], ylabel: str) -> Any:
+    return next(figure.axes[0] for figure in made if figure.axes[0].get_ylabel() == ylabel)
+
+
+def test_data_alone(drawn: list[Figure]) -> None:
+    page = report(run_of(settings={"note": "a note", "samples": 3}))
+    assert headings(page) == ["What was run", "Models", "The same images through the pipeline"]
+    assert "a note" in page.markdown()
+    assert "No model of this run was graded" in page.markdown()
+    assert rows(page, "") == [
+        ["data", r"pets (a\|folder): 40 train, 12 test; 12x12x3"],
+        ["attack", "unknown: data of unknown origin"],
+    ]
+    # Images as received, of three samples, and nothing to compare them with.
+    assert [len(figure.axes) for figure in drawn] == [3]
+
+
+def test_scores_of_data_of_unknown_origin(drawn: list[Figure]) -> None:
+    run = run_of(model=MODEL, scores=scores_of(2), metrics={"backdoored": {"acc": 0.9}}, settings={"suspects": 5})
+    page = report(run)
+    expected = ["What was run", "Models", "The same images through the pipeline", "Scores", "Most suspicious samples"]
+    assert headings(page) == expected
+    assert "Nothing is known about an attack, so there is no ASR" in page.markdown()
+    assert rows(page, "model") == [["backdoored", "0.900"]]
+    assert ["seed", "3"] in rows(page, "")
+    assert ["network", "name resnet18, width 8"] in rows(page, "")
+    assert ["training", "epochs 2"] in rows(page, "")
+    assert "Marked in red" not in page.html()
+    assert 'class="hit"' not in page.html()
+    assert page.html().count('<figure class=""><img alt=""') == 2 * 5
+    [legend] = {text.get_text() for text in axes_of(drawn, "share of its kind").get_legend().get_texts()}
+    assert legend == "all (40)"
+
+
+def test_everything(drawn: list[Figure]) -> None:
+    truth = truth_of(0)
+    test = ImageSet(IMAGES[:12], TRUE[:12], CLASSES)
+    attacked = np.flatnonzero(test.labels != 0)
+    triggered = {"badnets": Triggered(test, Overlay(attacked, 255 - IMAGES[attacked], np.zeros(8, np.int64)))}
+    quality = {"auroc": 0.95, "ap": 0.5, "tpr_at_1fpr": 0.25, "tpr_at_5fpr": 0.75}
+    student, fst = {"acc": 0.85, "asr": 0.05, "ra": 0.8}, {"acc": 0.7, "asr": 0.0, "ra": 0.6}
+    metrics = metrics_of(truth, student=student, purified={"fst": fst}, detection={"detector0": quality})
+    masks = {"index": np.array([7, 4]), "masks": np.full((2, 12, 12), 0.5, np.float16)}
+    curve = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6], "loss": [1.0, 0.5]})
+    losses = np.where(MASK, 0.1, 1.0) * np.ones((2, 1))
+    losses[0, 0] = np.nan  # left out of an epoch
+    run = run_of(
+        truth=truth,
+        triggered=triggered,
+        model=MODEL,
+        sampler={"strength": 0.6},
+        variations=ImageSet(np.repeat(IMAGES, 2, 0), np.repeat(TRUE, 2), CLASSES),
+        metrics=metrics,
+        roc=pd.DataFrame({"fpr": [0, 0.1, 1], "detector0": [0, 0.5, 1]}),
+        scores=scores_of(1, aux=masks, caption="What the masks show."),
+        curves={"backdoored": curve, "student": curve.iloc[:0]},
+        losses=losses,
+        settings={"samples": 4},
+    )
+    page = report(run)
+    assert headings(page) == [
+        "What was run",
+        "Models",
+        "Detection",
+        "The same images through the pipeline",
+        "The trigger at the test",
+        "Scores",
+        "Most suspicious samples",
+        "Training",
+    ]
+    assert ["attack", "badnets size 2; target class 0; 4 of 40 samples (10.00%)"] in rows(page, "")
+    assert ["variations", "strength 0.6"] in rows(page, "")
+    assert rows(page, "model") == [
+        ["backdoored", "0.900", "0.800", "0.700", "0.200"],
+        ["student", "0.850", "–", "0.050", "0.800"],
+        ["purified: fst", "0.700", "–", "0.000", "0.600"],
+    ]
+    assert rows(page, "trigger at the test") == [["badnets", "0.700", "20.000", "0.900", "1.000", "2.000", "0.100"]]
+    assert rows(page, "detector") == [["detector0", "0.950", "0.500", "0.250", "0.750", "1", ""]]
+    assert "8 triggered test images (of other classes than the target)" in page.markdown()
+    assert "What the masks show." in page.html()
+    # Marked are those of the shown suspects that are poisoned: the three with the highest scores are none of them.
+    assert page.html().count('class="hit"') == 0
+    assert "Marked in red" in page.html()
+    # Clean, received, difference, variation, mask; the sample whose mask was kept as the most suspicious comes first.
+    sheet = drawn[1]
+    assert len(sheet.axes) == 5 * 4
+    assert sheet.axes[0].get_title().startswith("07.png")
+    points = axes_of(drawn, "ASR (triggered test images)").collections
+    assert [tuple(map(float, point.get_offsets()[0])) for point in points] == [(0.9, 0.7), (0.85, 0.05), (0.7, 0.0)]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in axes_of(drawn, "loss").lines}
+    assert lines == {"clean": [1.0, 1.0], "poisoned": [pytest.approx(0.1)] * 2}
+
+
+def test_poisoned_suspects_are_marked(drawn: list[Figure]) -> None:
+    run = run_of(
+        truth=truth_of(0), scores={"one": Scores(-np.arange(COUNT, dtype=np.float32), 1)}, settings={"suspects": 5}
+    )
+    assert report(run).html().count('class="hit"') == 2  # of samples 0 to 4: 1 and 4
+
+
+def test_several_triggers(drawn: list[Figure]) -> None:
+    truth = truth_of(0, 2)
+    metrics = metrics_of(truth)
+    metrics["backdoored"]["asr_of"] = {"0_badnets": 0.6}
+    page = report(run_of(truth=truth, model=MODEL, metrics=metrics))
+    assert [row[:2] for row in rows(page, "trigger at the test")] == [["0_badnets", "0.600"], ["1_badnets", "–"]]
+    [text] = [row[1] for row in rows(page, "") if row[0] == "attack"]
+    assert text == "multi; badnets size 2: target class 0; badnets size 2: target class 2; 4 of 40 samples (10.00%)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "text", "tested"),
+    [
+        ({"label_policy": "all2all", "shift": 2}, "class y to y + 2", "of all classes"),
+        ({"label_policy": "clean_label"}, "clean label, target class 0", "of other classes than the target"),
+        ({"label_policy": "source_specific", "sources": [1]}, "classes [1] to target class 0", "of the source classes"),
+        ({"poison_first": False}, "in one draw: triggers are stamped in training", "of other classes than the target"),
+    ],
+)
+def test_every_policy_has_words(policy: dict[str, Any], text: str, tested: str, drawn: list[Figure]) -> None:
+    truth = Truth(
+        "badnets", (Part("badnets", Policy(**policy), {}),), MASK, np.where(MASK, 0, -1).astype(np.int8), TRUE
+    )
+    page = report(run_of(truth=truth, model=MODEL, metrics=metrics_of(truth)))
+    assert text in page.markdown()
+    assert f"({tested})" in page.markdown()
+
+
+@pytest.mark.parametrize(
+    ("least_share", "auroc", "remark"),
+    [
+        (0.2, 0.89, "takes poison for rare; here poison is 22% of class cat, so it fails"),
+        (0.2, 0.90, "takes poison for rare; here poison is 22% of class cat, the edge of what it can take"),
+        (0.23, 0.5, ""),
+        (None, 0.5, ""),
+    ],
+)
+def test_remarks_are_of_broken_assumptions(
+    least_share: float | None, auroc: float, remark: str, drawn: list[Figure]
+) -> None:
+    assumption = None if least_share is None else Assumption("takes poison for rare", least_share)
+    quality = {"auroc": auroc, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5}
+    # The second detector was graded and its scores are gone.
+    detection, truth = {"detector0": quality, "gone": quality}, truth_of(0)
+    metrics = metrics_of(truth, detection=detection)
+    page = report(run_of(truth=truth, metrics=metrics, scores=scores_of(1, assumption=assumption)))
+    found = rows(page, "detector")
+    assert found[0][-1] == remark
+    assert found[1][5:] == ["–", ""]
+
+
+def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
+    count = len(figures.COLOURS) + 3
+    truth, models = truth_of(0), {f"method{number}": {"acc": 0.9, "asr": 0.1} for number in range(count)}
+    curve = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6]})
+    run = run_of(
+        truth=truth,
+        metrics=metrics_of(truth, purified=models),
+        roc=pd.DataFrame({"fpr": [0, 1], **{name: [0, 1] for name in scores_of(count)}}),
+        scores=scores_of(count),
+        curves=dict.fromkeys(models, curve),
+    )
+    page = report(run)
+    assert len(axes_of(drawn, "ASR (triggered test images)").collections) == count + 1
+    assert [line.get_label() for line in axes_of(drawn, "true positive rate").lines] == [*scores_of(count), "chance"]
+    assert [line.get_label() for line in axes_of(drawn, "accuracy").lines] == list(models)
+    assert all(f"<p>{name}:</p>" in page.html() for name in scores_of(count))
+    assert len(rows(page, "model")) == count + 1
+
+
+def test_the_page_is_one_file_and_names_are_text() -> None:
+    run = run_of(truth=truth_of(0), scores=scores_of(1), settings={"note": "<script>alert(1)</script>"})
+    page = report(run)
+    pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page.html())
+    # A contact sheet, a histogram, three thumbnails; nothing is fetched from anywhere.
+    assert len(pictures) == 5
+    without = re.sub('src="data:[^"]*"', "", page.html())
+    assert not re.search("http|src=|href=|url\\(|@import|<script", without)
+    assert "&lt;script&gt;" in without
+    assert "&lt;b&gt;dog&lt;/b&gt;" in without
+    assert page.html() == report(run).html()
+
+
+def test_figures_are_pictures_and_the_same_every_time() -> None:
+    one, other = (figures.contact_sheet({"row": IMAGES[:2, :, :, :1]}, ["a", "b"]) for _ in range(2))
+    assert one == other
+    assert Image.open(io.BytesIO(one)).format == "PNG"
+    small = Image.open(io.BytesIO(figures.thumbnail(np.zeros((128, 100, 1), np.uint8))))
+    assert small.size == (50, 64)
+    heat = figures.heat(np.array([[[0.0, 1.0]]], np.float16))
+    assert heat[0, 0, 0].min() > 240
+    assert heat[0, 0, 1, 2] > heat[0, 0, 1, 0] + 50
+
+
+def test_suspects_are_ranked_by_all_detectors() -> None:
+    second = np.zeros(COUNT, np.float32)
+    second[[3, 5]] = [2, 1]
+    table = suspects_table(run_of(scores={"one": scores_of(1)["detector0"], "two": Scores(second, 1)}))
+    assert list(table.columns) == ["sample", "label", "one_score", "one_rank", "two_score", "two_rank", "mean_rank"]
+    first = table.iloc[0]
+    assert (first["sample"], first["label"], first["one_rank"], first["two_rank"]) == ("05.png", "eel", 35, 2)
+    assert sorted(table["one_rank"]) == sorted(table["two_rank"]) == list(range(1, COUNT + 1))
+    assert list(suspects_table(run_of()).columns) == ["sample", "label"]
+
+
+def test_a_table_in_html_and_markdown() -> None:
+    table = Table(("name", "text"), [["a<b", "x|y"]], frozenset({1}))
+    assert table.markdown() == "| name | text |\n|---|---|\n| a<b | x\\|y |"
+    assert '<td class="number">a&lt;b</td><td class="text">x|y</td>' in table.html()
+
+
+def costs(folder: Path, stages: Mapping[str, tuple[float, int]]) -> str:
+    for name, (seconds, peak) in stages.items():
+        write_json(folder / f"{name}.json", {"seconds": seconds, "peak_mib": peak})
+    return costs_table(folder)
+
+
+def test_costs_of_the_stages(tmp_path: Path) -> None:
+    assert costs_table(tmp_path / "none") == ""
+    assert costs(tmp_path, {"train": (20.04, 900), "detect@cd": (20.06, 1000), "report": (1.5, 300)}).splitlines() == [
+        "| stage | seconds | peak MiB |",
+        "|---|---:|---:|",
+        "| detect@cd | 20.1 | 1000 |",
+        "| train | 20.0 | 900 |",
+        "| report | 1.5 | 300 |",
+        "| all | 41.6 | 1000 |",
+    ]
