@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from suite_files import ROOT, VARIED, changed, read
+from suite_files import DVC, ROOT, VARIED, changed, make_project, read
 from tiny import ENVIRONMENT
 from tiny import run as output_of
 from unpoison.core.errors import UserError
@@ -32,95 +32,6 @@ from unpoison.suites.record import read_record
 from unpoison.suites.run import run
 from unpoison.suites.table import write_table
 
-PARAMS: dict[str, dict[str, Any]] = {
-    "params.yaml": {
-        "seed": 0,
-        "data": {"name": "digits", "path": "data/source"},
-        "attack": {"name": "badnets", "poison_rate": 0.1},
-        "purify": {"methods": ["fst"]},
-        "robust": {"methods": []},
-    },
-    "params/attacks.yaml": {"badnets": {"size": 4}, "blended": {}},
-}
-# In the place of the pipeline one stage that makes a folder, and one that counts, and can wait.
-STAGES: dict[str, dict[str, Any]] = {
-    "prepare": {
-        "cmd": "python stages/prepare.py",
-        "deps": ["stages/prepare.py"],
-        "params": ["data.name"],
-        "outs": ["data/base"],
-    },
-    "grade": {
-        "cmd": "python stages/grade.py",
-        "deps": ["data/base"],
-        "params": ["attack", "seed", {"params/attacks.yaml": ["${attack.name}"]}],
-        "metrics": [{"reports/metrics.json": {"cache": False}}],
-    },
-}
-# Like that of a new clone: the default run's, whose output is not in the cache.
-LOCK = {
-    "schema": "2.0",
-    "stages": {
-        "prepare": {
-            "cmd": "python stages/prepare.py",
-            "deps": [{"path": "stages/prepare.py", "hash": "md5", "md5": "0" * 32, "size": 1}],
-            "params": {"params.yaml": {"data.name": "digits"}},
-            "outs": [{"path": "data/base", "hash": "md5", "md5": f"{'1' * 32}.dir", "size": 1, "nfiles": 1}],
-        }
-    },
-}
-PREPARE = """
-import os, pathlib
-with open(os.environ["DONE"], "a") as file:
-    file.write("prepare\\n")
-pathlib.Path("data/base").mkdir(parents=True)
-pathlib.Path("data/base/images").write_text("images")
-"""
-GRADE = """
-import json, os, time, yaml
-name = yaml.safe_load(open("params.yaml"))["attack"]["name"]
-own = yaml.safe_load(open("params/attacks.yaml"))[name]
-with open(os.environ["DONE"], "a") as file:
-    file.write(name + "\\n")
-if os.environ.get("HOLD") == name:
-    time.sleep(100)
-figures = {"acc": own.get("size", 7) / 10, "asr": 1.0, "ra": own.get("ratio", 0.0)}
-os.makedirs("reports", exist_ok=True)
-json.dump({"backdoored": figures, "purified": {"fst": figures}}, open("reports/metrics.json", "w"))
-"""
-CHECK = """
-import json, sys
-for name, params in json.load(sys.stdin).items():
-    if params["attack"]["poison_rate"] > 1:
-        sys.exit(f"error: {name}: params.yaml: attack.poison_rate: {params['attack']['poison_rate']} given")
-print(json.dumps({"device": "a machine", "torch": "2.0"}))
-"""
-# In the place of `python -m dvc`, where DVC's own work does not matter: writes an experiment as it does.
-DVC = """
-import json, os, subprocess, sys, yaml
-def git(*command):
-    return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
-if sys.argv[1] != "exp":
-    open(".dvc/config.local", "w").close()
-    sys.exit()
-name = sys.argv[sys.argv.index("-n") + 1]
-with open(os.environ["DONE"], "a") as file:
-    file.write(" ".join([name, *(part for part in sys.argv if part == "--force")]) + "\\n")
-if name in os.environ.get("FAIL", "").split():
-    sys.exit(3)
-params = yaml.safe_load(open("params.yaml"))
-for part in sys.argv:
-    if part.startswith("++data."):
-        key, value = part.removeprefix("++data.").split("=", 1)
-        params["data"][key] = yaml.safe_load(value)
-yaml.safe_dump(params, open("params.yaml", "w"))
-os.makedirs("reports", exist_ok=True)
-json.dump({"backdoored": {"acc": 0.5}}, open("reports/metrics.json", "w"))
-git("add", "--force", "params.yaml", "reports/metrics.json")
-head = git("rev-parse", "HEAD")
-commit = git("commit-tree", git("write-tree"), "-p", head, "-m", "as dvc")
-git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
-"""
 ONE_SEED = changed("scales", {"small": {"label": "200 digits", "seeds": [0], "cost": "a minute"}})
 BOTH = ["tiny-small-badnets-s0", "tiny-small-blended-s0"]
 
@@ -129,18 +40,7 @@ BOTH = ["tiny-small-badnets-s0", "tiny-small-blended-s0"]
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     """A committed project of two stages and the suite of two runs; runs write what they did to `done`."""
     root = tmp_path / "project"
-    for name, values in {**PARAMS, "dvc.yaml": {"stages": STAGES}, "dvc.lock": LOCK}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(yaml.safe_dump(values, sort_keys=False))
-    (root / "stages").mkdir()
-    for name, text in {"prepare": PREPARE, "grade": GRADE, "check_params": CHECK}.items():
-        (root / "stages" / f"{name}.py").write_text(text)
-    for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    read(root, ONE_SEED)
-    for command in ("init -q", "config user.email test@example.org", "config user.name test", "add -A", "commit -qm a"):
-        git(root, *command.split())
+    make_project(root, ONE_SEED)
     monkeypatch.setenv("DONE", str(tmp_path / "done"))
     monkeypatch.setattr(git_, "PATIENCE", 0)
     return Repository(root)

@@ -1,13 +1,11 @@
-"""Suites: the file's validation, the parameters of runs, the table's arithmetic, the record, the committed suites."""
+"""Suites: the file's validation, what varies, the parameters of runs, the command line, the committed suites."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,100 +16,18 @@ from dvc.utils.hydra import to_hydra_overrides
 
 from check_params import check_all
 from parameters import load_params
-from suite_files import FILE, ROOT, VARIED, changed, ran, read
+from suite_files import FILE, NAMES, ROOT, VARIED, changed, read
 from unpoison.attacks import ATTACKS
 from unpoison.core.errors import UserError
 from unpoison.suites.__main__ import main
 from unpoison.suites.git import git
 from unpoison.suites.params import override, params_at, params_of, value_at
 from unpoison.suites.reading import read_suite
-from unpoison.suites.record import figures_of, merged, read_record, write_record
-from unpoison.suites.suite import Suite, rows_of
-from unpoison.suites.table import counted, lines, markdown, table_csv
-
-NAMES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
+from unpoison.suites.suite import rows_of
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Suite:
-    return read(tmp_path, FILE)
-
-
-@pytest.fixture
-def varied(tmp_path: Path) -> Suite:
-    return read(tmp_path, VARIED)
-
-
-def test_mean_spread_difference_and_verdict_by_hand(tiny: Suite) -> None:
-    runs = [
-        ran(tiny, "badnets", 0, 0.90, 1.0, 0.0, 0.8, 0.0, 0.1),
-        ran(tiny, "badnets", 1, 0.92, 1.0, 0.0, 0.8, 0.0, 0.1),
-        ran(tiny, "badnets", 2, 0.97, 1.0, 0.0, 0.8, 0.0, 0.4),
-        ran(tiny, "blended", 1, 0.60, 1.0, 0.0, 0.8, 0.0, 0.1),
-    ]
-    rows = lines(tiny, runs)
-    assert [(row.scale, row.experiment, row.method) for row in rows] == [
-        (scale, attack, method)
-        for scale in ("small", "full")
-        for attack in ("badnets", "blended")
-        for method in ("none", "fst")
-    ]
-    none, fst, blended, _, full = rows[:5]
-    # Mean 2.79 / 3; squared deviations 0.0009, 0.0001, 0.0016 over n - 1 = 2, so 0.0013 ** 0.5. 0.02 is still within 0.02.
-    assert none.mean == pytest.approx({"acc": 0.93, "asr": 1.0, "ra": 0.0})
-    assert none.std == pytest.approx({"acc": 0.0360555, "asr": 0.0, "ra": 0.0}, abs=1e-6)
-    assert none.difference == {"acc": 0.02, "asr": 0.05}
-    assert (none.runs, none.wanted, none.verdict, none.why) == (3, 3, "within tolerance", "")
-    assert fst.mean["ra"] == pytest.approx(0.2)
-    assert fst.std["ra"] == pytest.approx(0.03**0.5)
-    assert (fst.verdict, fst.why, fst.difference) == ("no published figure", "the paper has no such table", {})
-    assert (blended.runs, blended.std, blended.verdict) == (1, {}, "deviates")
-    assert (blended.difference, blended.why) == ({"acc": 0.1, "ra": 0.0}, "reason not found yet")
-    assert (full.verdict, full.runs) == ("not run", 0)
-    assert full.why == "`make suite SUITE=tiny SCALE=full`; estimate for all its runs: a year"
-
-
-def test_page_says_what_a_line_stands_for(tiny: Suite) -> None:
-    runs = [
-        ran(tiny, "badnets", seed, 0.5 + seed / 10, 1.0, 0.0, 0.8, 0.0, 0.1, data="folder a.tar") for seed in (0, 1)
-    ]
-    page = markdown(tiny, runs)
-    assert (
-        "| small scale: 200 digits; folder a.tar | badnets | none | 0.910 / 0.950 / – | paper | 0.550 ± 0.071 / 1."
-        in page
-    )
-    assert "| 2 of 3 | -0.360 / +0.050 / – | deviates | reason not found yet |" in page
-    assert "0.100 ± 0.000 | 2 of 3 | – | no published figure | the paper has no such table |" in page
-    assert "`make suite SUITE=tiny SCALE=small DATA=a.tar`" in page
-    assert "- badnets: `attack.name=badnets`, `params/attacks.yaml:badnets.size=3`\n" in page
-    assert "- 2 of 6 runs: 1.0 to 1.0 min each, 2.0 min in all" in page
-    assert "- hardware: cpu: X, 2 cores, 2 threads" in page
-    assert "not run; estimate for all 2 runs: a year" in page
-    rows = list(csv.DictReader(table_csv(tiny, runs).splitlines()))
-    assert (rows[0]["mean_acc"], rows[0]["std_acc"], rows[0]["published_ra"]) == ("0.55", "0.070711", "")
-    assert page == markdown(tiny, runs)
-
-
-def test_reasons_of_a_scale_and_of_a_line(tmp_path: Path) -> None:
-    small = {**FILE["scales"]["small"], "why": "it is small", "reasons": {"blended.none": "another pattern"}}
-    suite = read(tmp_path, changed("scales/small", small))
-    rows = lines(suite, [ran(suite, attack, 0, *[0.0] * 6) for attack in ("badnets", "blended")])
-    assert [row.why for row in rows[:4:2]] == ["it is small", "another pattern"]
-
-
-def test_runs_of_other_settings_are_not_counted_nor_data_sets_mixed(tiny: Suite, tmp_path: Path) -> None:
-    runs = [ran(tiny, "badnets", 0, *[0.9] * 6), ran(tiny, "badnets", 1, *[0.1] * 6, data="folder a.tar")]
-    assert [(row.data, row.mean["acc"]) for row in lines(tiny, runs) if row.runs][::2] == [
-        ("digits", 0.9),
-        ("folder a.tar", 0.1),
-    ]
-    other = read(tmp_path, changed("set", {"attack.poison_rate": 0.2}))
-    assert {row.verdict for row in lines(other, runs)} == {"not run"}
-    assert "not counted: 2" in markdown(other, runs)
-    assert lines(tiny, [replace(runs[0], seed=7)])[0].verdict == "not run"
-
-
-def test_every_value_of_what_varies_is_an_experiment(varied: Suite) -> None:
+def test_every_value_of_what_varies_is_an_experiment(tmp_path: Path) -> None:
+    varied = read(tmp_path, VARIED)
     assert list(varied.experiments) == ["badnets-0.1", "badnets-0.05", "blended-0.4"]
     assert [varied.overrides("small", name)["attack.poison_rate"] for name in varied.experiments] == [0.1, 0.05, 0.4]
     published = {name: [p.figures for p in each.published.values()] for name, each in varied.experiments.items()}
@@ -128,36 +44,6 @@ def test_every_value_of_what_varies_is_an_experiment(varied: Suite) -> None:
         (1, "badnets-0.1"),
     ]
     assert rows_of(varied, "full")[0].name(varied) == "tiny-full-badnets-0.1-s0"
-
-
-def test_table_of_what_varies_has_its_values_and_further_columns(varied: Suite) -> None:
-    runs = [
-        replace(run, metrics={**run.metrics, "attack.trigger.*.psnr": psnr})
-        for run, psnr in (
-            (ran(varied, "badnets-0.1", 0, 0.9, 0.75, 0.2), 20.0),
-            (ran(varied, "badnets-0.1", 1, 0.9, 0.75, 0.2), 22.0),
-            (ran(varied, "blended-0.4", 0, 0.9, 0.75, 0.2), 30.25),
-        )
-    ]
-    page = markdown(varied, runs)
-    assert "| scale | attack | poison_rate | method |" in page
-    assert "| ours ACC / ASR / RA | PSNR, dB | cover | n |" in page
-    assert "- badnets: `attack.name=badnets`; `attack.poison_rate` 0.1, 0.05\n" in page
-    first, other, blended = (row.split(" | ") for row in page.splitlines() if row.startswith("| small scale"))
-    assert first[1:4] == ["badnets", "0.1", "none"]
-    assert first[7:10] == ["21.0 ± 1.4", "–", "2 of 3"]
-    assert first[10:] == ["+0.000 / -0.200 / –", "no tolerance", " |"]
-    assert (other[2], other[-2]) == ("0.05", "not run")
-    assert (blended[2], blended[7]) == ("0.4", "30.2")
-    assert "Published figures stand for orientation, no tolerance is set." in page
-    rows = list(csv.DictReader(table_csv(varied, runs).splitlines()))
-    assert (rows[0]["value"], rows[0]["mean_attack.trigger.*.psnr"], rows[0]["std_attack.cover"]) == ("0.1", "21", "")
-
-
-def test_a_run_without_asr_is_graded_by_its_acc(tiny: Suite) -> None:
-    run = ran(tiny, "badnets", 0, *[0.91] * 6)
-    line = lines(tiny, [replace(run, metrics={"backdoored.acc": 0.91})])[0]
-    assert (line.runs, line.mean, line.difference, line.verdict) == (1, {"acc": 0.91}, {"acc": 0.0}, "deviates")
 
 
 def test_settings_follow_all_that_a_run_is_made_with(tmp_path: Path) -> None:
@@ -328,32 +214,6 @@ def test_overrides_are_what_dvc_reads() -> None:
         assert all(each.is_force_add() for each in read_back)
 
 
-def test_record_keeps_lines_of_runs_made_elsewhere(tiny: Suite, tmp_path: Path) -> None:
-    path = tmp_path / "reports" / "tiny.runs.csv"
-    assert read_record(path) == []
-    elsewhere = ran(tiny, "blended", 2, *[0.25] * 6, scale="full")
-    old, new = ran(tiny, "badnets", 0, *[0.5] * 6), ran(tiny, "badnets", 0, *[0.75] * 6)
-    without = replace(ran(tiny, "badnets", 1, *[0.5] * 6), seconds=None, device="", metrics={"backdoored.acc": 1.0})
-    other = replace(old, data="folder a.tar", metrics={"attack.trigger.*.psnr": 27.294054, "attack.tested": 18000.0})
-    write_record(path, [old, elsewhere, other])
-    write_record(path, merged(read_record(path), [without, new]))
-    assert read_record(path) == [elsewhere, new, without, other]
-    before = path.read_bytes()
-    write_record(path, reversed(read_record(path)))
-    assert path.read_bytes() == before
-    path.write_text(path.read_text().replace("badnets,0,", "badnets,zero,"))
-    with pytest.raises(UserError, match=r"tiny\.runs\.csv: line 3 is not that of a run"):
-        read_record(path)
-
-
-def test_record_holds_the_mean_of_several_triggers() -> None:
-    triggers = {"0_badnets": {"psnr": 20.0, "ssim": 0.5}, "1_semantic": {"ssim": 1.0}}
-    metrics = {"attack": {"cover": 0, "trigger": triggers}, "purified": {"ft": {"acc": 1}}, "x": 0.5}
-    flat = {"attack.cover": 0.0, "attack.trigger.*.ssim": 0.75, "purified.ft.acc": 1.0, "x": 0.5}
-    assert figures_of(metrics) == flat
-    assert figures_of({"backdoored": {"acc": 0.5}}) == {"backdoored.acc": 0.5}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_suite_is_valid_against_the_parameters(name: str) -> None:
     suite, params = read_suite(name, ROOT / "suites"), load_params(ROOT)
@@ -366,17 +226,6 @@ def test_every_suite_is_valid_against_the_parameters(name: str) -> None:
             # Checks take time: of what varies, the first value.
             if not about.place:
                 check_all(made)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_recorded_run_is_counted_and_the_pages_are_those_of_the_record(name: str) -> None:
-    suite, place = read_suite(name, ROOT / "suites"), ROOT / "reports" / "suites"
-    runs = read_record(place / f"{name}.runs.csv")
-    assert counted(suite, runs) == runs
-    assert (place / f"{name}.md").read_text() == markdown(suite, runs)
-    assert (place / f"{name}.csv").read_text() == table_csv(suite, runs)
-    recorded = {metric for run in runs for metric in run.metrics}
-    assert {column.metric for column in suite.columns.values()} <= recorded
 
 
 def test_attacks_are_all_in_the_suite_of_attacks() -> None:
