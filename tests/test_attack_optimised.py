@@ -161,11 +161,12 @@ class TestTrojan:
 
 
 class Watched(ContentStore):
-    """A store that notes which training samples are made."""
+    """A store that notes which training samples are made, and how many images are optimised together."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.made: list[list[int]] = []
+        self.together: set[int] = set()
 
     def entries(
         self, kind: str, determined_by: Any, names: Any, make: Callable[[IntArray], Any], *, batch: int
@@ -180,9 +181,19 @@ class Watched(ContentStore):
 @pytest.fixture
 def watched(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """The context with a store that is empty but for the network, which is the shared one."""
-    network = surrogate.clean_network(context)
+    network, store = surrogate.clean_network(context), Watched(tmp_path)
     monkeypatch.setattr(surrogate, "clean_network", lambda _: network)
-    return replace(context, store=Watched(tmp_path))
+
+    def noted(optimise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(network: nn.Module, images: Tensor, *further: Any, **settings: Any) -> Tensor:
+            store.together.add(len(images))
+            return optimise(network, images, *further, **settings)
+
+        return call
+
+    monkeypatch.setattr(surrogate, "pgd", noted(surrogate.pgd))
+    monkeypatch.setattr(feature_collision, "collide", noted(feature_collision.collide))
+    return replace(context, store=store)
 
 
 @PER_SAMPLE
@@ -198,6 +209,8 @@ class TestPerSample:
         together = make_for(attack, replace(watched, store=NOWHERE), [0, 3, 9, 12, 30], **arguments).noise
         assert np.array_equal(together, five)
         assert len(np.unique(five.reshape(5, -1), axis=0)) == 5
+        # Kernels are chosen by the batch's size, and a last bit of theirs may turn a signed step.
+        assert len(watched.store.together) == 1
 
     def test_another_target_makes_new_images_where_it_matters(
         self, watched: Context, attack: str, arguments: dict[str, Any]
