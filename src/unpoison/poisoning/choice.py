@@ -51,15 +51,15 @@ def choose_samples(
     """
     check_classes(policy, classes)
     free = np.ones(len(labels), bool) if free is None else free
-    # A rate is a share of all candidates, those that another trigger has taken among them: so the number that one trigger
-    # gets does not depend on the others.
-    may = policy.candidates(labels) & (True if order is None else order > -np.inf)
-    candidates = np.flatnonzero(may & free)
+    # A rate is a share of all candidates, also of those that another trigger has taken, so that the number of one trigger's
+    # samples does not depend on the others.
+    eligible = policy.candidates(labels) & (True if order is None else order > -np.inf)
+    candidates = np.flatnonzero(eligible & free)
     if not len(candidates):
         raise ParameterError(f"label_policy: {policy.label_policy} given, for which no training sample is a candidate")
-    count = _count(policy, int(may.sum()), len(candidates), len(labels))
-    # The first of a permutation, and not a draw of so many: that is what makes a lower rate's samples a subset. With an
-    # order the same permutation goes first, and the stable sort leaves equal ranks in it, at random.
+    count = _count(policy, int(eligible.sum()), len(candidates), len(labels))
+    # The first of one permutation, so that a lower rate's samples are a subset of a higher rate's. An order sorts this
+    # permutation, and as the sort is stable, equal ranks stay in random order.
     shuffled = numpy_rng(seed, "poison/samples").permutation(candidates)
     if order is not None:
         shuffled = shuffled[np.argsort(-order[shuffled], kind="stable")]
@@ -110,7 +110,7 @@ def assign_samples(
                 f"cover_ratio: {policy.cover_ratio} given, allowed with an attack that chooses its samples: 0"
             )
         choice = choose_samples(policy, labels, classes, seed=seed, order=order, free=number_of < 0)
-        # One draw as an example of what training will see; epoch -1 is none of the training's own.
+        # One draw as an example of an epoch; -1 is the number of none.
         if policy.random_poisoning:
             drawn = drawn_at_random(policy, labels, np.arange(len(labels)), seed=seed, epoch=-1)
             choice = Choice(np.flatnonzero(drawn), choice.cover)
