@@ -13,7 +13,7 @@ from scipy.fft import dctn, idctn
 
 from unpoison.attacks import SINGLE
 from unpoison.core.arrays import Images, Pixels
-from unpoison.core.errors import ParameterError
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import make_trigger
@@ -49,7 +49,7 @@ def raw(trigger: Trigger, images: Images, *, train: bool = True) -> Pixels:
 
 @pytest.mark.parametrize("attack", ["nashville", "ctrl", "ftrojan"])
 def test_colour_only(attack: str) -> None:
-    with pytest.raises(ParameterError, match=rf"^{attack}\.images: 1 channel given, allowed: colour images"):
+    with pytest.raises(UserError, match=r"^data: images of 1 channel, allowed with this attack: colour images"):
         make(attack, images_of(channels=1))
 
 

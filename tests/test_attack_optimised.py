@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unpoison.attacks import SINGLE, feature_collision, lf
 from unpoison.core.arrays import IntArray
 from unpoison.core.content_store import ContentStore, Entries
-from unpoison.core.errors import ParameterError
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import numpy_rng
 from unpoison.crafting import surrogate
 from unpoison.crafting.attack import intent
@@ -349,7 +349,7 @@ class TestLowFrequency:
         assert not stamp(trigger, np.full((1, 4, 4, 3), 9, np.uint8), np.array([0]), train=False).any()
 
     def test_refuses(self, context: Context) -> None:
-        with pytest.raises(ParameterError, match=r"^lf\.images: every training image is of the target class 0"):
+        with pytest.raises(UserError, match=r"^data: every training image is of the target class 0"):
             make("lf", of_class_0(context))
 
 
@@ -409,6 +409,6 @@ class TestFeatureCollision:
         with pytest.raises(ParameterError, match=r"^feature_collision\.size: 40 given"):
             make("feature_collision", context, size=40)
         with pytest.raises(
-            ParameterError, match=r"^feature_collision\.images: every training image is of the target class 0"
+            UserError, match=r"^data: every training image is of the target class 0"
         ):
             make("feature_collision", of_class_0(context))

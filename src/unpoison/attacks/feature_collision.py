@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..compute.device import pick_device, to_float
 from ..core.arrays import IntArray, Pixels
-from ..core.errors import ParameterError
+from ..core.errors import UserError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
 from ..core.seeding import numpy_rng, uniform
 from ..crafting import surrogate
@@ -88,7 +88,7 @@ def make(
     """
     context.need_room("size", size)
     if (context.train.labels == context.target).all():
-        raise ParameterError(f"images: every training image is of the target class {context.target}")
+        raise UserError(f"data: every training image is of the target class {context.target}; allowed: other classes too")
     # Always 16 colours, so that another size enlarges the same patch.
     colours = numpy_rng(context.seed, "feature_collision/patch").uniform(0, 255, (1, context.train.channels, 4, 4))
     patch = F.interpolate(torch.from_numpy(colours), (size, size), mode="bilinear")[0].floor()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..compute.device import pick_device, to_float
 from ..compute.inference import frozen
 from ..core.arrays import IntArray, Pixels
-from ..core.errors import ParameterError
+from ..core.errors import ParameterError, UserError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
 from ..core.seeding import numpy_rng
 from ..crafting import surrogate
@@ -95,7 +95,7 @@ def make(
     settings: dict[str, Any] = {"images": images, "sigma": sigma, "overshoot": overshoot}
     settings |= {"iterations": iterations, "passes": passes, "fooling_rate": fooling_rate}
     if (context.train.labels == context.target).all():
-        raise ParameterError(f"images: every training image is of the target class {context.target}")
+        raise UserError(f"data: every training image is of the target class {context.target}; allowed: other classes too")
     perturbation = context.store.arrays(
         "lf_perturbation",
         context.determined_by(__name__, surrogate=surrogate.clean_settings(context), target=context.target, **settings),
@@ -105,7 +105,7 @@ def make(
     if not perturbation["perturbation"].any():
         raise ParameterError(
             f"iterations: {iterations} given, with which DeepFool brings no image to class {context.target}; "
-            "allowed: more, or an attack.surrogate that learns more"
+            "allowed: more, or a surrogate that learns more"
         )
     return LowFrequency(perturbation["perturbation"] * np.float32(255), form)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.code import code_of
 from ..core.content_store import ContentStore
-from ..core.errors import ParameterError
+from ..core.errors import ParameterError, UserError
 from ..data.imageset import ImageSet
 from ..training.recipe import Recipe
 
@@ -59,9 +59,9 @@ class Context:
         return (*self.train.image_size, self.train.channels)
 
     def need_colour(self) -> None:
-        """Raises ParameterError where images have one channel."""
+        """Raises UserError where images have one channel: no parameter of the attack is at fault."""
         if self.train.channels != 3:
-            raise ParameterError(f"images: {self.train.channels} channel given, allowed: colour images (3)")
+            raise UserError(f"data: images of {self.train.channels} channel, allowed with this attack: colour images (3)")
 
     def need_room(self, key: str, size: int) -> None:
         """Raises ParameterError where a square of `size` pixels, given as `key`, is larger than the image."""
