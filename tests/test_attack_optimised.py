@@ -135,7 +135,7 @@ class TestTrojan:
         grey = replace(
             context, train=ImageSet(np.zeros((3, 32, 32, 1), np.uint8), np.arange(3), ("a", "b", "c"), "grey")
         )
-        with pytest.raises(ParameterError, match="colour"):
+        with pytest.raises(UserError, match="colour"):
             make("trojan", grey)
 
     def test_optimised_patch_excites_the_neurons(self, context: Context) -> None:
