@@ -227,3 +227,13 @@ def test_fresh_weights_leave_the_global_random_state_alone() -> None:
     first = packed(network)
     fresh(network, 0, "b")
     assert (packed(network) != first).any()
+
+
+def test_fresh_weights_are_he_s_and_an_image_s_change_starts_small() -> None:
+    network = dfst.Stylist(3, 16)
+    fresh(network, 0, "test")
+    unet = network.network
+    for layer, scale in ((unet.first, 1.0), (unet.up1, 1.0), (unet.last, 0.1)):
+        he = (2 / (layer.in_channels * 9)) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(scale * he, rel=0.15)
+        assert not layer.bias.any()
