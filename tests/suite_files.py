@@ -69,39 +69,56 @@ PARAMS: dict[str, dict[str, Any]] = {
     },
     "params/attacks.yaml": {"badnets": {"size": 4}, "blended": {}},
 }
-# In the place of the pipeline one stage that makes a folder, and one that counts, and can wait.
+# In the place of the pipeline two stages that make folders, and one that grades, and can wait.
 STAGES: dict[str, dict[str, Any]] = {
     "prepare": {
         "cmd": "python stages/prepare.py",
-        "deps": ["stages/prepare.py"],
         "params": ["data.name"],
         "outs": ["data/base"],
     },
+    "poison": {
+        "cmd": "python stages/poison.py",
+        "deps": ["data/base"],
+        "params": ["attack"],
+        "outs": ["data/poisoned"],
+    },
     "grade": {
         "cmd": "python stages/grade.py",
-        "deps": ["data/base"],
+        "deps": ["data/poisoned"],
         "params": ["attack", "seed", {"params/attacks.yaml": ["${attack.name}"]}],
         "metrics": [{"reports/metrics.json": {"cache": False}}],
     },
 }
-# Like that of a new clone: the default run's, whose output is not in the cache.
+
+
+def _folder(path: str, digit: str) -> dict[str, Any]:
+    return {"path": path, "hash": "md5", "md5": f"{digit * 32}.dir", "size": 1, "nfiles": 1}
+
+
+# Like that of a new clone: the default run's, whose outputs are not in the cache.
 LOCK = {
     "schema": "2.0",
     "stages": {
         "prepare": {
             "cmd": "python stages/prepare.py",
-            "deps": [{"path": "stages/prepare.py", "hash": "md5", "md5": "0" * 32, "size": 1}],
             "params": {"params.yaml": {"data.name": "digits"}},
-            "outs": [{"path": "data/base", "hash": "md5", "md5": f"{'1' * 32}.dir", "size": 1, "nfiles": 1}],
-        }
+            "outs": [_folder("data/base", "1")],
+        },
+        "poison": {
+            "cmd": "python stages/poison.py",
+            "deps": [_folder("data/base", "1")],
+            "params": {"params.yaml": {"attack": {"name": "badnets", "poison_rate": 0.5}}},
+            "outs": [_folder("data/poisoned", "2")],
+        },
     },
 }
-PREPARE = """
-import os, pathlib
+FOLDER = """
+import os, pathlib, sys
+folder = pathlib.Path("data", {"prepare": "base", "poison": "poisoned"}[pathlib.Path(sys.argv[0]).stem])
 with open(os.environ["DONE"], "a") as file:
-    file.write("prepare\\n")
-pathlib.Path("data/base").mkdir(parents=True)
-pathlib.Path("data/base/images").write_text("images")
+    file.write(f"{folder}\\n")
+folder.mkdir(parents=True)
+(folder / "images").write_text(f"the images of {folder}")
 """
 GRADE = """
 import json, os, time, yaml
@@ -185,7 +202,7 @@ def make_project(root: Path, file: Any) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(yaml.safe_dump(values, sort_keys=False))
     (root / "stages").mkdir()
-    for name, text in {"prepare": PREPARE, "grade": GRADE, "check_params": CHECK}.items():
+    for name, text in {"prepare": FOLDER, "poison": FOLDER, "grade": GRADE, "check_params": CHECK}.items():
         (root / "stages" / f"{name}.py").write_text(text)
     for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         (root / name).parent.mkdir(exist_ok=True)
