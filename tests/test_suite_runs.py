@@ -130,11 +130,11 @@ def test_kill_then_only_the_unfinished_run_is_repeated(
     assert not repository.clone.exists()
     runs = read_record(repository.report("tiny.runs.csv"))
     # An override of another file than params.yaml has arrived: size 3 instead of 4.
-    assert [(each.experiment, each.data, each.metrics["backdoored.acc"]) for each in runs] == [
+    assert [(line.experiment, line.data, line.metrics["backdoored.acc"]) for line in runs] == [
         ("badnets", "digits", 0.3),
         ("blended", "digits", 0.7),
     ]
-    assert all(each.seconds and (each.torch, each.device) == ("2.0", "a machine") for each in runs)
+    assert all(line.seconds and (line.torch, line.device) == ("2.0", "a machine") for line in runs)
     assert str(root) not in repository.report("tiny.runs.csv").read_text()
 
 
@@ -192,7 +192,7 @@ def test_data_of_the_command_line(quick: Repository, done: Callable[..., list[st
     run(quick, "tiny", None, str(tmp_path / "b"), fresh=False)
     assert done() == BOTH
     # The experiments are those of the last data; the record keeps all.
-    lines = [(each.experiment, each.data) for each in read_record(quick.report("tiny.runs.csv"))]
+    lines = [(line.experiment, line.data) for line in read_record(quick.report("tiny.runs.csv"))]
     assert lines == [(name, data) for data in ("folder a", "folder b") for name in ("badnets", "blended")]
 
 

@@ -30,7 +30,7 @@ def test_every_value_of_what_varies_is_an_experiment(tmp_path: Path) -> None:
     varied = read(tmp_path, VARIED)
     assert list(varied.experiments) == ["badnets-0.1", "badnets-0.05", "blended-0.4"]
     assert [varied.overrides("small", name)["attack.poison_rate"] for name in varied.experiments] == [0.1, 0.05, 0.4]
-    published = {name: [p.figures for p in each.published.values()] for name, each in varied.experiments.items()}
+    published = {name: [p.figures for p in about.published.values()] for name, about in varied.experiments.items()}
     assert published == {
         "badnets-0.1": [{"acc": 0.9, "asr": 0.95}],
         "badnets-0.05": [{"acc": 0.9}],
@@ -209,9 +209,9 @@ def test_overrides_are_what_dvc_reads() -> None:
         given = to_path_overrides([override(key, value) for value in values])
         assert list(given) == [path]
         read_back = to_hydra_overrides(given[path])
-        assert [each.value() for each in read_back] == values
-        assert {each.key_or_group for each in read_back} == {key.rpartition(":")[2]}
-        assert all(each.is_force_add() for each in read_back)
+        assert [back.value() for back in read_back] == values
+        assert {back.key_or_group for back in read_back} == {key.rpartition(":")[2]}
+        assert all(back.is_force_add() for back in read_back)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -233,7 +233,7 @@ def test_attacks_are_all_in_the_suite_of_attacks() -> None:
     runs = [(scale, name) for scale in suite.scales for name in suite.experiments]
     assert {suite.overrides(*run)["attack.name"] for run in runs} == set(ATTACKS) - {"none"}
     assert len({suite.settings(*run) for run in runs}) == len(runs)
-    published = {name: {m: p.figures for m, p in each.published.items()} for name, each in suite.experiments.items()}
+    published = {name: {m: p.figures for m, p in about.published.items()} for name, about in suite.experiments.items()}
     assert published["ssba-0.01"] == {"none": {"asr": 0.7344}}
     assert sum(map(bool, published.values())) == 7 * 3
     made = params_of(suite, load_params(ROOT), suite.overrides("digits", "multi-0.1"))

@@ -173,7 +173,7 @@ def _published(
 
 def _check_tolerances(tolerances: Mapping[MetricName, float], experiments: Iterable[Experiment]) -> None:
     """Either no published figure is judged, or each has a tolerance."""
-    published = {m for each in experiments for figures in each.published.values() for m in figures.figures}
+    published = {m for experiment in experiments for known in experiment.published.values() for m in known.figures}
     for metric in METRICS:
         if tolerances and metric in published and metric not in tolerances:
             raise ParameterError(f"tolerances.{metric}: nothing given, allowed: a number from 0 to 1")
@@ -183,7 +183,7 @@ def _check_scale(
     scale: Scale, where: str, experiments: Mapping[str, Experiment], methods: Mapping[str, Method]
 ) -> None:
     _check_overrides(scale.set, f"{where}.set")
-    names = dict.fromkeys(name for key, each in experiments.items() for name in (each.name, key))
+    names = dict.fromkeys(name for key, experiment in experiments.items() for name in (experiment.name, key))
     _check_known(scale.reasons, f"{where}.reasons", [f"{name}.{method}" for name in names for method in methods])
     if not scale.seeds or len(set(scale.seeds)) < len(scale.seeds):
         raise ParameterError(f"{where}.seeds: {scale.seeds!r} given, allowed: whole numbers, each once")

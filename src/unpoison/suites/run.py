@@ -44,7 +44,11 @@ def run(repository: Repository, name: str, scale: str | None, data: str | None, 
         params = params_at(root, commit)
         wanted = {row: overrides_of(suite, row, params, root, data) for row in rows_of(suite, scale)}
         known = experiments(root)
-        todo = {row: each for row, each in wanted.items() if fresh or not exists(root, suite, row, each, known)}
+        todo = {
+            row: overrides
+            for row, overrides in wanted.items()
+            if fresh or not exists(root, suite, row, overrides, known)
+        }
         print(f"{name}, scale {scale}: {len(todo)} of {len(wanted)} runs to make", flush=True)
         try:
             failed = make_all(repository, suite, todo, params, commit, force=fresh, lock=lock) if todo else []
@@ -75,18 +79,18 @@ def overrides_of(suite: Suite, row: Row, params: Params, root: Path, data: str |
 
 def exists(root: Path, suite: Suite, row: Row, overrides: Overrides, known: Mapping[str, list[Known]]) -> bool:
     settings, data = suite.settings(row.scale, row.experiment), (overrides["data.name"], overrides["data.path"])
-    return any(is_run(each, root, settings, data) for each in known.get(row.name(suite), []))
+    return any(is_run(experiment, root, settings, data) for experiment in known.get(row.name(suite), []))
 
 
 def synchronise(repository: Repository, suite: Suite) -> None:
     """Bring the record's lines of runs that exist in this repository up to date; others stay as they are."""
     known, path = experiments(repository.root), repository.report(f"{suite.name}.runs.csv")
     here = [
-        read_run(repository.root, row, each)
+        read_run(repository.root, row, experiment)
         for scale in suite.scales
         for row in rows_of(suite, scale)
-        for each in known.get(row.name(suite), [])
-        if each.made.get("settings") == suite.settings(row.scale, row.experiment)
+        for experiment in known.get(row.name(suite), [])
+        if experiment.made.get("settings") == suite.settings(row.scale, row.experiment)
     ]
     if here:
         write_record(path, merged(read_record(path), here))

@@ -52,10 +52,10 @@ def sheet(
     """
     suite = read_suite(name, repository.suites)
     scale, data = chosen(suite, scale, data)
-    names = dict.fromkeys(each.name for each in suite.experiments.values())
-    for each in only:
-        if each not in names:
-            raise UserError(f"--experiments: {each!r} given, allowed: {', '.join(names)}")
+    names = dict.fromkeys(experiment.name for experiment in suite.experiments.values())
+    for given in only:
+        if given not in names:
+            raise UserError(f"--experiments: {given!r} given, allowed: {', '.join(names)}")
     params = _params(repository, suite, scale, data, only or list(names))
     store, rows = ContentStore(repository.scratch / "store"), dict[str, Images]()
     for label, wanted, own in _different(params):
@@ -79,7 +79,7 @@ def _params(
 ) -> dict[str, Params]:
     """By experiment's name, the parameters of its run with the first value and the first seed."""
     committed, seed = params_at(repository.root, "HEAD"), suite.scales[scale].seeds[0]
-    first = {each.name: key for key, each in suite.experiments.items() if not each.place}
+    first = {experiment.name: key for key, experiment in suite.experiments.items() if not experiment.place}
     rows = {name: Row(scale, first[name], seed) for name in names}
     return {
         name: params_of(suite, committed, overrides_of(suite, row, committed, repository.root, data))

@@ -135,7 +135,7 @@ def markdown(suite: Suite, runs: Sequence[Run]) -> str:
     """The page of a suite; the same suite and runs give the same text."""
     valid = counted(suite, runs)
     tolerances = ", ".join(f"{metric.upper()} {value}" for metric, value in suite.tolerances.items())
-    experiments = {each.name: each for each in reversed(suite.experiments.values())}
+    experiments = {experiment.name: experiment for experiment in reversed(suite.experiments.values())}
     parts = [
         f"# {suite.title}",
         "\n".join(f"- Source `{key}`: {text}" for key, text in suite.sources.items()),
@@ -163,7 +163,7 @@ def markdown(suite: Suite, runs: Sequence[Run]) -> str:
 def _settings(name: str, suite: Suite, experiment: Experiment) -> str:
     """An experiment's overrides, with all values of what varies."""
     fixed = {key: value for key, value in experiment.set.items() if key != suite.vary}
-    values = ", ".join(each.value for each in suite.experiments.values() if each.name == name)
+    values = ", ".join(other.value for other in suite.experiments.values() if other.name == name)
     return f"- {name}: {_inline(fixed)}" + (f"; `{suite.vary}` {values}" if suite.vary else "")
 
 
