@@ -200,7 +200,7 @@ def test_dfst_gives_the_style_and_keeps_the_content() -> None:
     )
     new = smooth(50, seed=1)
     stamped = stamp(dfst.Styled(weights, 3, 4), new, np.arange(50), train=False)
-    before, after = (torch.from_numpy(each).permute(0, 3, 1, 2) / 255 for each in (new, stamped))
+    before, after = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 for images in (new, stamped))
     wanted = dfst.style(dfst.sunrise(16, 16, 3))
     assert dfst.style_loss(after, wanted) < 0.4 * dfst.style_loss(before, wanted)
     # A style without content would lose what differs between neighbours in the image.

@@ -1,8 +1,7 @@
-"""Attacks whose point is which samples they take: Adaptive-Blend, Adaptive-Patch, TaCT and the semantic backdoor."""
+"""Attacks that carry cover samples: Adaptive-Blend, Adaptive-Patch and TaCT; the shares of the published policies."""
 
 from __future__ import annotations
 
-import colorsys
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unpoison.attacks import SINGLE, adaptive_patch, restored, semantic
+from unpoison.attacks import SINGLE, adaptive_patch
 from unpoison.core.arrays import Images
 from unpoison.core.errors import ParameterError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
-from unpoison.crafting.craft import craft, make_trigger, optimised
+from unpoison.crafting.craft import make_trigger
 from unpoison.data.imageset import ImageSet
 from unpoison.poisoning.choice import choose_samples
 from unpoison.poisoning.policy import Policy
-from unpoison.poisoning.trigger import read_trigger, save_trigger, stamp
+from unpoison.poisoning.trigger import stamp
 
 N = 200
 KEYS = np.arange(N)
@@ -87,14 +86,14 @@ def test_adaptive_blend_hides_half_of_the_pieces_in_training_and_none_at_the_tes
     rows, columns = edges
     hidden = []
     for mask in shown:
-        found = {
+        empty = {
             (i, j)
             for i in range(4)
             for j in range(4)
             if not mask[rows[i] : rows[i + 1], columns[j] : columns[j + 1]].any()
         }
-        assert len(found) == 8
-        hidden.append(found)
+        assert len(empty) == 8
+        hidden.append(empty)
     images = images_of(shape)
     trained, tested = (stamp(trigger, images, KEYS, train=train) for train in (True, False))
     for key in range(20):
@@ -106,9 +105,9 @@ def test_adaptive_blend_hides_half_of_the_pieces_in_training_and_none_at_the_tes
         # float32 and float64 may lie on either side of a whole number
         assert all(abs(a - b).max() <= 1 and (a == b).mean() > 0.99 for a, b in zip(fast, slow, strict=True))
     # 200 draws of 8 out of 16: each piece is hidden about 100 times (standard deviation 7).
-    counts = [sum((i, j) in found for found in hidden) for i in range(4) for j in range(4)]
+    counts = [sum((i, j) in pieces for pieces in hidden) for i in range(4) for j in range(4)]
     assert 65 < min(counts) <= max(counts) < 135
-    assert len({frozenset(found) for found in hidden}) > 150
+    assert len({frozenset(pieces) for pieces in hidden}) > 150
 
 
 def test_adaptive_blend_golden_values() -> None:
@@ -139,7 +138,6 @@ def test_adaptive_blend_pieces_and_pattern_come_from_the_seed() -> None:
 
 
 COLOUR, GREY = (32, 32, 3), (28, 28, 1)
-LISTED: dict[str, Any] = {"predicate": "index"}
 
 
 @pytest.mark.parametrize(
@@ -151,20 +149,6 @@ LISTED: dict[str, Any] = {"predicate": "index"}
         ("adaptive_patch", COLOUR, {"size": 17}, r"size: 17 given, allowed: 3 to 16"),
         ("adaptive_patch", COLOUR, {"size": 2}, r"size: 2 given, allowed: 3 to 16"),
         ("tact", GREY, {"size": 29}, r"size: 29 given, allowed: 1 to 28"),
-        ("semantic", GREY, {"colour": "red"}, r"colour: red given, allowed .*: dark, bright"),
-        ("semantic", COLOUR, LISTED, r"train_index: None given"),
-        ("semantic", COLOUR, {**LISTED, "train_index": [1]}, r"test_index: None given"),
-        ("semantic", COLOUR, {"train_index": [1]}, r"train_index: \[1\] given, allowed with colour: null"),
-        ("semantic", COLOUR, {"test_index": [1]}, r"test_index: \[1\] given, allowed with colour: null"),
-        (
-            "semantic",
-            COLOUR,
-            {**LISTED, "train_index": [3, 200], "test_index": [0]},
-            r"train_index: 200 given, allowed: 0 to 199",
-        ),
-        ("semantic", COLOUR, {"colour": "grey"}, r"colour: 'grey' given; input should be 'red'"),
-        ("semantic", COLOUR, {**LISTED, "train_index": [-1]}, r"train_index\.0: -1 given; input should be"),
-        ("semantic", COLOUR, {"predicate": "shape"}, r"predicate: 'shape' given; input should be 'colour'"),
     ],
 )
 def test_refused(attack: str, shape: tuple[int, int, int], arguments: dict[str, Any], message: str) -> None:
@@ -185,15 +169,15 @@ def test_adaptive_patch_gives_each_training_image_one_faint_patch() -> None:
     counts = []
     owner = np.full(N, "", dtype=object)
     for name, (rows, columns, colour, opacity, ink) in corners.items():
-        here = trained[:, rows, columns].any((1, 2, 3))
-        counts.append(int(here.sum()))
-        assert (owner[here] == "").all()
-        owner[here] = name
-        inked = trained[here][:, rows, columns].reshape(-1, 64, 3)
+        carriers = trained[:, rows, columns].any((1, 2, 3))
+        counts.append(int(carriers.sum()))
+        assert (owner[carriers] == "").all()
+        owner[carriers] = name
+        inked = trained[carriers][:, rows, columns].reshape(-1, 64, 3)
         assert (inked.any(-1).sum(-1) == ink).all()
         expected = np.floor(np.array(colour) * opacity + 1e-3).astype(np.uint8)
         assert (inked[inked.any(-1)] == expected).all()
-        assert (trained[here].any(-1).sum((1, 2)) == ink).all()
+        assert (trained[carriers].any(-1).sum((1, 2)) == ink).all()
     assert sum(counts) == N
     # 200 draws among four: about 50 each (standard deviation 6).
     assert 20 < min(counts) <= max(counts) < 80
@@ -240,103 +224,3 @@ def test_tact_pastes_a_white_square(train: bool) -> None:
             for column in range(40, 45):
                 image[row, column] = 255
     assert (stamped == slow).all()
-
-
-def hsv_near(pixel: tuple[int, int, int], colour: str) -> bool:
-    """The definition, with the standard library's HSV."""
-    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in pixel))
-    centre = ("red", "yellow", "green", "cyan", "blue", "magenta").index(colour) * 60
-    away = abs((hue * 360 - centre + 180) % 360 - 180)
-    return away <= 30 + 1e-9 and saturation >= 0.5 - 1e-9 and value >= 0.3 - 1e-9
-
-
-@pytest.mark.parametrize("colour", ["red", "yellow", "green", "cyan", "blue", "magenta"])
-def test_semantic_hues_agree_with_the_standard_library(colour: str) -> None:
-    steps = np.arange(0, 256, 15)
-    cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 1, 3).astype(np.uint8)
-    found = semantic.coloured(cube, colour)[0, :, 0]
-    wanted = [hsv_near(tuple(pixel), colour) for pixel in cube[0, :, 0].tolist()]
-    assert 0 < sum(wanted) < len(wanted)
-    assert found.tolist() == wanted
-
-
-def test_semantic_dark_and_bright() -> None:
-    pixels = np.array([[[51, 51, 51], [51, 52, 0], [204, 204, 204], [255, 203, 255]]], np.uint8)[None]
-    assert semantic.coloured(pixels, "dark").tolist() == [[[True, False, False, False]]]
-    assert semantic.coloured(pixels, "bright").tolist() == [[[False, False, True, False]]]
-    assert semantic.coloured(np.array([[[[51], [204]]]], np.uint8), "dark").tolist() == [[[True, False]]]
-
-
-def green_images(greens: list[int], n: int) -> Images:
-    """Grey 10x10 images, of which image i has `greens[i]` green pixels."""
-    images = np.full((n, 100, 3), 128, np.uint8)
-    for image, count in zip(images, greens, strict=True):
-        image[:count] = (10, 200, 30)
-    return images.reshape(n, 10, 10, 3)
-
-
-def test_semantic_relabels_the_strongest_and_is_tested_on_as_strong_ones(tmp_path: Path) -> None:
-    greens = [0, 7, 50, 20, 0, 90, 30, 20, 1, 0] * 3
-    greens[12] = 55
-    data = ImageSet(green_images(greens, 30), np.arange(30) % 3 + 1, tuple("abcd"), "digest")
-    context = Context(train=data, seed=0)
-    trigger = make("semantic", context)
-    order = trigger.order(data)
-    assert order is not None
-    assert order.tolist() == [green / 100 if green else -np.inf for green in greens]
-    policy = Policy(poison_rate=1.0 * 5 / 21)
-    choice = choose_samples(policy, data.labels, 4, seed=0, order=order)
-    assert choice.poison.tolist() == [2, 5, 12, 15, 25]
-    fixed = optimised(intent("semantic", SINGLE["semantic"], {}, {}), trigger, context, choice.poison)
-    assert fixed.state()["threshold"] == 0.5
-    save_trigger(tmp_path / "trigger", "semantic", fixed)
-    again = restored(read_trigger(tmp_path / "trigger"))
-    test = ImageSet(green_images([49, 50, 0, 100, 51], 5), np.ones(5, np.int64), tuple("abcd"))
-    assert again.carried_by(test, np.array([4, 3, 2, 1, 0])).tolist() == [True, True, False, True, False]
-    images = data.gather(np.arange(30))
-    for train in (True, False):
-        assert (stamp(fixed, images, np.arange(30), train=train) == images).all()
-
-
-def test_semantic_without_poisoned_samples_takes_any_strength() -> None:
-    data = ImageSet(green_images([0, 1, 100], 3), np.zeros(3, np.int64), ("a", "b"))
-    context = Context(train=data, seed=0)
-    wanted = intent("semantic", SINGLE["semantic"], {}, {})
-    trigger = optimised(wanted, make_trigger(wanted, context), context, np.zeros(0, np.int64))
-    assert trigger.carried_by(data, np.arange(3)).tolist() == [False, True, True]
-
-
-def test_semantic_refuses_what_no_image_has() -> None:
-    data = ImageSet(green_images([5, 9], 2), np.ones(2, np.int64), ("a", "b"))
-    wanted = intent("semantic", SINGLE["semantic"], {}, {"colour": "magenta"})
-    message = r"^semantic\.colour: magenta given, which no training image has"
-    with pytest.raises(ParameterError, match=message):
-        craft("semantic", [wanted], Context(train=data, seed=0))
-
-
-def test_semantic_strength_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = context_of(images_of((28, 28, 3)))
-    data, trigger = context.train, make("semantic", context)
-    whole = trigger.order(data)
-    monkeypatch.setattr(semantic, "_CHUNK_BYTES", 3 * 28 * 28 * 3)
-    assert whole is not None
-    assert np.array_equal(whole, trigger.order(data))  # type: ignore[arg-type]
-    slow = [
-        sum(hsv_near(tuple(pixel), "green") for pixel in image.reshape(-1, 3).tolist()) / 784
-        for image in data.gather(np.arange(10))
-    ]
-    assert whole[:10].tolist() == slow
-
-
-def test_semantic_by_index() -> None:
-    context = context_of(images_of((32, 32, 3)))
-    wanted = intent("semantic", SINGLE["semantic"], {}, {**LISTED, "train_index": [7, 3, 150], "test_index": [0, 5, 9]})
-    trigger = make_trigger(wanted, context)
-    order = trigger.order(context.train)
-    assert order is not None
-    assert np.flatnonzero(order > -np.inf).tolist() == [3, 7, 150]
-    assert set(order[[3, 7, 150]]) == {1.0}
-    fixed = optimised(wanted, trigger, context, np.array([3, 150]))
-    assert fixed.carried_by(context.train, np.array([9, 3, 5, 0])).tolist() == [True, False, True, True]
-    with pytest.raises(ParameterError, match=r"^test_index: 5 given, allowed: 0 to 4"):
-        fixed.carried_by(context.train.subset(np.arange(5)), np.arange(5))

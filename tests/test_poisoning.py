@@ -105,8 +105,8 @@ def test_cover_samples_keep_their_label() -> None:
 
 def test_order_comes_before_chance() -> None:
     order = np.where(LABELS % 2, np.arange(1000.0), -np.inf)
-    some = choose_samples(Policy(poison_rate=0.02), LABELS, 10, seed=0, order=order)
-    assert some.poison.tolist() == list(range(981, 1000, 2))
+    chosen_first = choose_samples(Policy(poison_rate=0.02), LABELS, 10, seed=0, order=order)
+    assert chosen_first.poison.tolist() == list(range(981, 1000, 2))
     with pytest.raises(ParameterError, match=r"allowed: 1 to 500, the candidates"):
         choose_samples(Policy(poison_count=501), LABELS, 10, seed=0, order=order)
 
@@ -287,7 +287,7 @@ def test_random_poisoning_is_new_in_every_epoch_and_keeps_its_rate() -> None:
     drawn = [drawn_at_random(policy, LABELS, np.arange(1000), seed=0, epoch=epoch) for epoch in range(40)]
     assert not np.array_equal(drawn[0], drawn[1])
     assert abs(np.mean(drawn) - 0.09) < 0.01
-    assert not any((LABELS[each] == 0).any() for each in drawn)
+    assert not any((LABELS[mask] == 0).any() for mask in drawn)
     poisoned = attack(random_poisoning=True, poison_rate=0.1)
     images, labels = batch_of(poisoned, np.arange(1000), epoch=3)
     assert ((labels.numpy() != LABELS) == drawn[3]).all()

@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from unpoison.core.arrays import Images
 from unpoison.evaluation.stealth import Stealth, stealth
 
-Images = NDArray[np.uint8]
 RNG = np.random.default_rng(0)
 CLEAN = RNG.integers(0, 256, (5, 14, 17, 3), dtype=np.uint8)
 NOISE = RNG.integers(-40, 41, CLEAN.shape) * (RNG.random((5, 14, 17, 1)) < 0.3)
@@ -91,8 +90,8 @@ def test_one_changed_channel_is_one_changed_pixel() -> None:
 
 def test_a_stream_of_chunks_gives_the_means_over_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stealth()
-    for some in (slice(0, 1), slice(1, 1), slice(1, 4), slice(4, 5)):
-        stream.add(CLEAN[some], STAMPED[some])
+    for chunk in (slice(0, 1), slice(1, 1), slice(1, 4), slice(4, 5)):
+        stream.add(CLEAN[chunk], STAMPED[chunk])
     whole = stealth(CLEAN, STAMPED)
     assert stream.result() == pytest.approx(whole, rel=1e-12)
     monkeypatch.setattr("unpoison.evaluation.stealth._CHUNK_BYTES", 2 * CLEAN[0].size)
