@@ -62,15 +62,15 @@ def batches(
         yield samples, to_float(data.tensor(samples), device)
 
 
-@torch.inference_mode()
 def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Tensor:
     """Logits of all samples, float32 [n, classes], on the CPU."""
     # The network itself, not a `frozen` copy, which rounds differently: metrics are those of the network as saved.
     device = pick_device()
+    # Outside inference mode: weights that are laid out anew in it could never be trained again.
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     logits = []
     for _, images in batches(data, BATCH, device=device, what=what):
-        with autocast(device):
+        with torch.inference_mode(), autocast(device):
             logits.append(model(images).float().cpu())
     return torch.cat(logits) if logits else torch.empty(0)
 
