@@ -1,0 +1,103 @@
+"""Purifiers: one contract for all, what each does to the planted backdoor, FST's loss and constraint."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from contract import check_parameters, fingerprint, weights_of
+from planted import Planted
+from unpoison.compute.device import autocast
+from unpoison.compute.inference import logits_of
+from unpoison.data.imageset import ImageSet
+from unpoison.models import Classifier
+from unpoison.purification import PURIFIERS, fst, ft
+
+
+class Row(NamedTuple):
+    """A purifier's arguments in the tests, the ASR that it leaves at least and at most, and the accuracy it may cost."""
+
+    arguments: dict[str, Any]
+    asr: tuple[float, float]
+    cost: float
+
+
+TABLE = {
+    # No image of the reserve has the trigger, so nothing asks a network that is right about nearly all of them to forget it:
+    # with steps as small as the published ones fine-tuning leaves the backdoor whole, 1.000 over seeds 0 to 2. (At ten times
+    # the rate what it leaves is a matter of luck, 0.08 or 0.81.)
+    "ft": Row({"epochs": 3, "batch_size": 32, "lr": 0.01}, (0.95, 1.0), 0.05),
+    # The head drawn anew makes the features move: 0.011 at most over seeds 0 to 2, for 0.23 of accuracy at most, with fewer
+    # steps than published, of five times the rate and thrice the weight.
+    "fst": Row({"epochs": 4, "batch_size": 16, "lr": 0.05, "alpha": 0.3}, (0.0, 0.15), 0.35),
+}
+
+
+def loss_of(model: Classifier, data: ImageSet) -> float:
+    return F.cross_entropy(logits_of(model, data), torch.from_numpy(data.labels)).item()
+
+
+def test_every_purifier_has_a_row() -> None:
+    assert list(TABLE) == list(PURIFIERS)
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_contract(name: str, planted: Planted) -> None:
+    purifier, arguments = PURIFIERS[name], TABLE[name].arguments
+    check_parameters(purifier.parameters, arguments)
+    reserve = planted.reserve.subset(np.arange(48))
+    before, state = fingerprint(planted.model, reserve), torch.random.get_rng_state()
+    short = {**arguments, "epochs": 1}
+    once, again, other = (purifier.purify(planted.model, reserve, seed=seed, **short) for seed in (5, 5, 6))
+    assert fingerprint(planted.model, reserve) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert once.description == planted.model.description
+    assert not once.training
+    assert all(value.isfinite().all() for value in once.state_dict().values())
+    assert weights_of(once) == weights_of(again)
+    assert weights_of(once) not in (weights_of(other), weights_of(planted.model))
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_what_it_leaves_of_the_backdoor(name: str, planted: Planted) -> None:
+    arguments, (least, most), cost = TABLE[name]
+    purified = PURIFIERS[name].purify(planted.model, planted.reserve, seed=0, **arguments)
+    assert least <= planted.asr(purified) <= most
+    assert planted.acc(purified) > planted.acc(planted.model) - cost
+
+
+def test_fine_tuning_learns_the_reserve(planted: Planted) -> None:
+    reserve = planted.reserve.subset(np.arange(96))
+    tuned = ft.purify(planted.model, reserve, epochs=2, batch_size=32)
+    assert loss_of(tuned, reserve) < 0.9 * loss_of(planted.model, reserve)
+
+
+def test_fst_keeps_the_heads_norm_and_turns_it_away(planted: Planted) -> None:
+    original, reserve = planted.model.head.weight, planted.reserve.subset(np.arange(96))
+    gentle, strong = (
+        fst.purify(planted.model, reserve, epochs=2, batch_size=32, alpha=alpha).head.weight for alpha in (0, 1)
+    )
+    for weight in (gentle, strong):
+        assert torch.allclose(weight.norm(), original.norm(), rtol=1e-4)
+    assert (strong * original).sum() < (gentle * original).sum()
+
+
+def test_one_step_of_fst_is_that_of_its_loss(planted: Planted) -> None:
+    reserve = planted.reserve.subset(np.arange(32))
+    stepped = fst.purify(planted.model, reserve, seed=3, epochs=1, batch_size=32, lr=0.05, alpha=0.5)
+    network, original = deepcopy(planted.model).train(), planted.model.head.weight.detach()
+    fst._draw_anew(network.head, 3)
+    with autocast(torch.device("cpu")):
+        logits = network(reserve.tensor() / 255)
+    entropy = F.cross_entropy(logits.float(), torch.from_numpy(reserve.labels))
+    (entropy + 0.5 * (network.head.weight * original).sum()).backward()
+    head = network.head.weight
+    expected = head.detach() - 0.05 * head.grad
+    expected *= original.norm() / expected.norm()
+    assert torch.allclose(stepped.head.weight, expected, atol=1e-4)
+    assert torch.allclose(stepped.head.bias, network.head.bias - 0.05 * network.head.bias.grad, atol=1e-4)
