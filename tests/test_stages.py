@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from common import run_stage
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
 from unpoison.core.errors import UserError
 from unpoison.core.files import read_json
+from unpoison.data.store import open_split
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +266,16 @@ def test_a_stage_with_a_bad_input_keeps_its_earlier_output(project: Path) -> Non
         with pytest.raises(UserError, match=r"^models/backdoored/model\.safetensors: digest mismatch"):
             run_stages(stage)
     assert digests(project) == before
+
+
+def test_the_readmes_three_lines_run(project: Path) -> None:
+    reserve = open_split(Path("data/base"), "reserve")
+    text = (ROOT / "README.md").read_text().split("In Python,")[1].split("\n\n")[1]
+    names: dict[str, Any] = {"images": reserve.gather(np.arange(20)), "labels": reserve.labels[:20]}
+    names["classes"] = reserve.classes
+    exec("\n".join(line.strip() for line in text.splitlines()), names)
+    assert len(text.splitlines()) == 3
+    assert names["clean"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("stage", ["train_prior", "generate_variations"])
