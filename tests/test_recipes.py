@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from common import load_params
+from parameters import load_params
 from unpoison import models
 from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
-from unpoison.robust.distillation import distillation_loss
 from unpoison.training.augment import AUGMENTATIONS
 from unpoison.training.loop import fit
 from unpoison.training.optimizer import Optimizer
@@ -24,7 +20,7 @@ from unpoison.training.recipe import AugmentationName, Recipe, rates
 from unpoison.training.recipes import RECIPES, recipe_named
 
 ROOT = Path(__file__).resolve().parent.parent
-PARAMS = load_params(ROOT / "params.yaml")
+PARAMS = load_params(ROOT)
 
 # Epoch (from 0) to the learning rate of its first batch, with five batches in an epoch.
 # cosine: lr (1 + cos(pi epoch / 100)) / 2. onecycle over T batches: lr / 25 at first, half a cosine up to lr at batch
@@ -42,27 +38,27 @@ RATES: dict[str, dict[int, float]] = {
 
 def by_epoch(recipe: Recipe, steps_per_epoch: int = 5) -> list[list[float]]:
     """The learning rate of every batch, by epoch."""
-    found = [rate.lr for rate in rates(recipe, steps_per_epoch)]
-    return [found[start : start + steps_per_epoch] for start in range(0, len(found), steps_per_epoch)]
+    steps = [rate.lr for rate in rates(recipe, steps_per_epoch)]
+    return [steps[start : start + steps_per_epoch] for start in range(0, len(steps), steps_per_epoch)]
 
 
 def plain(schedule: Any, steps: int, **arguments: Any) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1, 0.9)
-    made, found = schedule(optimizer, **arguments), []
+    scheduler, learning_rates = schedule(optimizer, **arguments), []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        learning_rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        made.step()
-    return found
+        scheduler.step()
+    return learning_rates
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_learning_rates_by_hand(name: str) -> None:
-    found = by_epoch(RECIPES[name])
+    epochs = by_epoch(RECIPES[name])
     for epoch, expected in RATES[name].items():
-        assert found[epoch][0] == pytest.approx(expected, rel=1e-5), epoch
-    if RECIPES[name].schedule_per == "epoch":
-        assert all(len(set(epoch)) == 1 for epoch in found)
+        assert epochs[epoch][0] == pytest.approx(expected, rel=1e-5), epoch
+    per_epoch = RECIPES[name].schedule_per == "epoch"
+    assert {len(set(epoch)) == 1 for epoch in epochs} == {per_epoch}
 
 
 def test_schedules_per_batch_are_torchs_own() -> None:
@@ -74,8 +70,8 @@ def test_schedules_per_batch_are_torchs_own() -> None:
         "constant": [0.1] * 12,
     }
     for schedule, values in expected.items():
-        found = [rate.lr for rate in rates(Recipe(epochs=4, schedule=schedule), 3)]  # type: ignore[arg-type]
-        assert found == pytest.approx(values, rel=1e-9, abs=1e-12)
+        steps = [rate.lr for rate in rates(Recipe(epochs=4, schedule=schedule), 3)]  # type: ignore[arg-type]
+        assert steps == pytest.approx(values, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -94,15 +90,15 @@ def test_schedules_per_batch_are_torchs_own() -> None:
     ],
 )
 def test_lengths_and_milestones(recipe: Recipe, expected: dict[int, float]) -> None:
-    found = by_epoch(recipe)
+    epochs = by_epoch(recipe)
     for epoch, rate in expected.items():
-        assert found[epoch][0] == pytest.approx(rate, rel=1e-5, abs=1e-12), epoch
+        assert epochs[epoch][0] == pytest.approx(rate, rel=1e-5, abs=1e-12), epoch
 
 
 def test_onecycle_sets_its_own_momentum() -> None:
-    found = [rate.momentum for rate in rates(Recipe(epochs=10, momentum=0.5), 10)]
-    assert found[0] == pytest.approx(0.95)
-    assert min(found) == pytest.approx(0.85, abs=1e-3)
+    momenta = [rate.momentum for rate in rates(Recipe(epochs=10, momentum=0.5), 10)]
+    assert momenta[0] == pytest.approx(0.95)
+    assert min(momenta) == pytest.approx(0.85, abs=1e-3)
     assert rates(Recipe(schedule="cosine", momentum=0.5), 1)[3].momentum == 0.5
 
 
@@ -133,30 +129,21 @@ def test_steps_are_those_of_torchs_optimizers(name: str) -> None:
     assert all(parameter.grad is None for parameter in ours)
 
 
-def test_training_does_not_import_torchs_compiler() -> None:
-    code = (
-        "import sys, torch; from unpoison.training.optimizer import Optimizer; "
-        "from unpoison.training.recipe import Rate, Recipe; p = torch.nn.Parameter(torch.ones(2)); p.grad = p.detach(); "
-        "Optimizer(Recipe(), [p]).step(Rate(0.1, 0.9)); print('torch._dynamo' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_default_parameters_are_the_default_recipe() -> None:
-    assert recipe_named(PARAMS["train"], where="train") == RECIPES["default"]
-    assert recipe_named(PARAMS["distill"]["train"], where="distill") == replace(RECIPES["default"], epochs=18)
+    assert recipe_named(PARAMS["train"]) == RECIPES["default"]
+    assert recipe_named(PARAMS["distill"]["train"]) == replace(RECIPES["default"], epochs=18)
     keys = ["recipe", *(field.name for field in fields(Recipe))]
-    assert list(PARAMS["train"]) == list(PARAMS["distill"]["train"]) == keys
+    assert list(PARAMS["train"]) == keys
+    assert set(PARAMS["distill"]["train"]) <= set(keys)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_name_alone_is_the_whole_recipe(name: str) -> None:
-    assert recipe_named({"recipe": name}, where="train") == RECIPES[name]
-    assert recipe_named({**PARAMS["train"], "recipe": name}, where="train") == RECIPES[name]
+    assert recipe_named({"recipe": name}) == RECIPES[name]
+    assert recipe_named({**PARAMS["train"], "recipe": name}) == RECIPES[name]
     # Every value is one that the same key may have in the parameters.
     written = {field.name: getattr(RECIPES[name], field.name) for field in fields(Recipe)}
-    assert recipe_named({**written, "recipe": "cd"}, where="train").epochs == RECIPES[name].epochs
+    assert recipe_named({**written, "recipe": "cd"}).epochs == RECIPES[name].epochs
 
 
 @pytest.mark.parametrize(
@@ -174,33 +161,33 @@ def test_a_name_alone_is_the_whole_recipe(name: str) -> None:
     ],
 )
 def test_a_key_that_is_not_null_overrides(key: str, value: Any) -> None:
-    found = recipe_named({"recipe": "backdoorbench", "lr": None, key: value}, where="train")
-    assert found == replace(RECIPES["backdoorbench"], **{key: value})
+    recipe = recipe_named({"recipe": "backdoorbench", "lr": None, key: value})
+    assert recipe == replace(RECIPES["backdoorbench"], **{key: value})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"recipe": "airbench"}, r"t\.recipe: 'airbench' given, allowed: default, fst, dbr, cd, backdoorbench"),
-        ({"recipe": None}, r"t\.recipe: None given, allowed: default"),
-        ({"recipe": ["fst"]}, r"t\.recipe: \['fst'\] given, allowed: default"),
-        ({"epoch": 5}, r"t\.epoch: unknown key, allowed: recipe, epochs"),
-        ({"epoch": None}, r"t\.epoch: unknown key, allowed: recipe, epochs"),
-        ({"epochs": 2.5}, r"t\.epochs: 2\.5 given; input should be a valid integer"),
-        ({"drop_last": 1}, r"t\.drop_last: 1 given; input should be a valid boolean"),
-        ({"schedule_per": "step"}, r"t\.schedule_per: 'step' given; input should be 'batch' or 'epoch'"),
-        ({"schedule_epochs": 0}, r"t\.schedule_epochs: 0 given; input should be greater than or equal to 1"),
-        ({"milestones": [0]}, r"t\.milestones\..*: 0 given; input should be greater than or equal to 1"),
-        ({"milestones": 30}, r"t\.milestones\..*: 30 given; input should be a valid list"),
-        ({"gamma": 0}, r"t\.gamma: 0 given; input should be greater than 0"),
-        ({"label_smoothing": 1}, r"t\.label_smoothing: 1 given; input should be less than 1"),
-        ({"augment": ["mixup"]}, r"t\.augment\..*: 'mixup' given; input should be 'crop', .* or 'alternating_flip'"),
-        ({"momentum": 0}, r"t\.momentum: 0(\.0)? given, allowed: above 0, as nesterov is true"),
+        ({"recipe": "airbench"}, r"^recipe: 'airbench' given, allowed: default, fst, dbr, cd, backdoorbench"),
+        ({"recipe": None}, r"^recipe: None given, allowed: default"),
+        ({"recipe": ["fst"]}, r"^recipe: \['fst'\] given, allowed: default"),
+        ({"epoch": 5}, r"^epoch: unknown key, allowed: recipe, epochs"),
+        ({"epoch": None}, r"^epoch: unknown key, allowed: recipe, epochs"),
+        ({"epochs": 2.5}, r"^epochs: 2\.5 given; input should be a valid integer"),
+        ({"drop_last": 1}, r"^drop_last: 1 given; input should be a valid boolean"),
+        ({"schedule_per": "step"}, r"^schedule_per: 'step' given; input should be 'batch' or 'epoch'"),
+        ({"schedule_epochs": 0}, r"^schedule_epochs: 0 given; input should be greater than or equal to 1"),
+        ({"milestones": [0]}, r"^milestones\..*: 0 given; input should be greater than or equal to 1"),
+        ({"milestones": 30}, r"^milestones\..*: 30 given; input should be a valid list"),
+        ({"gamma": 0}, r"^gamma: 0 given; input should be greater than 0"),
+        ({"label_smoothing": 1}, r"^label_smoothing: 1 given; input should be less than 1"),
+        ({"augment": ["mixup"]}, r"^augment\..*: 'mixup' given; input should be 'crop', .* or 'alternating_flip'"),
+        ({"momentum": 0}, r"^momentum: 0(\.0)? given, allowed: above 0, as nesterov is true"),
     ],
 )
 def test_a_bad_block_is_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        recipe_named(values, where="t")
+        recipe_named(values)
     assert "\n" not in str(caught.value)
 
 
@@ -214,16 +201,6 @@ def test_each_recipe_trains(name: str, splits: dict[str, ImageSet]) -> None:
     assert len(history.epochs) == 1
     assert torch.isfinite(model.head.weight).all()
     assert not torch.equal(model.head.weight, before)
-
-
-def test_label_smoothing_is_of_the_students_labels() -> None:
-    student, teacher = torch.tensor([[2.0, 0, -1], [0.5, 1.5, -0.5]]), torch.tensor([[1.0, 1, 0], [0, 3, -1]])
-    labels, weights = torch.tensor([0, 1]), {"alpha": 0.5, "temperature": 10.0, "ce_temperature": 1.0}
-    loss, smooth = (distillation_loss(student, teacher, labels, **weights, label_smoothing=e) for e in (0.0, 0.3))
-    logs = F.log_softmax(student, dim=1)
-    # A smoothed label moves a share of its cross entropy to the mean over all classes; the teacher's term stays.
-    expected = 0.5 * 0.3 * (logs[[0, 1], labels] - logs.mean(1))
-    assert torch.allclose(smooth - loss, expected, atol=1e-6)
 
 
 def test_names_of_augmentations_agree() -> None:

@@ -69,31 +69,33 @@ def test_streaming_gives_what_a_resident_set_gives(
 
 
 def test_it_learns_and_keeps_every_samples_loss(splits: dict[str, ImageSet]) -> None:
-    data, model = (
-        splits["reserve"],
-        models.build("resnet18", num_classes=10, image_size=(32, 32), width=8, stem="conv3_pool"),
-    )
-    history = loop.fit(model, data, Recipe(epochs=30, batch_size=16, lr=0.1), seed=0, what="test")
-    assert history.losses.shape == (30, len(data))
+    data, model = splits["public"].subset(np.arange(40)), small()
+    history = loop.fit(model, data, Recipe(epochs=20, batch_size=10, lr=0.05), seed=0, what="test")
+    assert history.losses.shape == (20, 40)
     assert (history.losses > 0).all()
-    assert history.epochs[-1]["accuracy"] > 0.7
-    assert (logits_of(model, data).argmax(1).numpy() == data.labels).mean() > 0.7
+    assert [row["loss"] for row in history.epochs] == pytest.approx(history.losses.mean(1).tolist(), rel=1e-5)
+    # Forty images are learned by heart: 0.90 or more of them over three seeds.
+    assert history.epochs[-1]["accuracy"] > 0.75
+    assert (logits_of(model, data).argmax(1).numpy() == data.labels).mean() > 0.8
 
 
-def test_inference_matches_a_plain_pass(splits: dict[str, ImageSet]) -> None:
-    data, model = splits["reserve"], small().eval()
+def test_inference_matches_a_plain_pass_and_leaves_a_network_that_can_be_trained(splits: dict[str, ImageSet]) -> None:
+    data, model = splits["test"], small().eval()
     images = data.tensor().float() / 255
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    logits, features = logits_of(model, data), features_of(model, data).penultimate
     with torch.no_grad():
-        assert torch.allclose(logits_of(model, data), model(images), atol=1e-4)
-        assert torch.allclose(features_of(model, data), model.features(images), atol=1e-4)
+        assert torch.allclose(logits, model(images), atol=1e-4)
+        assert torch.allclose(torch.from_numpy(features), model.features(images), atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(images[:2]).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_batch_has_two_images_for_every_process(splits: dict[str, ImageSet]) -> None:
     def plan(batch_size: int, processes: int) -> loop._Plan:
-        rng = torch.Generator()
-        return loop._Plan(
-            splits["reserve"], Recipe(batch_size=batch_size), World(0, processes), torch.device("cpu"), rng, None
-        )
+        here, cpu, rng = World(0, processes), torch.device("cpu"), torch.Generator()
+        return loop._Plan(splits["reserve"], Recipe(batch_size=batch_size), here, cpu, rng, None)
 
     assert plan(4, 2).steps_per_epoch == 75
     for size, processes in ((3, 2), (1, 2), (1000, 151)):
