@@ -18,7 +18,7 @@ from unpoison.core.arrays import IntArray
 from unpoison.core.content_store import ContentStore, Entries
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import numpy_rng
-from unpoison.crafting import surrogate
+from unpoison.crafting import per_sample, surrogate
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import make_trigger, optimised
@@ -35,6 +35,12 @@ PER_SAMPLE = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     return coloured_noise(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of optimised images are filled up, with what takes most of the time here."""
+    monkeypatch.setattr(per_sample, "BATCH", 8)
 
 
 class Watched(ContentStore):
@@ -87,7 +93,7 @@ class TestPerSample:
         assert np.array_equal(together, five)
         assert len(np.unique(five.reshape(5, -1), axis=0)) == 5
         # Kernels are chosen by the batch's size, and a last bit of theirs may turn a signed step.
-        assert len(watched.store.together) == 1
+        assert watched.store.together == {8}
 
     def test_another_target_makes_new_images_where_it_matters(
         self, watched: Context, attack: str, arguments: dict[str, Any]

@@ -15,6 +15,7 @@ from unpoison.core.arrays import Images, IntArray
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import ParameterError
 from unpoison.core.hyperparameters import check
+from unpoison.crafting import per_sample
 from unpoison.crafting.attack import Intent, Plan, intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft, make_trigger, optimised
@@ -110,6 +111,12 @@ def images_of(shape: tuple[int, int, int]) -> Images:
 def store(tmp_path_factory: pytest.TempPathFactory) -> ContentStore:
     """Networks, perturbations and optimised images of all cases, each made once."""
     return ContentStore(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of optimised images are filled up, with what takes most of the time here."""
+    monkeypatch.setattr(per_sample, "BATCH", 4)
 
 
 def context_of(case: Case, store: ContentStore, seed: int = 5) -> Context:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from method_params import METHODS, defaults_of, family_text, meanings_of
-from parameters import FAMILIES, read_yaml
+from parameters import FAMILIES, PARAMS, read_yaml
 from unpoison.attacks import ATTACKS
 from unpoison.core.hyperparameters import check
+from unpoison.poisoning.policy import Policy
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = pytest.mark.parametrize("family", METHODS)
@@ -69,6 +70,14 @@ def test_committed_file_marks_every_value_that_is_not_the_published_default(fami
 def test_badnets_of_the_default_run_is_marked() -> None:
     text = (ROOT / FAMILIES["attacks"]).read_text(encoding="utf-8")
     assert re.search(r"^badnets:\n(  .*\n)*?  size: 4 +# published: null; ", text, re.M)
+
+
+def test_scenario_has_every_key_of_the_policy_and_no_method_s() -> None:
+    attack = read_yaml(ROOT / PARAMS)["attack"]
+    assert set(attack) == {field.name for field in fields(Policy)} | {"name", "surrogate"}
+    # Null leaves a key to the attack, which is published with a policy of its own.
+    given = {key: value for key, value in attack.items() if key in Policy.__dataclass_fields__ and value is not None}
+    assert check(given, Policy) == given
 
 
 @EVERY
