@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from common import ATTACKER_TRIGGERS, BASE, TRIGGERED, run_stage
+from parameters import FAMILIES
 from unpoison.attacks import restored
+from unpoison.core.errors import file_of
 from unpoison.data.store import open_split
 from unpoison.poisoning.attacker import read_triggers
 from unpoison.poisoning.triggered import write_triggered
@@ -16,7 +18,8 @@ from unpoison.poisoning.triggered import write_triggered
 
 def main() -> list[Path]:
     attacker, made_from = read_triggers(ATTACKER_TRIGGERS, restored)
-    counts = write_triggered(TRIGGERED, open_split(BASE, "test"), attacker, made_from)
+    with file_of(FAMILIES["attacks"]):
+        counts = write_triggered(TRIGGERED, open_split(BASE, "test"), attacker, made_from)
     print(f"stamp_test: {', '.join(f'{n} images with {name}' for name, n in counts.items()) or 'no trigger is known'}")
     return [TRIGGERED]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import Images, IntArray
+from ..core.errors import keys_of
 from ..core.files import new_folder, read_manifest, write_manifest
 from ..data.imageset import ImageSet, Overlay
 from ..data.store import new_overlay, open_overlay
@@ -82,7 +83,8 @@ def write_triggered(
     counts = {}
     with new_folder(folder) as staging:
         for name, (policy, trigger) in attacker.items():
-            index = attacked(test, policy, trigger)
+            with keys_of(name):
+                index = attacked(test, policy, trigger)
             labels = policy.new_labels(test.labels[index], len(test.classes))
             with new_overlay(staging / name, test, index, labels, split="test") as overlay:
                 # Row of the overlay and key of the sample differ: what a stamp depends on is the sample's place in the split.
