@@ -88,7 +88,9 @@ def make(
     """
     context.need_room("size", size)
     if (context.train.labels == context.target).all():
-        raise UserError(f"data: every training image is of the target class {context.target}; allowed: other classes too")
+        raise UserError(
+            f"data: every training image is of the target class {context.target}; allowed: other classes too"
+        )
     # Always 16 colours, so that another size enlarges the same patch.
     colours = numpy_rng(context.seed, "feature_collision/patch").uniform(0, 255, (1, context.train.channels, 4, 4))
     patch = F.interpolate(torch.from_numpy(colours), (size, size), mode="bilinear")[0].floor()

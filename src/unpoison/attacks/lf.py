@@ -95,7 +95,9 @@ def make(
     settings: dict[str, Any] = {"images": images, "sigma": sigma, "overshoot": overshoot}
     settings |= {"iterations": iterations, "passes": passes, "fooling_rate": fooling_rate}
     if (context.train.labels == context.target).all():
-        raise UserError(f"data: every training image is of the target class {context.target}; allowed: other classes too")
+        raise UserError(
+            f"data: every training image is of the target class {context.target}; allowed: other classes too"
+        )
     perturbation = context.store.arrays(
         "lf_perturbation",
         context.determined_by(__name__, surrogate=surrogate.clean_settings(context), target=context.target, **settings),

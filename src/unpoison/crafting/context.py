@@ -61,7 +61,9 @@ class Context:
     def need_colour(self) -> None:
         """Raises UserError where images have one channel: no parameter of the attack is at fault."""
         if self.train.channels != 3:
-            raise UserError(f"data: images of {self.train.channels} channel, allowed with this attack: colour images (3)")
+            raise UserError(
+                f"data: images of {self.train.channels} channel, allowed with this attack: colour images (3)"
+            )
 
     def need_room(self, key: str, size: int) -> None:
         """Raises ParameterError where a square of `size` pixels, given as `key`, is larger than the image."""
