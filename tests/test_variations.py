@@ -1,4 +1,4 @@
-"""The prior, the samplers, and the store: resumable, content-keyed, independent of batches."""
+"""The prior and the samplers: resumable, seeded, and what an image becomes depends on it and its key alone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from unpoison.core.errors import UserError
-from unpoison.data.imageset import ImageSet, Overlay
+from unpoison.core.errors import ParameterError, UserError
+from unpoison.data.imageset import ImageSet
 from unpoison.variations import prior as prior_module
 from unpoison.variations.colour import match_colours
+from unpoison.variations.generate import generate, names_of
 from unpoison.variations.prior import Prior, PriorRecipe, load_prior, save_prior, train_prior
 from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler, vary
-from unpoison.variations.store import Outcome, generate_all
 
 RECIPE = PriorRecipe(steps=12, batch_size=16, channels=[8, 8], unshuffle=4, checkpoint_every=4)
 CPU = torch.device("cpu")
@@ -24,10 +23,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def prior(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Prior:
     scratch = tmp_path_factory.mktemp("prior") / "scratch"
-    trained, rows = train_prior(
-        splits["public"], PriorRecipe(steps=60, batch_size=32, channels=[16, 16]), seed=0, scratch=scratch
-    )
-    assert rows[-1]["loss"] < rows[0]["loss"]
+    recipe = PriorRecipe(steps=24, batch_size=32, channels=[16, 16], checkpoint_every=12)
+    trained, rows = train_prior(splits["public"], recipe, seed=0, scratch=scratch)
+    assert [row["step"] for row in rows] == [12, 24]
+    assert rows[1]["loss"] < rows[0]["loss"]
     assert not scratch.exists()
     return trained
 
@@ -67,15 +66,17 @@ def test_prior_round_trip_and_tampering(prior: Prior, tmp_path: Path) -> None:
 
 
 def test_impossible_priors_are_refused(splits: dict[str, ImageSet], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"prior\.channels: \[8, 8, 8, 8, 8\] with prior\.unshuffle 4"):
+    with pytest.raises(ParameterError, match=r"^channels: \[8, 8, 8, 8, 8\] with unshuffle 4 given"):
         train_prior(splits["public"], PriorRecipe(channels=[8] * 5, unshuffle=4), seed=0, scratch=tmp_path)
-    with pytest.raises(UserError, match=r"prior\.channels: \[12\] given, allowed: multiples of 8"):
+    with pytest.raises(ParameterError, match=r"^channels: \[12\] given, allowed: multiples of 8"):
         train_prior(splits["public"], PriorRecipe(channels=[12]), seed=0, scratch=tmp_path)
+    with pytest.raises(ParameterError, match=r"^public: 0 images, allowed: at least 10"):
+        train_prior(splits["public"].subset(np.arange(0)), PriorRecipe(), seed=0, scratch=tmp_path)
 
 
 def test_more_noise_than_the_prior_knows_is_refused(prior: Prior, splits: dict[str, ImageSet]) -> None:
     modest = Prior(prior.unet, prior.unshuffle, max_strength=0.4)
-    with pytest.raises(UserError, match=r"variations\.strength: 0\.6 given, allowed: up to prior\.max_strength 0\.4"):
+    with pytest.raises(ParameterError, match=r"^strength: 0\.6 given, allowed: up to 0\.4, the most noise"):
         vary(modest, splits["test"].tensor(np.arange(2)), [0, 1], SamplerSettings(), seed=0, device=CPU)
 
 
@@ -116,7 +117,7 @@ def test_strength_starts_where_it_says_and_more_of_it_changes_more(prior: Prior,
         timesteps = make_scheduler(SamplerSettings(strength=0.6, steps=10, scheduler=name))[1]
         assert len(timesteps) == 6
         assert abs(int(timesteps[0]) - 600) <= 1
-    with pytest.raises(UserError, match=r"variations\.strength: 0\.05 given"):
+    with pytest.raises(ParameterError, match=r"^strength: 0\.05 given; with steps 10 no step"):
         make_scheduler(SamplerSettings(strength=0.05, steps=10))
     images = splits["test"].tensor(np.arange(16))
     distance = []
@@ -137,66 +138,36 @@ def test_colour_transfer_golden() -> None:
     assert torch.isfinite(flat).all()
 
 
-class Counter:
-    """A generator that inverts images and counts them; it can be killed after some calls."""
-
-    def __init__(self, stop_after: int = 10**9) -> None:
-        self.images, self.calls, self.stop_after = 0, 0, stop_after
-
-    def __call__(self, images: NDArray[np.uint8], keys: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if self.calls == self.stop_after:
-            raise KeyboardInterrupt
-        self.calls += 1
-        self.images += len(images)
-        return (255 - images)[:, None]
-
-
-DATA = ImageSet(np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), dtype=np.uint8), np.zeros(50, int), ("a",))
-
-
-def all_of(outcome: Outcome) -> np.ndarray:
-    """The first variation of every sample, in the data set's order."""
-    images = np.zeros_like(DATA.base)
-    for samples, made in outcome.blocks():
-        images[samples] = made[:, 0]
-    return images
-
-
-def test_store_survives_a_kill(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        generate_all(DATA, {"s": 1}, Counter(stop_after=3), store=tmp_path, batch=8)
-    counter = Counter()
-    outcome = generate_all(DATA, {"s": 1}, counter, store=tmp_path, batch=8)
-    assert (outcome.generated, outcome.reused, counter.images) == (26, 24, 26)
-    assert (all_of(outcome) == 255 - DATA.base).all()
-
-
-def test_store_generates_only_what_changed(tmp_path: Path) -> None:
-    generate_all(DATA, {"s": 1}, Counter(), store=tmp_path, batch=8)
-    index = np.array([3, 30])
-    changed = ImageSet(DATA.base, DATA.labels, ("a",), "", Overlay(index, DATA.gather(index) ^ 1, DATA.labels[index]))
-    counter = Counter()
-    outcome = generate_all(changed, {"s": 1}, counter, store=tmp_path, batch=8)
-    assert (outcome.generated, counter.images) == (2, 2)
-    assert (all_of(outcome) == 255 - changed.gather(np.arange(50))).all()
-    assert generate_all(DATA, {"s": 2}, Counter(), store=tmp_path, batch=8).reused == 0
-
-
-def test_same_image_under_another_key_is_another_variation(tmp_path: Path) -> None:
-    twice = ImageSet(np.repeat(DATA.base[:1], 2, 0), DATA.labels[:2], ("a",))
-    assert generate_all(twice, {}, Counter(), store=tmp_path, batch=8).generated == 2
-
-
-@pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_damaged_shard_is_named_and_generated_again(
-    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_set_is_varied_once_and_then_only_what_changed(
+    prior: Prior, splits: dict[str, ImageSet], tmp_path: Path
 ) -> None:
-    generate_all(DATA, {}, Counter(), store=tmp_path, batch=25)
-    shard = sorted(tmp_path.rglob("*.npz"))[0]
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 255
-    shard.write_bytes(content[:200] if damage == "truncate" else content)
-    outcome = generate_all(DATA, {}, Counter(), store=tmp_path, batch=25)
-    assert outcome.generated == 25
-    assert (all_of(outcome) == 255 - DATA.base).all()
-    assert f"{shard}: damaged" in capsys.readouterr().out
+    settings = SamplerSettings(strength=0.5, steps=2, num_variations=2)
+    data = splits["test"].subset(np.arange(BATCH + 6))
+    kept = Prior(prior.unet, prior.unshuffle, prior.max_strength, digest="p")
+    first = generate(data, kept, settings, seed=0, store=tmp_path)
+    assert (first.made, first.reused) == (BATCH + 6, 0)
+    variations = first.gather()
+    assert variations.shape == (BATCH + 6, 2, 32, 32, 3)
+    last = np.array([BATCH + 5])
+    alone = vary(prior, data.tensor(last), last.tolist(), settings, seed=0, device=CPU)
+    assert (variations[last] == alone.permute(0, 1, 3, 4, 2).numpy()).all()
+    changed = ImageSet(data.base.copy(), data.labels, data.classes)
+    changed.base[3] ^= 1
+    again = generate(changed, kept, settings, seed=0, store=tmp_path)
+    assert (again.made, again.reused) == (1, BATCH + 5)
+    same = np.arange(BATCH + 6) != 3
+    assert (again.gather()[same] == variations[same]).all()
+    # Another seed, another prior: nothing of what is kept is of use. One image suffices to tell.
+    one = data.subset(np.arange(1))
+    other = Prior(prior.unet, prior.unshuffle, prior.max_strength, digest="q")
+    assert generate(one, other, settings, seed=0, store=tmp_path).made == 1
+    assert generate(one, kept, settings, seed=1, store=tmp_path).made == 1
+    assert generate(one, kept, settings, seed=0, store=tmp_path).made == 0
+
+
+def test_equal_images_under_other_keys_have_other_names() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    images[1] = images[0]
+    data = ImageSet(images, np.zeros(3, np.int64), ("a",))
+    assert len(np.unique(names_of(data), axis=0)) == 3
+    assert (names_of(data)[:2] == names_of(data.subset(np.arange(2)))).all()
