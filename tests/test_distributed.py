@@ -1,4 +1,4 @@
-"""Two processes that train together (gloo, CPU) against one."""
+"""Two processes that train together (gloo, CPU), as `UNPOISON_PROCESSES` starts them, against one."""
 
 from __future__ import annotations
 
@@ -7,63 +7,56 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-# Trains both networks and, as every process does the same, lets the first one speak.
-SCRIPT = """
-import hashlib, json, sys
-from unpoison import models
-from unpoison.sources import digits
+from trained_together import train
 from unpoison.data.imageset import ImageSet
-from unpoison.training.distributed import world
-from unpoison.training.loop import fit
-from unpoison.training.recipe import Recipe
-images, labels = digits.build({"train": 331})["train"]
-data = ImageSet(images, labels, digits.CLASSES)
-results = {}
-for name, arguments in (("timm:test_vit", {}), ("resnet18", {"width": 8, "stem": "conv3_pool"})):
-    model = models.build(name, num_classes=10, image_size=(32, 32), **arguments)
-    recipe = Recipe(epochs=3, batch_size=66, lr=0.02, augment=["crop", "flip"])
-    history = fit(model, data, recipe, seed=0, what="test")
-    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
-    results[name] = {"losses": history.losses.tolist(), "rows": history.epochs, "digest": digest}
-open(f"{sys.argv[1]}-{world().rank}-of-{world().size}.json", "w").write(json.dumps(results))
-"""
 
-
-def run(folder: Path, *launcher: str) -> None:
-    (folder / "train.py").write_text(SCRIPT)
-    command = [sys.executable, *launcher, str(folder / "train.py"), str(folder / "result")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "UNPOISON_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def results(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What one process has, and the first and the second of two."""
     folder = tmp_path_factory.mktemp("together")
-    run(folder)
-    run(folder, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    return [json.loads((folder / f"result-{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2")]
+    # An epoch's last batch would be a single image: it joins the one before.
+    data = splits["train"].subset(np.arange(2 * 66 + 1))
+    np.savez(folder / "data.npz", images=data.base, labels=data.labels)
+    path = os.pathsep.join(str(ROOT / name) for name in ("src", "stages"))
+    environment = {"PYTHONPATH": path, "UNPOISON_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "UNPOISON_PROCESSES": "2"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "trained_together.py")],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # The first process speaks for all.
+    assert done.stdout.count("train_together: wrote result-0-of-2.json") == done.stdout.count("wrote") == 1
+    together = [json.loads((folder / f"result-{rank}-of-2.json").read_text()) for rank in (0, 1)]
+    return [json.loads(json.dumps(train(data.base, data.labels))), *together]
 
 
-def test_without_batch_norm_two_processes_are_one(results: list[dict]) -> None:
-    alone, first, _ = (result["timm:test_vit"] for result in results)
+def test_without_batch_norm_two_processes_are_one(results: list[dict[str, Any]]) -> None:
+    alone, first, _ = (result["without"] for result in results)
+    assert np.shape(alone["losses"]) == (3, 133)
     assert np.allclose(alone["losses"], first["losses"], atol=2e-3)
-    assert alone["rows"][-1]["loss"] == pytest.approx(first["rows"][-1]["loss"], abs=1e-4)
+    assert [row["loss"] for row in alone["rows"]] == pytest.approx([row["loss"] for row in first["rows"]], abs=1e-4)
 
 
-def test_with_batch_norm_the_curve_is_the_same_within_noise(results: list[dict]) -> None:
-    alone, first, _ = (result["resnet18"] for result in results)
+def test_with_batch_norm_the_curve_is_the_same_within_noise(results: list[dict[str, Any]]) -> None:
+    alone, first, _ = (result["batch norm"] for result in results)
     # Each process normalises by its own half of the batch.
     for one, two in zip(alone["rows"], first["rows"], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=0.1)
         assert one["lr"] == two["lr"]
 
 
-def test_all_processes_end_with_the_same_model_and_history(results: list[dict]) -> None:
-    _, first, second = results
+def test_all_processes_end_with_the_same_model_and_history(results: list[dict[str, Any]]) -> None:
+    alone, first, second = results
     assert first == second
+    assert first["batch norm"]["digest"] != alone["batch norm"]["digest"]
