@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from contract import check_parameters, fingerprint, weights_of
 from planted import Planted
+from small_networks import strided
 from unpoison import models
 from unpoison.data.imageset import ImageSet
 from unpoison.robust import ROBUST
@@ -32,10 +33,14 @@ class Row(NamedTuple):
     asr: float
 
 
-# Adam, as so few steps of SGD teach nothing to a network that starts from random weights. Over seeds 0 to 2 the student
-# reaches an accuracy of 0.50 and has an ASR of 0.11 at most, which is what a trigger that means nothing gets by mistakes.
-SHORT = Recipe(epochs=5, batch_size=32, lr=0.01, optimizer="adam", weight_decay=0.0)
-TABLE = {"distillation": Row({"temperature": 2.0, "alpha": 0.7}, SHORT, 0.35, 0.25)}
+# Adam, as so few steps of SGD teach nothing to a network that starts from random weights. Over seeds 0 and 1 the student
+# reaches an accuracy of 0.43 and 0.46 and an ASR of 0.02 and 0.05: the trigger means nothing to it.
+SHORT = Recipe(epochs=5, batch_size=48, lr=0.02, optimizer="adam", weight_decay=0.0)
+TABLE = {"distillation": Row({"temperature": 2.0, "alpha": 0.7}, SHORT, 0.3, 0.2)}
+
+
+def fresh() -> models.Classifier:
+    return strided((16, 32, 64, 128), seed=1)
 
 
 def inputs_of(planted: Planted, clean: ImageSet, count: int) -> dict[str, Any]:
@@ -63,13 +68,13 @@ def test_contract(name: str, planted: Planted, splits: dict[str, ImageSet]) -> N
     before, state, made = fingerprint(*inputs), torch.random.get_rng_state(), []
 
     def make_model() -> models.Classifier:
-        made.append(models.fresh_copy(planted.model, seed=1))
+        made.append(fresh())
         return made[-1]
 
     runs = []
     for seed in (5, 5, 6):
         model, history = method.train(make_model, *inputs, replace(recipe, epochs=2), seed=seed, **arguments)
-        assert model.description == planted.model.description
+        assert model is made[-1]
         assert not model.training
         assert all(value.isfinite().all() for value in model.state_dict().values())
         assert [row["epoch"] for row in history.epochs] == [1, 2]
@@ -88,9 +93,7 @@ def test_it_learns_the_task_and_not_the_trigger(name: str, planted: Planted, spl
     arguments, recipe, acc, asr = TABLE[name]
     available = inputs_of(planted, splits["train"], 1500)
     inputs = [available[what] for what in ROBUST[name].inputs]
-    model, _ = ROBUST[name].train(
-        lambda: models.fresh_copy(planted.model, seed=1), *inputs, recipe, seed=0, **arguments
-    )
+    model, _ = ROBUST[name].train(fresh, *inputs, recipe, seed=0, **arguments)
     assert planted.acc(model) > acc
     assert planted.asr(model) < asr
 
@@ -116,11 +119,9 @@ def test_the_student_is_trained_on_its_teachers_logits(planted: Planted, splits:
     variations, distillation = splits["train"].subset(np.arange(8)), ROBUST["distillation"]
     recipe = Recipe(epochs=1, batch_size=8)
     own = {"alpha": 0.7, "temperature": 3.0, "ce_temperature": 2.0}
-    student = models.fresh_copy(planted.model, seed=1).train()
+    student = fresh().train()
     images, labels = variations.tensor() / 255, torch.from_numpy(variations.labels)
     with torch.no_grad():
         expected = distillation_loss(student(images), planted.model(images), labels, **own)
-    _, history = distillation.train(
-        lambda: models.fresh_copy(planted.model, seed=1), variations, planted.model, recipe, seed=0, **own
-    )
+    _, history = distillation.train(fresh, variations, planted.model, recipe, seed=0, **own)
     assert history.losses[0] == pytest.approx(expected.numpy(), rel=0.02)

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
+from small_networks import strided
 from unpoison import models
 from unpoison.core.arrays import Images, IntArray
 from unpoison.data.imageset import ImageSet
-from unpoison.models.classifier import Backbone, Classifier, GlobalAverage
 from unpoison.training.distributed import world
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
@@ -22,21 +20,13 @@ from unpoison.training.recipe import Recipe
 RECIPE = Recipe(epochs=3, batch_size=66, lr=0.02, augment=["crop", "flip"])
 
 
-def without_batch_norm() -> Classifier:
-    """A network that treats every image by itself."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()
-        )
-        return Classifier(Backbone(body, GlobalAverage()), nn.Linear(16, 10), {"mean": [0.5] * 3, "std": [0.25] * 3})
-
-
 def train(images: Images, labels: IntArray) -> dict[str, Any]:
     """Network's kind to every sample's loss, a row per epoch, and a digest of the model."""
     data, results = ImageSet(images, labels, tuple("0123456789")), {}
+    # Without batch norm every image is treated by itself.
+    without = strided((8, 16), seed=0, batch_norm=False)
     batch_norm = models.build("resnet18", num_classes=10, image_size=(32, 32), width=8, stem="conv3_pool")
-    for kind, model in (("without", without_batch_norm()), ("batch norm", batch_norm)):
+    for kind, model in (("without", without), ("batch norm", batch_norm)):
         history = fit(model, data, RECIPE, seed=0, what="test")
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
         results[kind] = {"losses": history.losses.tolist(), "rows": history.epochs, "digest": digest}

@@ -1,0 +1,22 @@
+"""A network that is quick to train, for tests that need one and do not care which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from unpoison.models.classifier import Backbone, Classifier, GlobalAverage
+
+
+def strided(widths: Sequence[int], *, seed: int, batch_norm: bool = True) -> Classifier:
+    """3x3 convolutions of these widths, each halving the sides, to ten classes; images of 3 channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((3, *widths), widths, strict=False):
+            layers.append(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=not batch_norm))
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
+        description = {"name": "strided", "mean": [0.5] * 3, "std": [0.25] * 3}
+        return Classifier(Backbone(nn.Sequential(*layers), GlobalAverage()), nn.Linear(widths[-1], 10), description)
