@@ -29,9 +29,9 @@ class Row(NamedTuple):
     floor: float
 
 
-# The lowest over seeds 0 to 2: 0.939, 0.989, 0.928 (nothing is drawn), 0.988.
+# The lowest over seeds 0 to 2: 0.935, 0.989, 0.928 (nothing is drawn), 0.988.
 TABLE = {
-    "cd": Row({"steps": 12}, 0.85),
+    "cd": Row({"steps": 10}, 0.85),
     "ac": Row({}, 0.9),
     "ss": Row({}, 0.85),
     "strip": Row({"overlays": 20}, 0.9),
@@ -70,17 +70,17 @@ def test_every_detector_has_a_row() -> None:
 def test_contract(name: str, planted: Planted, suspects: Suspects) -> None:
     detector, (arguments, _) = DETECTORS[name], TABLE[name]
     check_parameters(detector.parameters, arguments)
-    data, features = first(48, suspects)
+    data, features = first(32, suspects)
     inputs = (planted.model, data, planted.reserve, features)
     before, state = fingerprint(*inputs), torch.random.get_rng_state()
     scores, again = (detector.score(*inputs, seed=5, **arguments) for _ in range(2))
     assert fingerprint(*inputs) == before
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert scores.values.shape == (48,)
+    assert scores.values.shape == (32,)
     assert scores.values.dtype == np.float32
     assert np.isfinite(scores.values).all()
     assert scores.values.tobytes() == again.values.tobytes()
-    assert len(np.unique(scores.values)) > 12
+    assert len(np.unique(scores.values)) > 8
     assert scores.forward_passes >= 1
     if "masks" in scores.aux:
         assert scores.aux["masks"].shape == (len(scores.aux["index"]), *data.image_size)

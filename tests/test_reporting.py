@@ -20,7 +20,7 @@ from unpoison.data.scores import Assumption, Scores
 from unpoison.poisoning.policy import Policy
 from unpoison.poisoning.triggered import Triggered
 from unpoison.poisoning.truth import Part, Truth
-from unpoison.reporting import figures
+from unpoison.reporting import figures, sections
 from unpoison.reporting.costs import costs_table
 from unpoison.reporting.page import Page, Table
 from unpoison.reporting.pictures import suspects_table
@@ -197,7 +197,9 @@ def test_several_triggers(drawn: list[Figure]) -> None:
     truth = truth_of(0, 2)
     metrics = metrics_of(truth)
     metrics["backdoored"]["asr_of"] = {"0_badnets": 0.6}
-    page = report(run_of(truth=truth, model=MODEL, metrics=metrics))
+    page, run = Page("a part of it"), run_of(truth=truth, model=MODEL, metrics=metrics)
+    sections.what_was_run(page, run)
+    sections.models(page, run)
     assert [row[:2] for row in rows(page, "trigger at the test")] == [["0_badnets", "0.600"], ["1_badnets", "–"]]
     [text] = [row[1] for row in rows(page, "") if row[0] == "attack"]
     assert text == "multi; badnets size 2: target class 0; badnets size 2: target class 2; 4 of 40 samples (10.00%)"
@@ -216,7 +218,9 @@ def test_every_policy_has_words(policy: dict[str, Any], text: str, tested: str, 
     truth = Truth(
         "badnets", (Part("badnets", Policy(**policy), {}),), MASK, np.where(MASK, 0, -1).astype(np.int8), TRUE
     )
-    page = report(run_of(truth=truth, model=MODEL, metrics=metrics_of(truth)))
+    page, run = Page("a part of it"), run_of(truth=truth, model=MODEL, metrics=metrics_of(truth))
+    sections.what_was_run(page, run)
+    sections.models(page, run)
     assert text in page.markdown()
     assert f"({tested})" in page.markdown()
 
@@ -230,18 +234,17 @@ def test_every_policy_has_words(policy: dict[str, Any], text: str, tested: str, 
         (None, 0.5, ""),
     ],
 )
-def test_remarks_are_of_broken_assumptions(
-    least_share: float | None, auroc: float, remark: str, drawn: list[Figure]
-) -> None:
+def test_remarks_are_of_broken_assumptions(least_share: float | None, auroc: float, remark: str) -> None:
     assumption = None if least_share is None else Assumption("takes poison for rare", least_share)
     quality = {"auroc": auroc, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5}
     # The second detector was graded and its scores are gone.
     detection, truth = {"detector0": quality, "gone": quality}, truth_of(0)
     metrics = metrics_of(truth, detection=detection)
-    page = report(run_of(truth=truth, metrics=metrics, scores=scores_of(1, assumption=assumption)))
-    found = rows(page, "detector")
-    assert found[0][-1] == remark
-    assert found[1][5:] == ["–", ""]
+    page = Page("a part of it")
+    sections.detection(page, run_of(truth=truth, metrics=metrics, scores=scores_of(1, assumption=assumption)))
+    graded, gone = rows(page, "detector")
+    assert graded[-1] == remark
+    assert gone[5:] == ["–", ""]
 
 
 def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from small_networks import strided
 from unpoison import models
 from unpoison.compute.device import compiled, pick_device
 from unpoison.compute.inference import batch_size, features_of, logits_of
@@ -21,7 +22,7 @@ from unpoison.training.recipe import Recipe
 
 
 def small() -> models.Classifier:
-    return models.build("resnet18", num_classes=10, image_size=(32, 32), width=8, stem="conv3_pool")
+    return strided((8, 16, 32, 32), seed=0)
 
 
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.01, nesterov=True)

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def prior(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Prior:
     scratch = tmp_path_factory.mktemp("prior") / "scratch"
-    recipe = PriorRecipe(steps=24, batch_size=32, channels=[16, 16], checkpoint_every=12)
+    recipe = PriorRecipe(steps=24, batch_size=32, channels=[8, 16], checkpoint_every=12)
     trained, rows = train_prior(splits["public"], recipe, seed=0, scratch=scratch)
     assert [row["step"] for row in rows] == [12, 24]
     assert rows[1]["loss"] < rows[0]["loss"]
