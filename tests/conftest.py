@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import pytest
+import torch
 
 from planted import Planted, load, make_splits
 from unpoison.compute.inference import features_of
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
+
+# The CPU everywhere, so that a test means the same on every machine; those that are marked `gpu` ask for theirs.
+os.environ.setdefault("UNPOISON_DEVICE", "cpu")
 
 
 def with_value(block: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -39,3 +44,9 @@ def planted(splits: dict[str, ImageSet]) -> Planted:
 def features(planted: Planted) -> Features:
     """Logits and penultimate features of the whole poisoned training set."""
     return features_of(planted.model, planted.data)
+
+
+@pytest.fixture
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bfloat16, which some CPUs compute in: for comparisons with plain torch."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)

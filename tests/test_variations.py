@@ -18,6 +18,8 @@ from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler,
 
 RECIPE = PriorRecipe(steps=12, batch_size=16, channels=[8, 8], unshuffle=4, checkpoint_every=4)
 CPU = torch.device("cpu")
+# Of diffusers and NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
