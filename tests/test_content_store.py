@@ -59,6 +59,9 @@ def test_only_what_is_not_there_is_made(tmp_path: Path) -> None:
 
 def test_blocks_give_every_entry_once_in_whatever_order_they_are_asked_for(tmp_path: Path) -> None:
     entries(tmp_path, Counter())
+    # Two processes that made the same at once leave it twice.
+    shard = next(tmp_path.rglob("*.npz"))
+    shard.with_name("again.npz").write_bytes(shard.read_bytes())
     order = np.random.default_rng(1).permutation(50)[:20]
     kept = entries(tmp_path, Counter(), names=NAMES[order])
     assert (kept.made, kept.reused) == (0, 20)

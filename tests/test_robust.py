@@ -104,6 +104,15 @@ def test_distillation_golden(ce_temperature: float, expected: float) -> None:
     assert loss.mean().item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_distillation_weighs_the_teacher_by_alpha() -> None:
+    # KL of the distributions at temperature 2, times 4, and cross entropy at temperature 3, from their definitions.
+    soft_teacher, soft_student = (TEACHER / 2).softmax(1), (STUDENT / 2).softmax(1)
+    divergence = 4 * (soft_teacher * (soft_teacher / soft_student).log()).sum(1)
+    labelled = -(STUDENT / 3).softmax(1)[[0, 1], LABELS].log()
+    loss = distillation_loss(STUDENT, TEACHER, LABELS, alpha=0.2, temperature=2.0, ce_temperature=3.0)
+    assert torch.allclose(loss, 0.2 * divergence + 0.8 * labelled, atol=1e-6)
+
+
 def test_label_smoothing_is_of_the_students_labels() -> None:
     weights = {"alpha": 0.5, "temperature": 10.0, "ce_temperature": 1.0}
     loss, smooth = (
