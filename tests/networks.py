@@ -11,6 +11,8 @@ import timm
 import torch
 import torchvision
 
+from unpoison import models
+
 CLASSES = tuple("abcde")
 AUXILIARY = {"torchvision:inception_v3": 1, "torchvision:googlenet": 2}
 
@@ -23,12 +25,14 @@ IMAGES = images_of(32)
 
 
 @contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Networks that are built here keep whatever lay in memory for first weights: drawing them takes half of the time.
+def nothing_drawn(*, tried_out: bool = True) -> Iterator[None]:
+    """Networks that are built here keep whatever lay in memory for first weights, whose drawing takes half of the time.
 
-    For those whose weights are replaced, or never looked at.
+    For those whose weights are replaced, or never looked at. `tried_out` False builds them without the trial passes.
     """
     with pytest.MonkeyPatch.context() as patch:
+        if not tried_out:
+            patch.setattr(models, "_try_out", lambda model: None)
         for draw in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_"):
             patch.setattr(torch.nn.init, draw, lambda tensor, *_, **__: tensor)
         yield

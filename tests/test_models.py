@@ -170,7 +170,7 @@ def one_step(model: models.Classifier, images: torch.Tensor) -> tuple[torch.Tens
 
 def rebuilt(model: models.Classifier) -> models.Classifier:
     """What `models.load` makes of a checkpoint."""
-    with nothing_drawn():
+    with nothing_drawn(tried_out=False):
         copy = models.fresh_copy(model, seed=0)
     copy.load_state_dict(model.state_dict())
     return copy.eval()
@@ -200,6 +200,6 @@ def test_cd_takes_a_vision_transformer() -> None:
     ],
 )
 def test_published_size(name: str, arguments: dict[str, Any], parameters: int) -> None:
-    with nothing_drawn():
+    with nothing_drawn(tried_out=False):
         model = models.build(name, num_classes=10, image_size=(32, 32), **arguments)
     assert sum(p.numel() for p in model.parameters()) == parameters
