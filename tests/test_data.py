@@ -11,7 +11,9 @@ import torch
 from unpoison.core.errors import UserError
 from unpoison.core.files import load_array, new_folder
 from unpoison.core.seeding import derive, torch_rng
+from unpoison.data import shards
 from unpoison.data.imageset import ImageSet
+from unpoison.data.shards import Shards, ShardWriter
 from unpoison.data.store import new_overlay, open_poisoned, open_split, write_base
 from unpoison.sources import digits
 from unpoison.training.augment import AUGMENTATIONS, Batch, apply, draw
@@ -88,6 +90,22 @@ def test_overlay_replaces_and_names_its_base(base: Path, tmp_path: Path) -> None
     write_base(base, digits.build({**SIZES, "train": 70}), classes=digits.CLASSES)
     with pytest.raises(UserError, match="made for the train split of another base data set"):
         open_poisoned(base, tmp_path / "poisoned")
+
+
+def test_shards_read_what_was_written_and_map_nothing_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 7 * 48)
+    rng = np.random.default_rng(0)
+    images, order = rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8), rng.permutation(50)
+    writer = ShardWriter(tmp_path, 50, (4, 4, 3))
+    for part in np.array_split(order, 6):
+        writer.write(part, images[part])
+    assert len(writer.close()) == 50
+    assert len(writer.paths) == 8
+    read = Shards(writer.paths)
+    wanted = rng.integers(0, 50, 200)
+    assert (read[wanted] == images[wanted]).all()
+    assert np.load(writer.paths[0], allow_pickle=False).shape == (7, 4, 4, 3)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -1,70 +1,24 @@
-"""The report: a section for what there is and none for what there is not, remarks, pictures, one self-contained page."""
+"""The report: a section for what there is and none for what there is not, and remarks."""
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
-from unpoison.core.files import write_json
+from report_runs import CLASSES, COUNT, IMAGES, MASK, MODEL, TRUE, metrics_of, run_of, scores_of, truth_of
 from unpoison.data.imageset import ImageSet, Overlay
 from unpoison.data.scores import Assumption, Scores
 from unpoison.poisoning.policy import Policy
 from unpoison.poisoning.triggered import Triggered
 from unpoison.poisoning.truth import Part, Truth
 from unpoison.reporting import figures, sections
-from unpoison.reporting.costs import costs_table
-from unpoison.reporting.page import Page, Table
-from unpoison.reporting.pictures import suspects_table
-from unpoison.reporting.run import ReportSettings, Run
+from unpoison.reporting.page import Page
 from unpoison.reporting.sections import report
-
-CLASSES = ("cat", "<b>dog</b>", "eel")
-COUNT = 40
-RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (COUNT, 12, 12, 3), dtype=np.uint8)
-TRUE = np.arange(COUNT) % 3
-# Samples 1, 4, 7 and 10 are dogs that were given to the cats, which makes them 4 of 18 of that class.
-MASK = np.isin(np.arange(COUNT), [1, 4, 7, 10])
-GIVEN = np.where(MASK, 0, TRUE)
-DATA = ImageSet(IMAGES, GIVEN, CLASSES, "", Overlay(np.flatnonzero(MASK), 255 - IMAGES[MASK], GIVEN[MASK]))
-CLEAN = ImageSet(IMAGES, TRUE, CLASSES)
-ABOUT = {"name": "pets", "source": "a|folder", "counts": {"train": COUNT, "test": 12}}
-MODEL = {
-    "network": {"name": "resnet18", "arguments": {"width": 8}},
-    "made_by": {"recipe": {"epochs": 2, "lr": None}, "seed": 3, "machine": "a machine"},
-}
-
-
-def truth_of(*targets: int) -> Truth:
-    """A trigger for each target; the first has all poisoned samples."""
-    parts = tuple(Part("badnets", Policy(target=target), {"size": 2}) for target in targets)
-    return Truth("multi" if len(parts) > 1 else "badnets", parts, MASK, np.where(MASK, 0, -1).astype(np.int8), TRUE)
-
-
-def scores_of(count: int, **settings: Any) -> dict[str, Scores]:
-    values = np.arange(COUNT, dtype=np.float32)
-    return {f"detector{number}": Scores(values, 1 + number, **settings) for number in range(count)}
-
-
-def metrics_of(truth: Truth, **more: Any) -> dict[str, Any]:
-    graded = {"acc": 0.9, "acc_without_target": 0.8, "asr": 0.7, "ra": 0.2}
-    shown = {"psnr": 20.0, "ssim": 0.9, "linf": 1.0, "l2": 2.0, "changed": 0.1}
-    attack = {"poisoned": 0.1, "cover": 0.0, "tested": 8, "trigger": dict.fromkeys(truth.names, shown)}
-    return {"attack": attack, "backdoored": graded, **more}
-
-
-def run_of(**parts: Any) -> Run:
-    settings = ReportSettings(**{"samples": 2, "suspects": 3, **parts.pop("settings", {})})
-    return Run(settings=settings, data=DATA, about=ABOUT, sources=[f"{i:02d}.png" for i in range(COUNT)], **parts)
 
 
 def headings(page: Page) -> list[str]:
@@ -264,62 +218,3 @@ def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
     assert [line.get_label() for line in axes_of(drawn, "accuracy").lines] == list(models)
     assert all(f"<p>{name}:</p>" in page.html() for name in scores_of(count))
     assert len(rows(page, "model")) == count + 1
-
-
-def test_the_page_is_one_file_and_names_are_text() -> None:
-    run = run_of(truth=truth_of(0), scores=scores_of(1), settings={"note": "<script>alert(1)</script>"})
-    page = report(run)
-    pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page.html())
-    # A contact sheet, a histogram, three thumbnails; nothing is fetched from anywhere.
-    assert len(pictures) == 5
-    without = re.sub('src="data:[^"]*"', "", page.html())
-    assert not re.search("http|src=|href=|url\\(|@import|<script", without)
-    assert "&lt;script&gt;" in without
-    assert "&lt;b&gt;dog&lt;/b&gt;" in without
-    assert page.html() == report(run).html()
-
-
-def test_figures_are_pictures_and_the_same_every_time() -> None:
-    one, other = (figures.contact_sheet({"row": IMAGES[:2, :, :, :1]}, ["a", "b"]) for _ in range(2))
-    assert one == other
-    assert Image.open(io.BytesIO(one)).format == "PNG"
-    small = Image.open(io.BytesIO(figures.thumbnail(np.zeros((128, 100, 1), np.uint8))))
-    assert small.size == (50, 64)
-    heat = figures.heat(np.array([[[0.0, 1.0]]], np.float16))
-    assert heat[0, 0, 0].min() > 240
-    assert heat[0, 0, 1, 2] > heat[0, 0, 1, 0] + 50
-
-
-def test_suspects_are_ranked_by_all_detectors() -> None:
-    second = np.zeros(COUNT, np.float32)
-    second[[3, 5]] = [2, 1]
-    table = suspects_table(run_of(scores={"one": scores_of(1)["detector0"], "two": Scores(second, 1)}))
-    assert list(table.columns) == ["sample", "label", "one_score", "one_rank", "two_score", "two_rank", "mean_rank"]
-    first = table.iloc[0]
-    assert (first["sample"], first["label"], first["one_rank"], first["two_rank"]) == ("05.png", "eel", 35, 2)
-    assert sorted(table["one_rank"]) == sorted(table["two_rank"]) == list(range(1, COUNT + 1))
-    assert list(suspects_table(run_of()).columns) == ["sample", "label"]
-
-
-def test_a_table_in_html_and_markdown() -> None:
-    table = Table(("name", "text"), [["a<b", "x|y"]], frozenset({1}))
-    assert table.markdown() == "| name | text |\n|---|---|\n| a<b | x\\|y |"
-    assert '<td class="number">a&lt;b</td><td class="text">x|y</td>' in table.html()
-
-
-def costs(folder: Path, stages: Mapping[str, tuple[float, int]]) -> str:
-    for name, (seconds, peak) in stages.items():
-        write_json(folder / f"{name}.json", {"seconds": seconds, "peak_mib": peak})
-    return costs_table(folder)
-
-
-def test_costs_of_the_stages(tmp_path: Path) -> None:
-    assert costs_table(tmp_path / "none") == ""
-    assert costs(tmp_path, {"train": (20.04, 900), "detect@cd": (20.06, 1000), "report": (1.5, 300)}).splitlines() == [
-        "| stage | seconds | peak MiB |",
-        "|---|---:|---:|",
-        "| detect@cd | 20.1 | 1000 |",
-        "| train | 20.0 | 900 |",
-        "| report | 1.5 | 300 |",
-        "| all | 41.6 | 1000 |",
-    ]

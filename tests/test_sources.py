@@ -22,13 +22,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from unpoison.core.errors import UserError
-from unpoison.data import shards
-from unpoison.data.shards import Shards, ShardWriter
 from unpoison.data.store import open_split, read_about
 from unpoison.sources.build import BuildSettings, build_base
 from unpoison.sources.pickles import load_plain
 from unpoison.sources.published import PUBLISHED, File, open_published
-from unpoison.sources.splits import SplitSettings, arrange, balanced
+from unpoison.sources.splits import SplitSettings
 
 RNG = np.random.default_rng(0)
 
@@ -234,45 +232,3 @@ def test_plain_pickles_of_either_python_are_read() -> None:
     old = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85cnumpy\ndtype\n"
     old += b"U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x03abctb."
     assert load_plain(old).tolist() == [97, 98, 99]
-
-
-def test_balanced_draws_are_even_nested_and_seeded() -> None:
-    labels = np.array([0] * 50 + [1] * 50 + [2] * 5)
-    small, large = balanced(labels, 9, 0, "x"), balanced(labels, 45, 0, "x")
-    assert np.bincount(labels[small]).tolist() == [3, 3, 3]
-    assert np.bincount(labels[large]).tolist() == [20, 20, 5]
-    assert set(small) <= set(large)
-    assert (balanced(labels, 9, 0, "x") == small).all()
-    assert (balanced(labels, 9, 1, "x") != small).any()
-
-
-def test_splits_are_disjoint_and_the_limit_moves_nothing_else() -> None:
-    labels = {"train": np.arange(200) % 4, "test": np.arange(40) % 4}
-    full = arrange(labels, SplitSettings(reserve=20, public=12))
-    limited = arrange(labels, SplitSettings(reserve=20, public=12, train_limit=60))
-    rows = [full[name][1] for name in ("train", "reserve", "public")]
-    assert sorted(np.concatenate(rows).tolist()) == list(range(200))
-    assert list(map(len, rows)) == [168, 20, 12]
-    for name in ("reserve", "public", "test"):
-        assert (full[name][1] == limited[name][1]).all()
-    assert set(limited["train"][1]) < set(full["train"][1])
-    assert np.bincount(labels["train"][limited["train"][1]]).tolist() == [15] * 4
-    trusted = arrange(labels, SplitSettings(reserve=20, public=0, trusted="test"))
-    assert trusted["reserve"][0] == "test"
-    assert len(trusted["train"][1]) == 200
-    assert len(trusted["test"][1]) == 20
-
-
-def test_shards_read_what_was_written_and_map_nothing_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 7 * 48)
-    images, order = pixels(50, 4, 4, 3), RNG.permutation(50)
-    writer = ShardWriter(tmp_path, 50, (4, 4, 3))
-    for part in np.array_split(order, 6):
-        writer.write(part, images[part])
-    assert len(writer.close()) == 50
-    assert len(writer.paths) == 8
-    read = Shards(writer.paths)
-    wanted = RNG.integers(0, 50, 200)
-    assert (read[wanted] == images[wanted]).all()
-    assert np.load(writer.paths[0], allow_pickle=False).shape == (7, 4, 4, 3)
-    assert str(tmp_path) not in Path("/proc/self/maps").read_text()

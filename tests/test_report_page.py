@@ -1,0 +1,79 @@
+"""The report's page, tables, pictures, list of suspects and costs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from report_runs import COUNT, IMAGES, run_of, scores_of, truth_of
+from unpoison.core.files import write_json
+from unpoison.data.scores import Scores
+from unpoison.reporting import figures
+from unpoison.reporting.costs import costs_table
+from unpoison.reporting.page import Table
+from unpoison.reporting.pictures import suspects_table
+from unpoison.reporting.sections import report
+
+
+def test_the_page_is_one_file_and_names_are_text() -> None:
+    run = run_of(truth=truth_of(0), scores=scores_of(1), settings={"note": "<script>alert(1)</script>"})
+    page = report(run)
+    pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page.html())
+    # A contact sheet, a histogram, three thumbnails; nothing is fetched from anywhere.
+    assert len(pictures) == 5
+    without = re.sub('src="data:[^"]*"', "", page.html())
+    assert not re.search("http|src=|href=|url\\(|@import|<script", without)
+    assert "&lt;script&gt;" in without
+    assert "&lt;b&gt;dog&lt;/b&gt;" in without
+    assert page.html() == report(run).html()
+
+
+def test_figures_are_pictures_and_the_same_every_time() -> None:
+    one, other = (figures.contact_sheet({"row": IMAGES[:2, :, :, :1]}, ["a", "b"]) for _ in range(2))
+    assert one == other
+    assert Image.open(io.BytesIO(one)).format == "PNG"
+    small = Image.open(io.BytesIO(figures.thumbnail(np.zeros((128, 100, 1), np.uint8))))
+    assert small.size == (50, 64)
+    heat = figures.heat(np.array([[[0.0, 1.0]]], np.float16))
+    assert heat[0, 0, 0].min() > 240
+    assert heat[0, 0, 1, 2] > heat[0, 0, 1, 0] + 50
+
+
+def test_suspects_are_ranked_by_all_detectors() -> None:
+    second = np.zeros(COUNT, np.float32)
+    second[[3, 5]] = [2, 1]
+    table = suspects_table(run_of(scores={"one": scores_of(1)["detector0"], "two": Scores(second, 1)}))
+    assert list(table.columns) == ["sample", "label", "one_score", "one_rank", "two_score", "two_rank", "mean_rank"]
+    first = table.iloc[0]
+    assert (first["sample"], first["label"], first["one_rank"], first["two_rank"]) == ("05.png", "eel", 35, 2)
+    assert sorted(table["one_rank"]) == sorted(table["two_rank"]) == list(range(1, COUNT + 1))
+    assert list(suspects_table(run_of()).columns) == ["sample", "label"]
+
+
+def test_a_table_in_html_and_markdown() -> None:
+    table = Table(("name", "text"), [["a<b", "x|y"]], frozenset({1}))
+    assert table.markdown() == "| name | text |\n|---|---|\n| a<b | x\\|y |"
+    assert '<td class="number">a&lt;b</td><td class="text">x|y</td>' in table.html()
+
+
+def costs(folder: Path, stages: Mapping[str, tuple[float, int]]) -> str:
+    for name, (seconds, peak) in stages.items():
+        write_json(folder / f"{name}.json", {"seconds": seconds, "peak_mib": peak})
+    return costs_table(folder)
+
+
+def test_costs_of_the_stages(tmp_path: Path) -> None:
+    assert costs_table(tmp_path / "none") == ""
+    assert costs(tmp_path, {"train": (20.04, 900), "detect@cd": (20.06, 1000), "report": (1.5, 300)}).splitlines() == [
+        "| stage | seconds | peak MiB |",
+        "|---|---:|---:|",
+        "| detect@cd | 20.1 | 1000 |",
+        "| train | 20.0 | 900 |",
+        "| report | 1.5 | 300 |",
+        "| all | 41.6 | 1000 |",
+    ]
