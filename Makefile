@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup repro report costs params test test-slow suite suite-table suite-sheet lint bench clean
+.PHONY: setup repro report costs params test test-slow fuzz suite suite-table suite-sheet lint bench clean
 
 setup: $(READY)
 
@@ -57,6 +57,11 @@ suite-sheet: setup
 
 test-slow: setup
 	$(RUN) pytest -m slow
+
+# Mutated files at every reader, for MINUTES in all; READERS="NAME ...": only these. Findings: .unpoison/fuzz.
+fuzz: setup
+	$(RUN) PYTHONPATH=tests OMP_NUM_THREADS=1 python -m hostile.fuzz --minutes $(or $(MINUTES),5) \
+		$(if $(READERS),--readers $(READERS)) $(if $(SEED),--seed $(SEED))
 
 lint: setup
 	$(RUN) ruff check .

@@ -169,7 +169,7 @@ def _received(pipe: int, process: int, patience: float) -> bytes | None:
 def _answer(door: Door, folder: Path, pipe: int) -> None:
     """In the new process: open the folder and send what came of it; never returns."""
     try:
-        touched = _confine(folder)
+        touched = confine(folder)
         before = _peak()
         try:
             kind, value = "accepted", door(folder)
@@ -190,7 +190,7 @@ def _answer(door: Door, folder: Path, pipe: int) -> None:
         os._exit(0)
 
 
-class _Touched:
+class Touched:
     """Record of what a process did that it must not do."""
 
     def __init__(self, folder: Path) -> None:
@@ -240,12 +240,11 @@ _WATCHED = (
     "socket.gethostby",
     "urllib.",
     "pickle.find_class",
-    "marshal.load",
 )
 
 
-def _confine(folder: Path) -> _Touched:
-    """Limits, a working folder, and the watch."""
+def confine(folder: Path, *, seconds: int = SECONDS) -> Touched:
+    """Confine this process to a folder, to `seconds` of processor time, and watch it."""
     # One thread: the pool of the process that this is a copy of does not exist here.
     torch.set_num_threads(1)
     os.chdir(folder)
@@ -256,12 +255,12 @@ def _confine(folder: Path) -> _Touched:
     os.dup2(target, 2)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Addresses, not memory: a stop far above the limit that is asserted, so that a bomb does not take the machine along.
     if (size := _status("VmSize")) is not None:
         resource.setrlimit(resource.RLIMIT_AS, (size + 4 * GROWTH, size + 4 * GROWTH))
-    touched = _Touched(folder)
+    touched = Touched(folder)
     sys.addaudithook(touched)
     return touched
 
