@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from common import (
     BACKDOORED,
@@ -24,16 +24,19 @@ from common import (
     run_stage,
 )
 from parameters import Params, checked, load_params
-from unpoison.core.files import is_made_from, load_array, new_file, read_json
+from unpoison.core.files import is_made_from, new_file
 from unpoison.data import scores as scores_
 from unpoison.data import store
+from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
 from unpoison.models import checkpoint
 from unpoison.poisoning import triggered as triggered_
+from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
-from unpoison.reporting.pictures import suspects_table
+from unpoison.reporting import inputs
+from unpoison.reporting.pictures import suspects_csv
 from unpoison.reporting.run import ReportSettings, Run
 from unpoison.reporting.sections import report
 
@@ -47,49 +50,64 @@ def settings(params: Params) -> ReportSettings:
 def main() -> list[Path]:
     params = load_params()
     data = open_poisoned(BASE, POISONED)
+    about, sources = read_about(BASE), read_sources(BASE, "train")
+    inputs.check_about(BASE / store.MANIFEST, about)
+    inputs.check_sources(BASE / "train" / store.SOURCES, sources, data)
+    truth = read_truth(TRUTH)
+    inputs.check_truth(TRUTH / truth_.DESCRIPTION, truth, data)
     run = Run(
         settings=settings(params),
         data=data,
-        about=read_about(BASE),
-        sources=read_sources(BASE, "train"),
-        truth=read_truth(TRUTH),
-        **_found(data.digest),
+        about=about,
+        sources=sources,
+        truth=truth,
+        **_found(data, truth is not None),
     )
     page = report(run)
-    for path, text in ((INDEX, page.html()), (SUMMARY, page.markdown())):
-        with new_file(path) as staging:
-            staging.write_text(text, encoding="utf-8")
-    with new_file(SUSPECTS) as staging:
-        suspects_table(run).to_csv(staging, index=False, float_format="%.6g")
+    write_together({INDEX: page.html(), SUMMARY: page.markdown(), SUSPECTS: suspects_csv(run)})
     return [INDEX, SUMMARY, SUSPECTS]
 
 
-def _found(poisoned: str) -> dict[str, Any]:
-    """The parts of a run that are on disk and belong to the poisoned set of this digest, by their names in `Run`."""
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together: all are whole under temporary names before the first one takes its place."""
+    with ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(new_file(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
+    """The parts of a run that are on disk and belong to this poisoned set, by their names in `Run`."""
     found: dict[str, Any] = {}
+    poisoned = data.digest
     if is_made_from(TRIGGERED, triggered_.DESCRIPTION, poisoned=poisoned):
         found["triggered"] = read_triggered(TRIGGERED, BASE)
     if is_made_from(VARIATIONS, store.MANIFEST, poisoned=poisoned):
-        found["variations"], found["sampler"] = open_split(VARIATIONS, "train"), read_about(VARIATIONS)["sampler"]
+        found["variations"] = open_split(VARIATIONS, "train")
+        found["sampler"] = inputs.sampler_of(VARIATIONS / store.MANIFEST, found["variations"], data)
     if not is_made_from(BACKDOORED, checkpoint.DESCRIPTION, poisoned=poisoned):
         return found
     present = {"poisoned": poisoned, "backdoored": checkpoint.digest_of(BACKDOORED)}
-    found["model"] = read_json(BACKDOORED / checkpoint.DESCRIPTION)
-    found["losses"] = load_array(TRAINING / "losses" / "losses.npy")
+    found["model"] = inputs.read_description(BACKDOORED / checkpoint.DESCRIPTION)
+    found["losses"] = inputs.read_losses(TRAINING / "losses" / "losses.npy", data)
     curves = {"backdoored": TRAINING / "backdoored.csv"}
     if is_made_from(STUDENT, checkpoint.DESCRIPTION, backdoored=present["backdoored"]):
         curves["student"] = TRAINING / "student.csv"
     for path in sorted((TRAINING / "robust").glob("*.csv")):
         if is_made_from(ROBUST / path.stem, checkpoint.DESCRIPTION, poisoned=poisoned):
             curves[f"robust: {path.stem}"] = path
-    found["curves"] = {name: pd.read_csv(path) for name, path in curves.items() if path.is_file()}
-    found["scores"] = {
-        folder.name: load_scores(folder)
-        for folder in sorted(SCORES.glob("*"))
-        if is_made_from(folder, scores_.DESCRIPTION, **present)
+    found["curves"] = {
+        name: inputs.read_curve(path, ["epoch", "accuracy"], shares=["accuracy"])
+        for name, path in curves.items()
+        if path.is_file()
     }
+    found["scores"] = {}
+    for folder in sorted(SCORES.glob("*")):
+        if is_made_from(folder, scores_.DESCRIPTION, **present):
+            found["scores"][folder.name] = load_scores(folder)
+            inputs.check_scores(folder, found["scores"][folder.name], data)
     if is_made_from(GRADED.parent, GRADED.name, **present):
-        found["metrics"], found["roc"] = read_json(METRICS), pd.read_csv(CURVES / "roc.csv")
+        found["metrics"] = inputs.read_metrics(METRICS, len(data.classes), attacked=attacked)
+        found["roc"] = inputs.read_roc(CURVES / "roc.csv")
     return found
 
 

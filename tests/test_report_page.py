@@ -50,14 +50,18 @@ def test_suspects_are_ranked_by_all_detectors() -> None:
     table = suspects_table(run_of(scores={"one": scores_of(1)["detector0"], "two": Scores(second, 1)}))
     assert list(table.columns) == ["sample", "label", "one_score", "one_rank", "two_score", "two_rank", "mean_rank"]
     first = table.iloc[0]
-    assert (first["sample"], first["label"], first["one_rank"], first["two_rank"]) == ("05.png", "eel", 35, 2)
-    assert sorted(table["one_rank"]) == sorted(table["two_rank"]) == list(range(1, COUNT + 1))
+    assert (first["sample"], first["label"], first["one_rank"], first["two_rank"]) == ("39.png", "cat", 1, 21.5)
+    fifth = table[table["sample"] == "05.png"].iloc[0]
+    assert (fifth["label"], fifth["one_rank"], fifth["two_rank"], fifth["mean_rank"]) == ("eel", 35, 2, 18.5)
+    assert sorted(table["one_rank"]) == list(range(1, COUNT + 1))
+    # The other 38 samples have one score: they share the mean of ranks 3 to 40, and none is in front of the others.
+    assert sorted(table["two_rank"]) == [1, 2] + [21.5] * (COUNT - 2)
     assert list(suspects_table(run_of()).columns) == ["sample", "label"]
 
 
 def test_a_table_in_html_and_markdown() -> None:
     table = Table(("name", "text"), [["a<b", "x|y"]], frozenset({1}))
-    assert table.markdown() == "| name | text |\n|---|---|\n| a<b | x\\|y |"
+    assert table.markdown() == "| name | text |\n|---|---|\n| a\\<b | x\\|y |"
     assert '<td class="number">a&lt;b</td><td class="text">x|y</td>' in table.html()
 
 

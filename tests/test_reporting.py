@@ -116,7 +116,7 @@ def test_everything(drawn: list[Figure]) -> None:
         "Most suspicious samples",
         "Training",
     ]
-    assert ["attack", "badnets size 2; target class 0; 4 of 40 samples (10.00%)"] in rows(page, "")
+    assert ["attack", "badnets size 2; target class 0 (cat); 4 of 40 samples (10.00%)"] in rows(page, "")
     assert ["variations", "strength 0.6"] in rows(page, "")
     assert rows(page, "model") == [
         ["backdoored", "0.900", "0.800", "0.700", "0.200"],
@@ -156,15 +156,20 @@ def test_several_triggers(drawn: list[Figure]) -> None:
     sections.models(page, run)
     assert [row[:2] for row in rows(page, "trigger at the test")] == [["0_badnets", "0.600"], ["1_badnets", "–"]]
     [text] = [row[1] for row in rows(page, "") if row[0] == "attack"]
-    assert text == "multi; badnets size 2: target class 0; badnets size 2: target class 2; 4 of 40 samples (10.00%)"
+    assert text == "multi; badnets size 2: target class 0 (cat); badnets size 2: target class 2 (eel); 4 of 40 samples (10.00%)"
 
 
 @pytest.mark.parametrize(
     ("policy", "text", "tested"),
     [
         ({"label_policy": "all2all", "shift": 2}, "class y to y + 2", "of all classes"),
-        ({"label_policy": "clean_label"}, "clean label, target class 0", "of other classes than the target"),
-        ({"label_policy": "source_specific", "sources": [1]}, "classes [1] to target class 0", "of the source classes"),
+        ({"label_policy": "clean_label"}, "clean label, target class 0 (cat)", "of other classes than the target"),
+        ({"label_policy": "source_specific", "sources": [1]}, r"classes 1 (\<b>dog\</b>) to target class 0 (cat)", "of the source classes"),
+        (
+            {"cover_ratio": 1.0, "cover_classes": [2]},
+            "target class 0 (cat), covers of classes 2 (eel)",
+            "of other classes than the target",
+        ),
         ({"poison_first": False}, "in one draw: triggers are stamped in training", "of other classes than the target"),
     ],
 )
@@ -182,8 +187,8 @@ def test_every_policy_has_words(policy: dict[str, Any], text: str, tested: str, 
 @pytest.mark.parametrize(
     ("least_share", "auroc", "remark"),
     [
-        (0.2, 0.89, "takes poison for rare; here poison is 22% of class cat, so it fails"),
-        (0.2, 0.90, "takes poison for rare; here poison is 22% of class cat, the edge of what it can take"),
+        (0.2, 0.89, "takes poison for rare; here poison is 22% of class 0 (cat), so it fails"),
+        (0.2, 0.90, "takes poison for rare; here poison is 22% of class 0 (cat), the edge of what it can take"),
         (0.23, 0.5, ""),
         (None, 0.5, ""),
     ],

@@ -121,7 +121,7 @@ def test_branches_that_are_off_are_left_out(project: Path) -> None:
     assert set(metrics_of(project)) == {"attack", "backdoored"}
     assert read_json(project / "models/student/absent.json")["because"] == "variations.enabled: false"
     assert (project / "reports/training/student.csv").read_text() == "epoch,loss,accuracy,lr\n"
-    assert (project / "reports/suspects.csv").read_text().startswith("sample,label\n")
+    assert (project / "reports/suspects.csv").read_text().startswith('"sample","label"\n')
     for title in ("Detection", "Scores", "Most suspicious samples"):
         assert title not in (project / "reports/index.html").read_text()
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from . import escaping
 
 # Draws into memory, without a display.
 matplotlib.use("Agg")
@@ -36,6 +39,12 @@ def _axes(width: float = 5.2, height: float = 3.6) -> tuple[Figure, matplotlib.a
     return figure, axes
 
 
+def _label(text: str) -> str:
+    """Lines for a figure. With a space in front of an underscore, which would keep a label out of the legend."""
+    label = "\n".join(map(escaping.figure, text.split("\n")))
+    return f" {label}" if label.startswith("_") else label
+
+
 def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str]) -> bytes:
     """A row of images per name, uint8 [columns, h, w, c], with the same sample in each column."""
     # An inch or so per image and room for the names at the left, whatever the numbers of rows and columns.
@@ -48,9 +57,9 @@ def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str])
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        line[0].set_ylabel(_label(name), rotation=0, ha="right", va="center", fontsize=9)
     for axes, title in zip(grid[0], columns, strict=True):
-        axes.set_title(title, fontsize=8)
+        axes.set_title(_label(title), fontsize=8)
     return _png(figure)
 
 
@@ -66,7 +75,7 @@ def histogram(values: Array, poisoned: NDArray[np.bool_] | None, title: str) -> 
         # Shares, not counts: at 1 % poison its bars would be invisible beside the clean ones.
         weights = np.full(len(part), 1 / max(1, len(part)))
         axes.hist(part, bins, weights=weights, alpha=0.6, color=colour, label=f"{name} ({len(part)})")
-    axes.set(title=title, xlabel="score (higher = more suspicious)", ylabel="share of its kind")
+    axes.set(title=_label(title), xlabel="score (higher = more suspicious)", ylabel="share of its kind")
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
 
@@ -76,7 +85,7 @@ def roc(fpr: Array, curves: Mapping[str, Array]) -> bytes:
     figure, axes = _axes()
     # Steps, as nothing lies between two thresholds; the first point is a rate of 0, which has no place on a log scale.
     for (name, tpr), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot(fpr[1:], tpr[1:], label=name, color=colour, drawstyle="steps-post")
+        axes.plot(fpr[1:], tpr[1:], label=_label(name), color=colour, drawstyle="steps-post")
     axes.plot(fpr[1:], fpr[1:], color="0.6", linestyle=":", label="chance")
     axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate")
     axes.legend(frameon=False, fontsize=8)
@@ -87,7 +96,7 @@ def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     """Clean accuracy and attack success rate of each model; the best corner is the lower right."""
     figure, axes = _axes()
     for (name, (acc, asr)), colour in zip(points.items(), cycle(COLOURS), strict=False):
-        axes.scatter(acc, asr, s=60, color=colour, label=name, zorder=3)
+        axes.scatter(acc, asr, s=60, color=colour, label=_label(name), zorder=3)
     axes.set(xlabel="ACC (clean test images)", ylabel="ASR (triggered test images)", ylim=(-0.05, 1.05))
     # From 0.8, or further left where a model lies there, so that plots of good models compare at a glance.
     lowest = min(acc for acc, _ in points.values())
@@ -96,11 +105,13 @@ def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     return _png(figure)
 
 
-def training_curves(curves: Mapping[str, tuple[Array, Array]], ylabel: str, *, log: bool = False) -> bytes:
+def training_curves(
+    curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], ylabel: str, *, log: bool = False
+) -> bytes:
     """Lines over epochs or steps, by name."""
     figure, axes = _axes(4.2, 2.9)
     for (name, (x, y)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot(x, y, label=name, color=colour)
+        axes.plot(x, y, label=_label(name), color=colour)
     axes.set(xlabel="epoch", ylabel=ylabel, yscale="log" if log else "linear")
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
+
+from . import escaping
 
 STYLE = """
 :root { --ink: #1d2430; --soft: #5d6778; --line: #dfe3ea; --back: #fff; --band: #f5f7fa; }
@@ -25,6 +26,7 @@ thead th { background: var(--band); font-weight: 600; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .88rem; } img.figure { width: 100%; height: auto; }
 .wide { min-width: 640px; } .suspects { display: flex; flex-wrap: wrap; gap: .5rem; }
 .suspects figure { width: 76px; font-size: .7rem; text-align: center; line-height: 1.25; overflow-wrap: anywhere; }
+.suspects figcaption { max-height: 6rem; overflow-y: auto; } td, p, figcaption { overflow-wrap: anywhere; }
 .suspects img { width: 64px; height: 64px; image-rendering: pixelated; } .hit img { outline: 3px solid #c8442f; }
 code { background: var(--band); padding: .1em .3em; border-radius: 3px; }
 """
@@ -47,21 +49,22 @@ class Table:
     def html(self) -> str:
         # Every cell is escaped: names of classes and files come from data of unknown origin.
         kinds = ["text" if i in self.text_columns else "number" for i in range(len(self.header))]
-        head = "".join(f'<th class="{kind}">{escape(cell)}</th>' for kind, cell in zip(kinds, self.header, strict=True))
+        head = "".join(
+            f'<th class="{kind}">{escaping.html(cell)}</th>' for kind, cell in zip(kinds, self.header, strict=True)
+        )
         body = "".join(
             "<tr>"
-            + "".join(f'<td class="{kind}">{escape(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
+            + "".join(f'<td class="{kind}">{escaping.html(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
             + "</tr>"
             for row in self.rows
         )
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-    def markdown(self) -> str:
+    def markdown(self, written: Callable[[str], str] = escaping.markdown) -> str:
+        """The table as Markdown; `written` makes a cell of text, other than literally where it is `prose`."""
         align = "|".join("---" if i == 0 or i in self.text_columns else "---:" for i in range(len(self.header)))
-        lines = ["| " + " | ".join(self.header) + " |", f"|{align}|"]
-        # A bar within a cell would end it.
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
-        return "\n".join(lines)
+        lines = ["| " + " | ".join(map(written, row)) + " |" for row in (self.header, *self.rows)]
+        return "\n".join([lines[0], f"|{align}|", *lines[1:]])
 
 
 @dataclass
@@ -77,14 +80,14 @@ class Page:
     _markdown: list[str] = field(default_factory=list)
 
     def heading(self, text: str, *, both: bool = True) -> None:
-        self._html.append(f"<h2>{escape(text)}</h2>")
+        self._html.append(f"<h2>{escaping.html(text)}</h2>")
         if both:
-            self._markdown.append(f"## {text}")
+            self._markdown.append(f"## {escaping.markdown(text)}")
 
     def text(self, text: str, *, both: bool = True) -> None:
-        self._html.append(f"<p>{escape(text)}</p>")
+        self._html.append(f"<p>{escaping.html(text)}</p>")
         if both:
-            self._markdown.append(text)
+            self._markdown.append(escaping.paragraph(text))
 
     def table(self, table: Table, *, both: bool = True) -> None:
         self._html.append(table.html())
@@ -95,8 +98,8 @@ class Page:
         """Add figures of (PNG, caption) side by side; a wide one scrolls on a narrow screen instead of shrinking."""
         kind, box = ("figure wide", "scroll") if wide else ("figure", "row")
         parts = [
-            f'<figure><img class="{kind}" alt="{escape(caption, quote=True)}" src="{_inline(png)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            f'<figure><img class="{kind}" alt="{escaping.html(caption)}" src="{_inline(png)}">'
+            f"<figcaption>{escaping.html(caption)}</figcaption></figure>"
             for png, caption in pictures
         ]
         self._html.append(f'<div class="{box}">{"".join(parts)}</div>')
@@ -105,14 +108,14 @@ class Page:
         """Add small images of (PNG, caption, whether to mark it)."""
         parts = [
             f'<figure class="{"hit" if marked else ""}"><img alt="" src="{_inline(png)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            f"<figcaption>{escaping.html(caption)}</figcaption></figure>"
             for png, caption, marked in pictures
         ]
         self._html.append(f'<div class="suspects">{"".join(parts)}</div>')
 
     def html(self) -> str:
         """The page as one HTML file."""
-        title = escape(self.title)
+        title = escaping.html(self.title)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -121,7 +124,7 @@ class Page:
 
     def markdown(self) -> str:
         """The summary."""
-        return f"# {self.title}\n\n" + "\n\n".join(self._markdown) + "\n"
+        return f"# {escaping.markdown(self.title)}\n\n" + "\n\n".join(self._markdown) + "\n"
 
 
 def _inline(png: bytes) -> str:

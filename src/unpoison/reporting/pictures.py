@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..core.arrays import Images, IntArray
 from . import figures
+from .escaping import spreadsheet, visible
 from .page import Page
 from .run import Run
+
+Floats = NDArray[np.floating[Any]]
 
 
 def training_samples(page: Page, run: Run) -> None:
@@ -39,7 +44,7 @@ def training_samples(page: Page, run: Run) -> None:
         place = {int(sample): row for row, sample in enumerate(scored.aux["index"])}
         blank, drawn = np.full((*run.data.image_size, 3), 235, np.uint8), figures.heat(scored.aux["masks"])
         rows[f"{name}: mask"] = np.stack([drawn[place[int(s)]] if int(s) in place else blank for s in samples])
-    titles = [f"{_short(run.sources[s])}\nlabel {run.data.classes[run.data.labels[s]][:9]}" for s in samples]
+    titles = [f"{_short(run.sources[s])}\nlabel {_start(run.data.classes[run.data.labels[s]])}" for s in samples]
     caption = " ".join(scored.caption for scored in masked.values())
     page.figures([(figures.contact_sheet(rows, titles), caption)], wide=True)
 
@@ -54,7 +59,7 @@ def triggered_samples(page: Page, run: Run) -> None:
         clean, stamped = triggered.test.gather(triggered.overlay.index[rows]), triggered.overlay.images[rows]
         sheet = {"clean": clean, "with the trigger": stamped, "difference ×10": _difference(clean, stamped)}
         wanted = triggered.overlay.labels[rows]
-        titles = [f"wanted {run.data.classes[label][:9]}" for label in wanted]
+        titles = [f"wanted {_start(run.data.classes[label])}" for label in wanted]
         sheets.append((figures.contact_sheet(sheet, titles), f"{name}: test images that ASR counts"))
     if sheets:
         page.heading("The trigger at the test", both=False)
@@ -88,31 +93,62 @@ def suspects(page: Page, run: Run) -> None:
     end = "" if run.poisoned is None else " Marked in red: samples that are poisoned."
     page.text(f"By each detector, in order; all samples with their scores are in suspects.csv.{end}", both=False)
     for name, scored in run.scores.items():
-        # Stable, so that samples of equal score keep the order of the set on every machine.
-        top = np.argsort(-scored.values, kind="stable")[: run.settings.suspects]
+        top = by_suspicion(scored.values)[: run.settings.suspects]
         thumbnails = []
         for sample, image in zip(top, run.data.gather(top), strict=True):
             caption = f"{run.sources[sample]} label {run.data.classes[run.data.labels[sample]]}"
             marked = run.poisoned is not None and bool(run.poisoned[sample])
             thumbnails.append((figures.thumbnail(image), caption, marked))
-        page.text(f"{name}:", both=False)
+        page.text(f"{name}:{_tied(scored.values, len(top))}", both=False)
         page.thumbnails(thumbnails)
 
 
+def by_suspicion(values: Floats) -> IntArray:
+    """The samples, the most suspicious first: int64 [n]. Those of equal score come in an order drawn once for all.
+
+    A set often lies class by class, so that the order of its samples would put whole classes in front.
+    """
+    drawn = np.random.default_rng(0).permutation(len(values))
+    return np.lexsort((drawn, -values))
+
+
+def _tied(values: Floats, shown: int) -> str:
+    """What there is to say where the last sample shown has the score of others that are not shown."""
+    if shown in (0, len(values)):
+        return ""
+    cut = np.partition(values, len(values) - shown)[len(values) - shown]
+    same, above = int((values == cut).sum()), int((values > cut).sum())
+    if above + same == shown:
+        return ""
+    return f" {same} samples share the score at the cut; which {shown - above} of them are shown was drawn at random."
+
+
 def suspects_table(run: Run) -> pd.DataFrame:
-    """Every sample with source, label, and each detector's score and rank (1 = most suspicious), sorted by mean rank."""
-    names = [run.data.classes[label] for label in run.data.labels]
-    table = pd.DataFrame({"sample": run.sources, "label": names})
+    """Every sample with source, label, and each detector's score and rank, sorted by mean rank.
+
+    The rank is 1 for the most suspicious; samples of equal score share the mean of the ranks they take together.
+    """
+    names = np.array(list(map(spreadsheet, run.data.classes)), object)
+    table = pd.DataFrame({"sample": list(map(spreadsheet, run.sources)), "label": names[run.data.labels]})
     ranks = []
     for name, scored in run.scores.items():
         table[f"{name}_score"] = scored.values
-        table[f"{name}_rank"] = pd.Series(scored.values).rank(ascending=False, method="first").astype(int)
+        table[f"{name}_rank"] = pd.Series(scored.values).rank(ascending=False, method="average")
         ranks.append(table[f"{name}_rank"])
     if not ranks:
         return table
     # Ranks, as scores of different detectors have no common scale.
     table["mean_rank"] = pd.concat(ranks, axis=1).mean(axis=1)
-    return table.sort_values("mean_rank", kind="stable")
+    return table.iloc[by_suspicion(-table["mean_rank"].to_numpy())]
+
+
+def suspects_csv(run: Run) -> str:
+    """The table for a spreadsheet or a program: text in quotes, numbers without, a line per sample."""
+    # In quotes, a name cannot end its cell, whatever a spreadsheet takes for the separator.
+    text: str = suspects_table(run).to_csv(
+        index=False, float_format="%.6g", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
+    )
+    return text
 
 
 def training(page: Page, run: Run) -> None:
@@ -124,15 +160,20 @@ def training(page: Page, run: Run) -> None:
     accuracy = {name: (table["epoch"].to_numpy(), table["accuracy"].to_numpy()) for name, table in curves.items()}
     shown = [(figures.training_curves(accuracy, "accuracy"), "Accuracy on the labels trained with")]
     if run.losses is not None:
-        epochs = np.arange(1, len(run.losses) + 1)
-        # NaN where a sample was left out of an epoch.
-        kinds: dict[str, Any] = {"all samples": (epochs, np.nanmean(run.losses, 1))}
+        kinds = {"all samples": _mean_losses(run.losses)}
         if run.poisoned is not None:
             split = {"clean": ~run.poisoned, "poisoned": run.poisoned}
-            kinds = {name: (epochs, np.nanmean(run.losses[:, mask], 1)) for name, mask in split.items()}
+            kinds = {name: _mean_losses(run.losses[:, mask]) for name, mask in split.items()}
         loss = figures.training_curves(kinds, "loss", log=True)
         shown.append((loss, "Loss of the backdoored model: poison is learned early"))
     page.figures(shown)
+
+
+def _mean_losses(losses: Floats) -> tuple[IntArray, Floats]:
+    """Epochs, from 1, and mean loss in each, without epochs that saw none of these samples."""
+    # NaN where a sample was left out of an epoch.
+    seen = np.flatnonzero(~np.isnan(losses).all(1))
+    return seen + 1, np.nanmean(losses[seen], 1)
 
 
 def _from_all_over(candidates: IntArray, count: int) -> IntArray:
@@ -148,5 +189,10 @@ def _difference(clean: Images, stamped: Images) -> Images:
 
 def _short(name: str) -> str:
     """A file's name for a column of a sheet, only its end where it is long. The list of suspects has the full name."""
-    name = name.rsplit("/", 1)[-1]
+    name = visible(name.rsplit("/", 1)[-1])
     return name if len(name) <= 11 else "…" + name[-10:]
+
+
+def _start(name: str) -> str:
+    """The start of a class's name for a column of a sheet."""
+    return visible(name)[:9]

@@ -67,6 +67,10 @@ class Run:
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     losses: Any = None
 
+    def class_name(self, label: int) -> str:
+        """A class by number and name: `2 (10)`."""
+        return f"{label} ({self.data.classes[label]})"
+
     @property
     def poisoned(self) -> Mask | None:
         """Mask of the poisoned samples, where it is known and there are any."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
 from .page import Page, Table
@@ -17,7 +18,7 @@ def report(run: Run) -> Page:
     """The page of a run."""
     page = Page("unpoison: report")
     if run.settings.note:
-        page.text(run.settings.note)
+        page.text(" ".join(run.settings.note.split()))
     # Words and figures first, then pictures; a section that has nothing to show adds nothing.
     what_was_run(page, run)
     models(page, run)
@@ -34,7 +35,7 @@ def what_was_run(page: Page, run: Run) -> None:
     """Data, attack, network, recipe, variations, seed and machine, as the artefacts record them."""
     # From the artefacts, not from params.yaml, which may have changed since.
     page.heading("What was run")
-    rows = [("data", _data(run)), ("attack", _attack(run.truth))]
+    rows = [("data", _data(run)), ("attack", _attack(run))]
     if run.model is not None:
         network, made_by = run.model["network"], run.model["made_by"]
         rows.append(("network", _inline({"name": network["name"], **network["arguments"]})))
@@ -60,6 +61,12 @@ def models(page: Page, run: Run) -> None:
         columns |= {"ACC without target": "acc_without_target", "ASR": "asr", "RA": "ra"}
     rows = [[name, *(_figure(values, key) for key in columns.values())] for name, values in graded.items()]
     page.table(Table(["model", *columns], rows))
+    for name, values in graded.items():
+        if "collapsed_to" in values:
+            fallen = run.class_name(int(values["collapsed_to"]))
+            page.text(
+                f"{name}: every clean test image gets class {fallen}. The model has collapsed; its figures say nothing else."
+            )
     if run.truth is None:
         page.text("ACC is accuracy on the test split. Nothing is known about an attack, so there is no ASR.")
         return
@@ -101,21 +108,16 @@ def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return graded
 
 
-def _attack(truth: Truth | None) -> str:
+def _attack(run: Run) -> str:
     """Attack, goals and counts in words."""
+    truth = run.truth
     if truth is None:
         return "unknown: data of unknown origin"
     # One goal per trigger; of several, each names its attack and its own settings.
     several = len(truth.parts) > 1
     goals = []
     for part in truth.parts:
-        policy = part.policy
-        goal = {
-            "all2one": f"target class {policy.target}",
-            "all2all": f"class y to y + {policy.shift}",
-            "clean_label": f"clean label, target class {policy.target}",
-            "source_specific": f"classes {policy.sources} to target class {policy.target}",
-        }[policy.label_policy]
+        goal = _goal(run, part.policy)
         settings = f"{part.attack} {_inline(part.arguments)}".strip()
         goals.append(f"{settings}: {goal}" if several else f"{settings}; {goal}")
     poisoned, covers, total = int(truth.mask.sum()), int(truth.cover.sum()), len(truth.mask)
@@ -123,6 +125,20 @@ def _attack(truth: Truth | None) -> str:
     counts += f", {covers} cover samples ({covers / total:.2%})" if covers else ""
     counts += " in one draw: triggers are stamped in training" if truth.in_training else ""
     return "; ".join([*([truth.attack] if several else []), *goals, counts])
+
+
+def _goal(run: Run, policy: Policy) -> str:
+    """What a policy wants of which classes, by number and name."""
+    target, sources = f"target class {run.class_name(policy.target)}", map(run.class_name, policy.sources)
+    goal = {
+        "all2one": target,
+        "all2all": f"class y to y + {policy.shift}",
+        "clean_label": f"clean label, {target}",
+        "source_specific": f"classes {', '.join(sources)} to {target}",
+    }[policy.label_policy]
+    if policy.cover_classes is None or not policy.cover_ratio:
+        return goal
+    return f"{goal}, covers of classes {', '.join(map(run.class_name, policy.cover_classes))}"
 
 
 def _data(run: Run) -> str:
@@ -171,7 +187,7 @@ def _remark(run: Run, method: str, auroc: float, share: float, label: int) -> st
     if assumption is None or share < assumption.least_share:
         return ""
     end = "so it fails" if auroc < 0.9 else "the edge of what it can take"
-    return f"{assumption.text}; here poison is {share:.0%} of class {run.data.classes[label]}, {end}"
+    return f"{assumption.text}; here poison is {share:.0%} of class {run.class_name(label)}, {end}"
 
 
 def _figure(values: Mapping[str, Any], key: str) -> str:
