@@ -36,6 +36,7 @@ from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.reporting import inputs
+from unpoison.reporting.metrics import read_metrics
 from unpoison.reporting.pictures import suspects_csv
 from unpoison.reporting.run import ReportSettings, Run
 from unpoison.reporting.sections import report
@@ -106,7 +107,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
             found["scores"][folder.name] = load_scores(folder)
             inputs.check_scores(folder, found["scores"][folder.name], data)
     if is_made_from(GRADED.parent, GRADED.name, **present):
-        found["metrics"] = inputs.read_metrics(METRICS, len(data.classes), attacked=attacked)
+        found["metrics"] = read_metrics(METRICS, len(data.classes), attacked=attacked)
         found["roc"] = inputs.read_roc(CURVES / "roc.csv")
     return found
 

@@ -115,8 +115,8 @@ def terminal(text: str) -> str:
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
-def say(text: str, *, file: TextIO | None = None) -> None:
+def say(text: str, *, end: str = "\n", file: TextIO | None = None) -> None:
     """Print lines of foreign text, on a terminal of any encoding: what it cannot show stands in escapes."""
     stream = sys.stdout if file is None else file
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(terminal(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    print(terminal(text).encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)

@@ -21,114 +21,7 @@ from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..poisoning.policy import check_classes
 from ..poisoning.truth import Truth
-
-SHARES = frozenset(
-    (
-        "acc",
-        "acc_without_target",
-        "asr",
-        "ra",
-        "auroc",
-        "ap",
-        "tpr_at_1fpr",
-        "tpr_at_5fpr",
-        "poisoned",
-        "cover",
-        "changed",
-    )
-)
-"""Figures that are fractions in [0, 1]."""
-DEEPEST = 8
-
-
-def read_metrics(path: Path, classes: int, *, attacked: bool) -> dict[str, Any]:
-    """The metrics that `evaluate` wrote, with all that the report shows of them.
-
-    Args:
-        path: place of the file.
-        classes: number of classes.
-        attacked: whether the attack is known, and so stands in them.
-
-    Raises:
-        UserError: a figure that is absent, no number, not finite or out of its range.
-    """
-    metrics = read_json(path)
-    with file_of(path):
-        check_figures(metrics)
-        check_models(metrics, classes)
-        if attacked:
-            attack = block_at(metrics, "attack")
-            figure_at(attack, "tested", "attack")
-            for name in block_at(attack, "trigger", "attack"):
-                block_at(attack["trigger"], name, "attack.trigger")
-        for name in block_at(metrics, "detection") if "detection" in metrics else ():
-            values = block_at(metrics["detection"], name, "detection")
-            for key in ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr"):
-                figure_at(values, key, f"detection.{name}")
-    return metrics
-
-
-def check_figures(values: Any, where: str = "", depth: int = 0) -> None:
-    """Raises ParameterError where nested blocks hold anything but finite numbers, or a share that is none."""
-    if isinstance(values, Mapping):
-        if depth > DEEPEST:
-            raise ParameterError(f"{where}: blocks in blocks found, allowed: {DEEPEST} levels")
-        for key, value in values.items():
-            check_figures(value, f"{where}.{key}" if where else key, depth + 1)
-        return
-    names = where.split(".")
-    share = names[-1] in SHARES or "asr_of" in names
-    # A whole number may be too long for a float; a flag is a whole number for Python.
-    if isinstance(values, bool) or not isinstance(values, int | float) or not abs(values) < 1e15:
-        raise ParameterError(f"{where}: {_short(values)} found, allowed: a finite number")
-    if share and not 0 <= values <= 1:
-        raise ParameterError(f"{where}: {values!r} found, allowed: a fraction from 0 to 1")
-
-
-def check_models(metrics: Mapping[str, Any], classes: int) -> None:
-    """Raises ParameterError where a graded model has no accuracy, or a collapse leads to no class."""
-    block_at(metrics, "backdoored")
-    models = {name: block_at(metrics, name) for name in ("backdoored", "student") if name in metrics}
-    for family in ("purified", "robust"):
-        for name in block_at(metrics, family) if family in metrics else ():
-            models[f"{family}.{name}"] = block_at(metrics[family], name, family)
-    for where, values in models.items():
-        figure_at(values, "acc", where)
-        for key in ("acc_without_target", "asr", "ra", "collapsed_to"):
-            if key in values:
-                figure_at(values, key, where)
-        if "asr_of" in values:
-            block_at(values, "asr_of", where)
-        if (fallen := values.get("collapsed_to")) is not None and fallen not in range(classes):
-            raise ParameterError(f"{where}.collapsed_to: {fallen!r} found, allowed: a class, 0 to {classes - 1}")
-
-
-def block_at(values: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
-    """The block of keys at `key`."""
-    value = values.get(key)
-    if not isinstance(value, Mapping):
-        raise ParameterError(
-            f"{where}{'.' if where else ''}{key}: {_found(values, key)} found, allowed: a block of keys"
-        )
-    return value
-
-
-def figure_at(values: Mapping[str, Any], key: str, where: str) -> float:
-    """The figure at `key`."""
-    if isinstance(values.get(key), bool) or not isinstance(values.get(key), int | float):
-        raise ParameterError(f"{where}.{key}: {_found(values, key)} found, allowed: a number")
-    return float(values[key])
-
-
-def _found(values: Mapping[str, Any], key: str) -> str:
-    return _short(values[key]) if key in values else "nothing"
-
-
-def _short(value: Any) -> str:
-    """A value for a message. A whole number may be too long to be written."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**15:
-        return "a huge number"
-    return f"a {type(value).__name__}" if isinstance(value, list | Mapping) else repr(value)[:80]
+from .metrics import block_at, figure_at, found_at
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -137,13 +30,13 @@ def read_description(path: Path) -> dict[str, Any]:
     with file_of(path):
         network, made_by = block_at(about, "network"), block_at(about, "made_by")
         if not isinstance(network.get("name"), str):
-            raise ParameterError(f"network.name: {_found(network, 'name')} found, allowed: a text")
+            raise ParameterError(f"network.name: {found_at(network, 'name')} found, allowed: a text")
         block_at(network, "arguments", "network")
         if "recipe" in made_by:
             block_at(made_by, "recipe", "made_by")
         for key in ("seed", "machine"):
             if not isinstance(made_by.get(key), str | int):
-                raise ParameterError(f"made_by.{key}: {_found(made_by, key)} found, allowed: a text or a number")
+                raise ParameterError(f"made_by.{key}: {found_at(made_by, key)} found, allowed: a text or a number")
     return about
 
 
@@ -152,7 +45,7 @@ def check_about(path: Path, about: Mapping[str, Any]) -> None:
     with file_of(path):
         for key in ("name", "source"):
             if not isinstance(about.get(key), str):
-                raise ParameterError(f"{key}: {_found(about, key)} found, allowed: a text")
+                raise ParameterError(f"{key}: {found_at(about, key)} found, allowed: a text")
         for key in block_at(about, "counts"):
             figure_at(about["counts"], key, "counts")
 

@@ -62,10 +62,10 @@ def models(page: Page, run: Run) -> None:
     rows = [[name, *(_figure(values, key) for key in columns.values())] for name, values in graded.items()]
     page.table(Table(["model", *columns], rows))
     for name, values in graded.items():
-        if "collapsed_to" in values:
-            fallen = run.class_name(int(values["collapsed_to"]))
+        if fallen := values.get("collapsed"):
             page.text(
-                f"{name}: every clean test image gets class {fallen}. The model has collapsed; its figures say nothing else."
+                f"{name} has collapsed: {fallen['share']:.1%} of the clean test images get class "
+                f"{run.class_name(int(fallen['class']))}. ASR and RA say nothing of such a model."
             )
     if run.truth is None:
         page.text("ACC is accuracy on the test split. Nothing is known about an attack, so there is no ASR.")
