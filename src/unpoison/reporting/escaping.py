@@ -54,7 +54,10 @@ def markdown(text: str) -> str:
 
 def paragraph(text: str) -> str:
     """A paragraph of Markdown, which no character at its start turns into a heading, a list or a rule."""
-    line = markdown(" ".join(text.split()))
+    return _no_block(markdown(" ".join(text.split())))
+
+
+def _no_block(line: str) -> str:
     start = _BLOCK.match(line)
     if start is None:
         return line
@@ -67,7 +70,7 @@ def prose(text: str) -> str:
     """Inline Markdown of sentences written for a page: `code` in backticks stays code, all else is literal."""
     # The odd pieces are code. Within it no backslash counts, except that in front of the bar that would end a cell.
     pieces = re.split(r"(`[^`]+`)", " ".join(text.split()))
-    return "".join(code(piece[1:-1]) if number % 2 else markdown(piece) for number, piece in enumerate(pieces))
+    return _no_block("".join(code(piece[1:-1]) if n % 2 else markdown(piece) for n, piece in enumerate(pieces)))
 
 
 def code(text: str) -> str:

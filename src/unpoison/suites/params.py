@@ -10,8 +10,8 @@ from typing import Any
 
 from ..core.errors import UserError
 from .git import git
-from .reading import read_yaml
 from .suite import Overrides, Suite
+from .yaml_file import read_yaml
 
 PARAMS, FOLDER = "params.yaml", "params"
 Params = Mapping[str, Any]

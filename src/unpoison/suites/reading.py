@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from ..core.errors import ParameterError, UserError, file_of, keys_of
 from ..core.hyperparameters import Fraction, check
 from .suite import METRICS, Column, Experiment, Method, MetricName, Overrides, Published, Scale, Suite
+from .yaml_file import read_yaml
 
-NAME = re.compile(r"[a-z][a-z0-9_]*")
-VALUE = re.compile(r"-?[a-z0-9][a-z0-9_.+-]*")
-NAMES_ALLOWED = "allowed: small letters, digits and _"
+# Names become those of files and of Git references, which have no `..` and may not be long.
+NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
+VALUE = re.compile(r"-?[a-z0-9](?!.*\.\.)[a-z0-9_.+-]{0,59}")
+KEY = re.compile(r"([\w./-]+:)?[\w-]+(\.[\w-]+)*")
+FORM = re.compile(r"\+?,?(\.\d{1,2})?[efg%]")
+LARGEST_SEED, MOST = 2**32 - 1, 1e300
+NAMES_ALLOWED = "allowed: small letters, digits and _, up to 60"
 Schema = TypeVar("Schema")
 Block = dict[str, Any]
 
@@ -64,17 +66,6 @@ def read_suite(name: str, folder: Path) -> Suite:
         return _suite(name, values)
 
 
-def read_yaml(text: str | bytes, shown: str) -> Block:
-    """A YAML 1.2 text of keys, as DVC reads it; `shown` is the file's name for messages."""
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{shown}: not readable as YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{shown}: a {type(values).__name__} found, allowed: a block of keys")
-    return values
-
-
 def _suite(name: str, values: Block) -> Suite:
     keys = _checked(values, Keys)
     for key in ("title", "sources", "protocol", "methods", "experiments", "scales"):
@@ -82,6 +73,9 @@ def _suite(name: str, values: Block) -> Suite:
             raise ParameterError(f"{key}: {getattr(keys, key)!r} given, allowed: at least one")
     _check_overrides(keys.set, "set")
     _check_varied(keys.vary, "vary", list(keys.vary)[:1])
+    for heading in keys.columns:
+        if not isinstance(heading, str):
+            raise ParameterError(f"columns: {heading!r} given as a heading, allowed: a text")
     methods = _named(keys.methods, "methods", Method)
     experiments: dict[str, Experiment] = {}
     for key, block in _names(keys.experiments, "experiments"):
@@ -185,31 +179,40 @@ def _check_scale(
     _check_overrides(scale.set, f"{where}.set")
     names = dict.fromkeys(name for key, experiment in experiments.items() for name in (experiment.name, key))
     _check_known(scale.reasons, f"{where}.reasons", [f"{name}.{method}" for name in names for method in methods])
-    if not scale.seeds or len(set(scale.seeds)) < len(scale.seeds):
-        raise ParameterError(f"{where}.seeds: {scale.seeds!r} given, allowed: whole numbers, each once")
+    if not scale.seeds or len(set(scale.seeds)) < len(scale.seeds) or max(scale.seeds) > LARGEST_SEED:
+        raise ParameterError(
+            f"{where}.seeds: {scale.seeds!r} given, allowed: whole numbers to {LARGEST_SEED}, each once"
+        )
 
 
 def _column(block: Any, where: str) -> Column:
     column = _checked(block, Column, where)
-    try:
-        format(0.5, column.form)
-    except ValueError:
-        raise ParameterError(f"{where}.form: {column.form!r} given, allowed: as Python's, .3f or .1%") from None
+    # Without a width: one of a thousand million would fill the memory.
+    if not FORM.fullmatch(column.form):
+        raise ParameterError(f"{where}.form: {column.form!r} given, allowed: as Python's, .3f or .1%")
     return column
 
 
 def _check_overrides(values: Overrides, where: str) -> None:
     """Keys to plain values; the seed and the place of the data are not a suite's to say."""
     for key, value in values.items():
+        if not isinstance(key, str) or not KEY.fullmatch(key):
+            raise ParameterError(f"{where}: {key!r} given, allowed: SECTION.KEY or FILE:SECTION.KEY")
         if key in ("seed", "data.path"):
             raise ParameterError(
                 f"{where}.{key}: {value!r} given, allowed: `seeds` of a scale, DATA on the command line"
             )
-        flat = value if isinstance(value, list) else [value]
-        if not all(item is None or isinstance(item, str | int | float) for item in flat):
+        if not all(map(_is_plain, value if isinstance(value, list) else [value])):
             raise ParameterError(
-                f"{where}.{key}: {value!r} given, allowed: a text, a number, true, false, null or a list"
+                f"{where}.{key}: {value!r} given, allowed: a line of text, a number, true, false, null or a list"
             )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can go through a command line into a parameter: NaN and endless numbers mean nothing there."""
+    if isinstance(value, str):
+        return value.isprintable()
+    return value is None or (isinstance(value, int | float) and abs(value) <= MOST)
 
 
 def _named(blocks: Block, where: str, schema: Callable[..., Schema]) -> dict[str, Schema]:

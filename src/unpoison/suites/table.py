@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..reporting.escaping import code, prose, spreadsheet
+from ..reporting.escaping import markdown as literal
 from ..reporting.page import Table
 from .git import Repository
 from .reading import read_suite
@@ -137,10 +140,10 @@ def markdown(suite: Suite, runs: Sequence[Run]) -> str:
     tolerances = ", ".join(f"{metric.upper()} {value}" for metric, value in suite.tolerances.items())
     experiments = {experiment.name: experiment for experiment in reversed(suite.experiments.values())}
     parts = [
-        f"# {suite.title}",
-        "\n".join(f"- Source `{key}`: {text}" for key, text in suite.sources.items()),
+        f"# {prose(suite.title)}",
+        "\n".join(f"- Source {code(key)}: {prose(text)}" for key, text in suite.sources.items()),
         "## What differs from the published protocol",
-        "\n".join(f"- {text}" for text in suite.protocol),
+        "\n".join(f"- {prose(text)}" for text in suite.protocol),
         "## Experiments",
         "\n".join(_settings(name, suite, experiments[name]) for name in reversed(experiments)),
     ]
@@ -157,18 +160,18 @@ def markdown(suite: Suite, runs: Sequence[Run]) -> str:
     )
     if len(valid) < len(runs):
         parts.append(f"Recorded runs of other settings than the suite has now, not counted: {len(runs) - len(valid)}.")
-    return "\n\n".join([*parts, _table(suite, lines(suite, runs)).markdown()]) + "\n"
+    return "\n\n".join([*parts, _table(suite, lines(suite, runs)).markdown(str)]) + "\n"
 
 
 def _settings(name: str, suite: Suite, experiment: Experiment) -> str:
     """An experiment's overrides, with all values of what varies."""
     fixed = {key: value for key, value in experiment.set.items() if key != suite.vary}
     values = ", ".join(other.value for other in suite.experiments.values() if other.name == name)
-    return f"- {name}: {_inline(fixed)}" + (f"; `{suite.vary}` {values}" if suite.vary else "")
+    return f"- {name}: {_inline(fixed)}" + (f"; {code(suite.vary)} {literal(values)}" if suite.vary else "")
 
 
 def _inline(block: Overrides) -> str:
-    return ", ".join(f"`{key}={json.dumps(value)}`".replace('"', "") for key, value in block.items())
+    return ", ".join(code(f"{key}={json.dumps(value)}".replace('"', "")) for key, value in block.items())
 
 
 def _about(suite: Suite, scale: str, runs: Sequence[Run]) -> list[str]:
@@ -176,40 +179,40 @@ def _about(suite: Suite, scale: str, runs: Sequence[Run]) -> list[str]:
     about = suite.scales[scale]
     wanted = len(suite.experiments) * len(about.seeds)
     folders = {run.data.removeprefix("folder ") for run in runs if run.data.startswith("folder ")}
-    commands = [suite.command(scale), *(f"{suite.command(scale)} DATA={name}" for name in sorted(folders))]
-    facts = [f"- {about.label}; seeds {', '.join(map(str, about.seeds))}"]
-    facts.append("- " + "; ".join(f"`{command}`" for command in (commands[1:] or commands)))
+    commands = [suite.command(scale), *(f"{suite.command(scale)} DATA={shlex.quote(name)}" for name in sorted(folders))]
+    facts = [f"- {prose(about.label)}; seeds {', '.join(map(str, about.seeds))}"]
+    facts.append("- " + "; ".join(map(code, commands[1:] or commands)))
     facts.append(f"- every run: {_inline({**suite.set, **about.set})}")
     if not runs:
-        return [*facts, f"- not run; estimate for all {wanted} runs: {about.cost}"]
+        return [*facts, f"- not run; estimate for all {wanted} runs: {prose(about.cost)}"]
     for name, key in {"data": "data", "hardware": "device", "torch": "torch", "commit of the code": "commit"}.items():
         values = sorted({getattr(run, key) for run in runs})
-        facts.append(f"- {name}: " + "; ".join(value or "not recorded" for value in values))
+        facts.append(f"- {name}: " + "; ".join(literal(value) or "not recorded" for value in values))
     minutes = [run.seconds / 60 for run in runs if run.seconds is not None]
     wall = f": {min(minutes):.1f} to {max(minutes):.1f} min each, {sum(minutes):.1f} min in all" if minutes else ""
     return [*facts, f"- {len(runs)} of {wanted} runs{wall}; a stage that came from the cache took no time"]
 
 
 def _table(suite: Suite, rows: Sequence[Line]) -> Table:
-    varied = [suite.vary.rpartition(".")[2]] if suite.vary else []
+    varied = [literal(suite.vary.rpartition(".")[2])] if suite.vary else []
     header = ["scale", "attack", *varied, "method", "published ACC / ASR / RA", "source", "ours ACC / ASR / RA"]
-    header += [*suite.columns, "n", "difference", "verdict", "why"]
+    header += [*map(literal, suite.columns), "n", "difference", "verdict", "why"]
     body = []
     for line in rows:
         ours = {m: f"{v:.3f}" + (f" ± {line.std[m]:.3f}" if m in line.std else "") for m, v in line.mean.items()}
         cells = (
-            f"{line.scale} scale: {line.label}" + (f"; {line.data}" if line.data else ""),
-            line.experiment,
-            *([line.value] if varied else []),
-            line.method,
+            f"{line.scale} scale: {prose(line.label)}" + (f"; {literal(line.data)}" if line.data else ""),
+            literal(line.experiment),
+            *([literal(line.value)] if varied else []),
+            literal(line.method),
             _triple({metric: f"{value:.3f}" for metric, value in line.published.items()}),
-            line.source,
+            literal(line.source),
             _triple(ours),
             *(_column(*line.columns[heading], column.form) for heading, column in suite.columns.items()),
             str(line.runs) if line.runs == line.wanted else f"{line.runs} of {line.wanted}",
             _triple({metric: f"{value:+.3f}" for metric, value in line.difference.items()}),
             line.verdict,
-            line.why,
+            prose(line.why),
         )
         body.append(cells)
     text = {"attack", "method", "source", "verdict", "why"}
@@ -230,10 +233,10 @@ def table_csv(suite: Suite, runs: Iterable[Run]) -> str:
     further = [f"{kind}_{column.metric}" for column in suite.columns.values() for kind in ("mean", "std")]
     header = [*LINE_KEYS, *(f"{kind}_{metric}" for kind, metric in columns), *further, "verdict", "why"]
     body = [
-        [*(getattr(line, key) for key in LINE_KEYS)]
+        [*(spreadsheet(str(getattr(line, key))) for key in LINE_KEYS)]
         + [cell(getattr(line, kind).get(metric)) for kind, metric in columns]
         + [cell(value) for heading in suite.columns for value in line.columns[heading]]
-        + [line.verdict, line.why]
+        + [line.verdict, spreadsheet(line.why)]
         for line in lines(suite, runs)
     ]
     return csv_text([header, *body])
