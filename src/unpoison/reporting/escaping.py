@@ -15,7 +15,7 @@ from functools import cache
 from typing import TextIO
 
 # Joiners belong to the spelling of words and emoji, wide spaces to that of Chinese and Japanese.
-_JOINERS = "\u200c\u200d"
+JOINERS = "\u200c\u200d"
 # Emphasis, code, HTML, cells, strike-through and mathematics begin with one of these anywhere; an underscore between
 # letters, a bracket without a target behind it and an ampersand that names no character begin nothing.
 _MARKDOWN = re.compile(
@@ -44,12 +44,12 @@ def _escape(character: str) -> str:
 
 def html(text: str) -> str:
     """Text of an element, or an attribute in quotes."""
-    return html_.escape(visible(text, keep=_JOINERS))
+    return html_.escape(visible(text, keep=JOINERS))
 
 
 def markdown(text: str) -> str:
     """Inline text, also of a table's cell, that renders as it is written."""
-    return _MARKDOWN.sub(r"\\\g<0>", visible(text, keep=_JOINERS))
+    return _MARKDOWN.sub(r"\\\g<0>", visible(text, keep=JOINERS))
 
 
 def paragraph(text: str) -> str:
@@ -75,7 +75,7 @@ def prose(text: str) -> str:
 
 def code(text: str) -> str:
     """Code in Markdown; a backtick in it, which would end it, is shown as the quote it looks like."""
-    shown = visible(text, keep=_JOINERS).replace("`", "'")
+    shown = visible(text, keep=JOINERS).replace("`", "'")
     return "`" + shown.replace("|", "\\|") + "`"
 
 
@@ -84,7 +84,7 @@ def spreadsheet(text: str) -> str:
 
     To get the text back, take one `'` from the front of a cell that begins with it. Numbers stay as they are.
     """
-    shown = visible(text, keep=_JOINERS)
+    shown = visible(text, keep=JOINERS)
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) and not _is_number(shown) else shown
 
 

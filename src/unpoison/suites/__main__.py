@@ -1,4 +1,4 @@
-"""Run a published table, print it, or draw its triggers: `python -m unpoison.suites run NAME --scale small`."""
+"""Run a published table, print it, mend its record, or draw its triggers: `python -m unpoison.suites run NAME`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from ..core.errors import UserError
+from ..reporting.escaping import say
 from .git import Repository
+from .reading import path_of
+from .record import repair
 from .run import run
 from .table import write_table
 
@@ -20,14 +23,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.command == "run":
             run(repository, given.name, given.scale, given.data, fresh=given.fresh)
         elif given.command == "table":
-            print(write_table(repository, given.name), end="")
+            say(write_table(repository, given.name), end="")
+        elif given.command == "repair":
+            path_of(given.name, repository.suites)
+            record = repository.report(f"{given.name}.runs.csv")
+            with repository.locked():
+                line = repair(record)
+            say(f"{record.relative_to(repository.root)}: {f'taken away: {line}' if line else 'no line is cut off'}")
         else:
             from .sheet import sheet  # torch and matplotlib, which the other commands do without
 
             path = sheet(repository, given.name, given.scale, given.data, only=given.experiments, images=given.images)
-            print(f"wrote {path.relative_to(repository.root)}")
+            say(f"wrote {path.relative_to(repository.root)}")
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        # A full or read-only disk, say; what is half-written goes with its temporary name.
+        sys.exit(f"error: {UserError(f'{error.filename or given.name}: {error.strerror or error}')}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command goes on where it stopped")
 
@@ -37,8 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="make the runs that do not exist yet")
     table = commands.add_parser("table", help="print and write the table")
+    mender = commands.add_parser("repair", help="take a last line that is cut off out of the record of runs")
     drawer = commands.add_parser("sheet", help="draw every trigger on the same images")
-    for command in (runner, table, drawer):
+    for command in (runner, table, mender, drawer):
         command.add_argument("name", help="suites/NAME.yaml")
     for command in (runner, drawer):
         command.add_argument("--scale", help="one of the suite's, the first if not given")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..core.errors import UserError
-from .git import Repository, git
+from .git import Repository, git, surroundings
 from .params import override, scenario_at, value_at
 from .record import Run, figures_of
 from .suite import Overrides, Row
@@ -47,10 +47,21 @@ def experiments(folder: Path) -> dict[str, list[Known]]:
     named: dict[str, list[Known]] = {}
     for reference, commit, body in zip(listed[0::3], listed[1::3], listed[2::3], strict=False):
         if match := REFERENCE.fullmatch(reference.strip()):
-            made = json.loads(body) if body.startswith("{") else {}
+            made = _made(body)
             known = Known(reference.strip(), commit, match[1].replace("/", ""), made)
             named.setdefault(match[2], []).append(known)
     return named
+
+
+def _made(body: str) -> dict[str, Any]:
+    """What `make` said of an experiment in its commit message; nothing where the message is not one of `make`."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    texts = isinstance(said, dict) and all(isinstance(said.get(key), str) for key in ("settings", "device", "torch"))
+    seconds = said.get("seconds") if texts else None
+    return said if isinstance(seconds, int | float) and 0 <= seconds < 1e9 else {}
 
 
 def is_run(known: Known, folder: Path, settings: str, data: tuple[str, str]) -> bool:
@@ -70,6 +81,10 @@ def data_of(folder: Path, known: Known) -> tuple[str, str]:
 def read_run(folder: Path, row: Row, known: Known) -> Run:
     """The record of an experiment that `make` made."""
     (data, path), made = data_of(folder, known), known.made
+    try:
+        metrics = figures_of(json.loads(git(folder, "show", f"{known.commit}:{METRICS}")))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"experiment {row.experiment}, seed {row.seed}: {METRICS}: {error}") from None
     return Run(
         scale=row.scale,
         experiment=row.experiment,
@@ -80,7 +95,7 @@ def read_run(folder: Path, row: Row, known: Known) -> Run:
         device=made["device"],
         torch=made["torch"],
         seconds=made["seconds"],
-        metrics=figures_of(json.loads(git(folder, "show", f"{known.commit}:{METRICS}"))),
+        metrics=metrics,
     )
 
 
@@ -98,7 +113,9 @@ def fresh_clone(root: Path, commit: str, folder: Path, settings: bytes | None = 
     git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))
     git(folder, "checkout", "--quiet", "--detach", commit)
     for key, otherwise in (("user.name", "suite"), ("user.email", "suite@localhost")):
-        known = subprocess.run(["git", "config", key], cwd=root, capture_output=True, text=True).stdout.strip()
+        known = subprocess.run(
+            ["git", "config", key], cwd=root, env=surroundings(), capture_output=True, text=True
+        ).stdout.strip()
         git(folder, "config", key, known or otherwise)
     local = Path(".dvc", "config.local")
     if settings is not None:
@@ -114,7 +131,7 @@ def fresh_clone(root: Path, commit: str, folder: Path, settings: bytes | None = 
 
 
 def _dvc(folder: Path, *command: str) -> str:
-    done = subprocess.run([*DVC, *command], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*DVC, *command], cwd=folder, env=surroundings(), capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"dvc {' '.join(command)}: {done.stderr.strip()}")
     return done.stdout.strip()
@@ -123,7 +140,7 @@ def _dvc(folder: Path, *command: str) -> str:
 def environment(clone: Path, scratch: Path) -> dict[str, str]:
     """For programs run in the clone: its own library, this Python, and work that survives the clone."""
     return {
-        **os.environ,
+        **surroundings(),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join([str(clone / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "UNPOISON_SCRATCH": str(scratch),
@@ -156,8 +173,7 @@ def make(
     start, root, clone = time.monotonic(), repository.root, repository.clone
     settings = [part for key, value in overrides.items() for part in ("-S", override(key, value))]
     command = [*DVC, "exp", "run", "-n", name, *(["--force"] if force else []), *settings]
-    surroundings = environment(clone, repository.scratch)
-    done = subprocess.run(command, cwd=clone, env=surroundings, pass_fds=[lock.fileno()])
+    done = subprocess.run(command, cwd=clone, env=environment(clone, repository.scratch), pass_fds=[lock.fileno()])
     if done.returncode:
         raise UserError(f"`dvc exp run` ended with exit status {done.returncode}; its messages are above")
     seconds = round(time.monotonic() - start, 1)

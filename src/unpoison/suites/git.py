@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,16 +14,44 @@ from typing import TextIO
 
 from ..core.errors import UserError
 
+OF_A_REPOSITORY = frozenset(
+    (
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_COMMON_DIR",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_NAMESPACE",
+        "GIT_PREFIX",
+    )
+)
 PATIENCE = 5.0
 """Seconds that `make suite` waits for another one that is just ending."""
 
 
 def git(folder: Path, *command: str) -> str:
-    """What git prints, run in `folder`. Raises UserError with git's own words where it fails."""
-    done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True)
+    """What git prints, run in `folder`.
+
+    Raises:
+        UserError: git's own words where it fails; or there is no git, or what it prints is not UTF-8.
+    """
+    shown = f"git {' '.join(command)}"
+    try:
+        done = subprocess.run(["git", *command], cwd=folder, env=surroundings(), capture_output=True)
+    except FileNotFoundError:
+        raise UserError(f"{shown}: no program `git` found, or no folder {folder}; install git") from None
     if done.returncode:
-        raise UserError(f"git {' '.join(command)}: {done.stderr.strip() or f'exit status {done.returncode}'}")
-    return done.stdout.strip()
+        words = done.stderr.decode("utf-8", "backslashreplace").strip()
+        raise UserError(f"{shown}: {words or f'exit status {done.returncode}'}")
+    try:
+        return done.stdout.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown}: what it prints is not UTF-8 from byte {error.start} on") from None
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of a program that works in a folder's repository: in a hook, Git's variables name another one."""
+    return {key: value for key, value in os.environ.items() if key not in OF_A_REPOSITORY}
 
 
 @dataclass(frozen=True)

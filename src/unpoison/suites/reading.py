@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ..core.errors import ParameterError, UserError, file_of, keys_of
 from ..core.hyperparameters import Fraction, check
 from .suite import METRICS, Column, Experiment, Method, MetricName, Overrides, Published, Scale, Suite
-from .yaml_file import read_yaml
+from .yaml_file import LARGEST, read_yaml
 
 # Names become those of files and of Git references, which have no `..` and may not be long.
 NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
@@ -55,15 +55,26 @@ def read_suite(name: str, folder: Path) -> Suite:
     Raises:
         UserError: no suite of that name, or the first thing in its file that is wrong, as `FILE: KEY: what is allowed`.
     """
+    path = path_of(name, folder)
+    shown = f"{folder.name}/{name}.yaml"
+    # A link may lead anywhere, and a file without an end is read for ever.
+    if not path.is_file() or path.resolve().parent != folder.resolve():
+        raise UserError(f"{shown}: not a file of this folder, allowed: a suite")
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{shown}: {path.stat().st_size} bytes found, allowed: up to {LARGEST}")
+    values = read_yaml(path.read_bytes(), shown)
+    with file_of(shown):
+        return _suite(name, values)
+
+
+def path_of(name: str, folder: Path) -> Path:
+    """The file of a suite. Raises UserError where there is none of that name."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
         raise UserError(f"SUITE: {name!r} given, allowed: {', '.join(names)}")
-    shown = f"{folder.name}/{name}.yaml"
     if not NAME.fullmatch(name):
-        raise UserError(f"{shown}: {name!r} given as a name, {NAMES_ALLOWED}")
-    values = read_yaml((folder / f"{name}.yaml").read_bytes(), shown)
-    with file_of(shown):
-        return _suite(name, values)
+        raise UserError(f"{folder.name}/{name}.yaml: {name!r} given as a name, {NAMES_ALLOWED}")
+    return folder / f"{name}.yaml"
 
 
 def _suite(name: str, values: Block) -> Suite:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..core.errors import UserError
+from ..reporting.escaping import say
 from .experiments import Known, environment, experiments, fresh_clone, is_run, make, read_run
 from .git import Repository, git
 from .params import Params, params_at, params_of, value_at
@@ -49,14 +50,14 @@ def run(repository: Repository, name: str, scale: str | None, data: str | None, 
             for row, overrides in wanted.items()
             if fresh or not exists(root, suite, row, overrides, known)
         }
-        print(f"{name}, scale {scale}: {len(todo)} of {len(wanted)} runs to make", flush=True)
+        say(f"{name}, scale {scale}: {len(todo)} of {len(wanted)} runs to make")
         try:
             failed = make_all(repository, suite, todo, params, commit, force=fresh, lock=lock) if todo else []
         finally:
             shutil.rmtree(repository.clone, ignore_errors=True)
     if failed:
         raise UserError(f"suites/{name}.yaml: {len(failed)} of {len(wanted)} runs failed: {', '.join(failed)}")
-    print(f"{name}, scale {scale}: all runs are done; the table: make suite-table SUITE={name}", flush=True)
+    say(f"{name}, scale {scale}: all runs are done; the table: make suite-table SUITE={name}")
 
 
 def chosen(suite: Suite, scale: str | None, data: str | None) -> tuple[str, str | None]:
@@ -113,13 +114,13 @@ def make_all(
         *git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines(),
     ]
     if changed:
-        print(f"note: the runs are of commit {commit[:8]}, without your changes to {', '.join(changed)}", flush=True)
+        say(f"note: the runs are of commit {commit[:8]}, without your changes to {', '.join(changed)}")
     settings = fresh_clone(root, commit, clone)
     hardware = checked(repository, suite, todo, params)
     failed = []
     for number, (row, overrides) in enumerate(todo.items(), 1):
         name = row.name(suite)
-        print(f"\n{name}: run {number} of {len(todo)}", flush=True)
+        say(f"\n{name}: run {number} of {len(todo)}")
         try:
             if number > 1:
                 fresh_clone(root, commit, clone, settings)
@@ -127,10 +128,10 @@ def make_all(
             seconds = make(repository, name, overrides, about, force=force, lock=lock)
         except UserError as error:
             failed.append(name)
-            print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+            say(f"error: {name}: {error}", file=sys.stderr)
             continue
         synchronise(repository, suite)
-        print(f"{name}: done in {seconds:.0f} s", flush=True)
+        say(f"{name}: done in {seconds:.0f} s")
     return failed
 
 
@@ -153,4 +154,7 @@ def checked(repository: Repository, suite: Suite, todo: Mapping[Row, Overrides],
     )
     if done.returncode:
         raise UserError(f"{shown}: {done.stderr.strip().removeprefix('error: ')}")
-    return dict(json.loads(done.stdout))
+    try:
+        return dict(json.loads(done.stdout))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{shown}: stages/check_params.py printed something else than the hardware ({error})") from None

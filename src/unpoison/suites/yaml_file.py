@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from ..core.errors import UserError
-from ..reporting.escaping import visible
+from ..reporting.escaping import JOINERS, visible
 
 LARGEST = 1 << 17
 """Bytes of a file; the largest suite here has a tenth of it."""
@@ -78,7 +78,7 @@ def _check_extent(text: str | bytes) -> None:
 def _check_texts(value: Any) -> None:
     """Raises ValueError for a text, a key among them, with characters that do something instead of being seen."""
     if isinstance(value, str):
-        if visible(value, keep="\n\t\u200c\u200d") != value:
+        if visible(value, keep="\n\t" + JOINERS) != value:
             raise ValueError(f"{value[:80]!r} found, allowed: text without control characters")
     elif isinstance(value, Mapping):
         for key, item in value.items():
