@@ -49,4 +49,5 @@ def metrics_of(truth: Truth, **more: Any) -> dict[str, Any]:
 
 def run_of(**parts: Any) -> Run:
     settings = ReportSettings(**{"samples": 2, "suspects": 3, **parts.pop("settings", {})})
-    return Run(settings=settings, data=DATA, about=ABOUT, sources=[f"{i:02d}.png" for i in range(COUNT)], **parts)
+    rest = {"data": DATA, "about": ABOUT, "sources": [f"{i:02d}.png" for i in range(COUNT)], **parts}
+    return Run(settings=settings, **rest)

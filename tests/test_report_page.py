@@ -13,10 +13,11 @@ from PIL import Image
 from report_runs import COUNT, IMAGES, run_of, scores_of, truth_of
 from unpoison.core.files import write_json
 from unpoison.data.scores import Scores
-from unpoison.reporting import figures
+from unpoison.reporting import figures, pictures
 from unpoison.reporting.costs import costs_table
-from unpoison.reporting.page import Table
+from unpoison.reporting.page import Page, Table
 from unpoison.reporting.pictures import suspects_table
+from unpoison.reporting.run import Run
 from unpoison.reporting.sections import report
 
 
@@ -59,6 +60,32 @@ def test_suspects_are_ranked_by_all_detectors() -> None:
     assert list(suspects_table(run_of()).columns) == ["sample", "label"]
 
 
+def suspects_of(run: Run) -> str:
+    page = Page("a part of it")
+    pictures.suspects(page, run)
+    return page.html()
+
+
+def test_samples_of_one_score_share_their_rank_and_the_page_says_so() -> None:
+    # Ten suspects above thirty of one score, which lie class by class: in a list of twenty they come from all over.
+    values = np.where(np.arange(COUNT) < 10, 9 - np.arange(COUNT), -1).astype(np.float32)
+    run = run_of(scores={"one": Scores(values, 1)}, settings={"suspects": 20})
+    table = suspects_table(run)
+    assert list(table["one_rank"]) == [*range(1, 11), *[25.5] * 30]
+    listed = [int(name[:2]) for name in table["sample"]]
+    assert listed[:10] == list(range(10))
+    assert sorted(listed) == list(range(COUNT))
+    assert 20 < np.mean(listed[10:20]) < 30, "an order by number has the mean 14.5"
+    page = suspects_of(run)
+    assert "one: 30 samples share the score at the cut; which 10 of them are shown was drawn at random." in page
+    # Of the page and of the list the same ones.
+    shown = re.findall(r"<figcaption>(\d\d)\.png label", page)
+    assert [int(name) for name in shown] == listed[:20]
+    for suspects in (10, COUNT):
+        other = run_of(scores={"one": Scores(values, 1)}, settings={"suspects": suspects})
+        assert "share the score" not in suspects_of(other)
+
+
 def test_a_table_in_html_and_markdown() -> None:
     table = Table(("name", "text"), [["a<b", "x|y"]], frozenset({1}))
     assert table.markdown() == "| name | text |\n|---|---|\n| a\\<b | x\\|y |"
@@ -81,3 +108,29 @@ def test_costs_of_the_stages(tmp_path: Path) -> None:
         "| report | 1.5 | 300 |",
         "| all | 41.6 | 1000 |",
     ]
+
+
+def test_damaged_costs_are_left_out_in_a_line_each(tmp_path: Path) -> None:
+    costs(tmp_path, {"train|x": (1.0, 9)})
+    damaged = [
+        "",
+        "[]",
+        "{}",
+        '{"seconds": NaN, "peak_mib": 1}',
+        '{"seconds": "1", "peak_mib": 1}',
+        '{"seconds": -1, "peak_mib": 1}',
+    ]
+    for number, text in enumerate(
+        [*damaged, '{"seconds": true, "peak_mib": 1}', '{"seconds": 1}', '{"seconds": 1e999, "peak_mib": 1}']
+    ):
+        (tmp_path / f"{number}.json").write_text(text)
+    lines = costs_table(tmp_path).splitlines()
+    assert lines[:4] == [
+        "| stage | seconds | peak MiB |",
+        "|---|---:|---:|",
+        r"| train\|x | 1.0 | 9 |",
+        "| all | 1.0 | 9 |",
+    ]
+    assert [line.split(": ")[:2] for line in lines[4:]] == [["left out", str(tmp_path / f"{n}.json")] for n in range(9)]
+    (tmp_path / "train|x.json").unlink()
+    assert costs_table(tmp_path).splitlines() == lines[4:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,26 @@ def test_everything(drawn: list[Figure]) -> None:
     assert lines == {"clean": [1.0, 1.0], "poisoned": [pytest.approx(0.1)] * 2}
 
 
+def test_a_collapse_is_said_with_the_class(drawn: list[Figure]) -> None:
+    truth = truth_of(0)
+    fallen = {"acc": 0.3, "asr": 1.0, "ra": 0.0, "collapsed": {"class": 1.0, "share": 0.995}}
+    page = report(run_of(truth=truth, metrics=metrics_of(truth, purified={"ft": fallen})))
+    said = r"purified: ft has collapsed: 99.5% of the clean test images get class 1 (\<b>dog\</b>)"
+    assert said in page.markdown()
+    assert page.markdown().count("collapsed") == 1
+
+
+def test_epochs_without_a_loss_are_not_drawn(drawn: list[Figure]) -> None:
+    losses = np.ones((3, COUNT), np.float32)
+    losses[1, MASK] = np.nan
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "accuracy": [0.5, 0.6, 0.7]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report(run_of(truth=truth_of(0), curves={"backdoored": curve}, losses=losses))
+    lines = {line.get_label(): line.get_xdata().tolist() for line in axes_of(drawn, "loss").lines}
+    assert lines == {"clean": [1, 2, 3], "poisoned": [1, 3]}
+
+
 def test_poisoned_suspects_are_marked(drawn: list[Figure]) -> None:
     run = run_of(
         truth=truth_of(0), scores={"one": Scores(-np.arange(COUNT, dtype=np.float32), 1)}, settings={"suspects": 5}
@@ -156,7 +177,10 @@ def test_several_triggers(drawn: list[Figure]) -> None:
     sections.models(page, run)
     assert [row[:2] for row in rows(page, "trigger at the test")] == [["0_badnets", "0.600"], ["1_badnets", "–"]]
     [text] = [row[1] for row in rows(page, "") if row[0] == "attack"]
-    assert text == "multi; badnets size 2: target class 0 (cat); badnets size 2: target class 2 (eel); 4 of 40 samples (10.00%)"
+    assert (
+        text
+        == "multi; badnets size 2: target class 0 (cat); badnets size 2: target class 2 (eel); 4 of 40 samples (10.00%)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +188,11 @@ def test_several_triggers(drawn: list[Figure]) -> None:
     [
         ({"label_policy": "all2all", "shift": 2}, "class y to y + 2", "of all classes"),
         ({"label_policy": "clean_label"}, "clean label, target class 0 (cat)", "of other classes than the target"),
-        ({"label_policy": "source_specific", "sources": [1]}, r"classes 1 (\<b>dog\</b>) to target class 0 (cat)", "of the source classes"),
+        (
+            {"label_policy": "source_specific", "sources": [1]},
+            r"classes 1 (\<b>dog\</b>) to target class 0 (cat)",
+            "of the source classes",
+        ),
         (
             {"cover_ratio": 1.0, "cover_classes": [2]},
             "target class 0 (cat), covers of classes 2 (eel)",

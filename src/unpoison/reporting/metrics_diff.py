@@ -32,7 +32,7 @@ def metrics_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], *,
             change = new - old if _is_number(old) and _is_number(new) else None
             # By their words, as NaN differs from itself.
             changed = _shown(old) != _shown(new) if change is None else abs(change) >= smallest
-            shown = "" if not changed else "new" if old is None else "gone" if new is None else ""
+            shown = "" if not changed else "new" if old is None else "gone" if new is None else "changed"
             if changed and change is not None:
                 shown = f"{change:+.4f}"
             rows.append((not changed, path, name, _shown(old), _shown(new), shown))
