@@ -34,6 +34,7 @@ def main() -> list[Path]:
         params,
         make_model,
         recipe_of(params, "distill.train"),
+        recipe_section="distill.train",
         stage="distill_student",
         folder=STUDENT,
         curve=curve,

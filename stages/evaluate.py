@@ -47,7 +47,18 @@ def main() -> list[Path]:
     present["backdoored"] = models.digest_of(BACKDOORED)
 
     def grade(folder: Path) -> dict[str, Any]:
-        return model_metrics(models.load(folder), test, truth, triggered)
+        model = models.load(folder)
+        try:
+            graded = model_metrics(model, test, truth, triggered)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+        if collapsed := graded.get("collapsed"):
+            print(
+                f"evaluate: {folder} predicts {test.classes[collapsed['class']]} for {collapsed['share']:.1%} of the clean "
+                "test images: a collapse, of which ASR and RA say nothing",
+                flush=True,
+            )
+        return graded
 
     metrics: dict[str, Any] = {} if truth is None else {"attack": attack_metrics(truth, triggered)}
     metrics["backdoored"] = grade(BACKDOORED)
@@ -58,6 +69,11 @@ def main() -> list[Path]:
             metrics[family] = {name: grade(folder) for name, folder in folders.items()}
     detectors = {name: SCORES / name for name in methods_of(params, "detect", DETECTORS)}
     scores = {n: load_scores(f) for n, f in detectors.items() if _is_there(f, scores_.DESCRIPTION, **present)}
+    for name, scored in scores.items():
+        if truth is not None and len(scored.values) != len(truth.mask):
+            raise UserError(
+                f"{detectors[name]}: {len(scored.values)} scores, allowed: {len(truth.mask)}, one per sample"
+            )
     graded, curves = detector_metrics(scores, None if truth is None else truth.mask)
     if graded:
         metrics["detection"] = graded

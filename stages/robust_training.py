@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from common import BACKDOORED, BASE, POISONED, VARIATIONS
-from parameters import FAMILIES, Params, own_parameters, seed_of
+from parameters import FAMILIES, PARAMS, Params, own_parameters, seed_of
 from training import write_curve
 from unpoison import models
 from unpoison.compute.device import machine
-from unpoison.core.errors import file_of, keys_of
+from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.robust.robust import Robust
@@ -35,6 +37,7 @@ def train_robustly(
     make_model: Callable[[], models.Classifier],
     recipe: Recipe,
     *,
+    recipe_section: str,
     stage: str,
     folder: Path,
     curve: Path,
@@ -45,12 +48,13 @@ def train_robustly(
         name: the method's.
         make_model: gives the network with fresh weights.
         recipe: of the training.
+        recipe_section: where in params.yaml it comes from, for messages.
         stage: the stage's name, for `model.json`.
         folder, curve: where model and curve go.
     """
     seed, arguments = seed_of(params), own_parameters(params, "robust", name, method.parameters)
     inputs = {given: INPUTS[given]() for given in method.inputs}
-    with file_of(FAMILIES["robust"]), keys_of(name):
+    with _keys(name, method, recipe_section):
         model, history = method.train(make_model, *inputs.values(), recipe, seed=seed, **arguments)
     if world().rank:
         return []
@@ -65,3 +69,14 @@ def train_robustly(
     last = history.epochs[-1]
     print(f"{stage}: loss {last['loss']:.4f}, accuracy on what it was trained on {last['accuracy']:.4f}", flush=True)
     return [folder, curve]
+
+
+@contextmanager
+def _keys(name: str, method: Robust, recipe_section: str) -> Iterator[None]:
+    """Say where the key of a `ParameterError` lies: a method's own in `params/robust.yaml`, the recipe's in `params.yaml`."""
+    try:
+        yield
+    except ParameterError as error:
+        own = str(error).partition(":")[0] in signature(method.parameters).parameters
+        with file_of(FAMILIES["robust"] if own else PARAMS), keys_of(name if own else recipe_section):
+            raise

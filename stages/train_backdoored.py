@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from common import ATTACKER_TRAINING, BACKDOORED, BASE, POISONED, TRAINING, run_stage
-from parameters import load_params, seed_of
+from parameters import PARAMS, load_params, seed_of
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.device import machine
+from unpoison.core.errors import file_of, keys_of
 from unpoison.core.files import new_folder
 from unpoison.core.seeding import derive
 from unpoison.data.store import open_poisoned, open_split
@@ -39,7 +40,8 @@ def main() -> list[Path]:
         data = open_split(BASE, "train")
         poisoning = InTraining(poisoned, seed=seed, classes=len(data.classes))
     model = fresh_model(network, data, seed=derive(seed, "backdoored/weights"))
-    history = fit(model, data, recipe, seed=seed, what="backdoored", poisoning=poisoning)
+    with file_of(PARAMS), keys_of("train"):
+        history = fit(model, data, recipe, seed=seed, what="backdoored", poisoning=poisoning)
     if world().rank:
         return []
     made_by = {"stage": "train_backdoored", "recipe": asdict(recipe), "seed": seed, "machine": machine()}

@@ -12,13 +12,16 @@ from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.files import new_file, sha256_json, write_absent
 from unpoison.data.store import open_split
-from unpoison.variations.prior import PriorRecipe, save_prior, train_prior
+from unpoison.variations.prior import PriorRecipe, check_recipe, save_prior, train_prior
 
 CURVE = TRAINING / "prior.csv"
 
 
 def settings(params: Params) -> PriorRecipe:
-    return PriorRecipe(**checked(params, "prior", PriorRecipe))
+    recipe = PriorRecipe(**checked(params, "prior", PriorRecipe))
+    with file_of(PARAMS), keys_of("prior"):
+        check_recipe(recipe)
+    return recipe
 
 
 def main() -> list[Path]:

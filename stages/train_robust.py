@@ -38,6 +38,7 @@ def main(name: str) -> list[Path]:
         params,
         make_model,
         recipe_of(params, "train"),
+        recipe_section="train",
         stage=f"train_robust@{name}",
         folder=ROBUST / name,
         curve=TRAINING / "robust" / f"{name}.csv",

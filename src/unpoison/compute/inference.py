@@ -15,6 +15,7 @@ from ..data.features import Features, Rows
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from .device import autocast, pick_device, to_float
+from .finite import check_rows
 
 BATCH = 256  # images of 32 px
 
@@ -63,7 +64,7 @@ def batches(
 
 
 def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Tensor:
-    """Logits of all samples, float32 [n, classes], on the CPU."""
+    """Logits of all samples, float32 [n, classes], on the CPU. Raises UserError where one is not finite."""
     # The network itself, not a `frozen` copy, which rounds differently: metrics are those of the network as saved.
     device = pick_device()
     # Outside inference mode: weights that are laid out anew in it could never be trained again.
@@ -72,18 +73,27 @@ def logits_of(model: Classifier, data: ImageSet, *, what: str = "logits") -> Ten
     for _, images in batches(data, BATCH, device=device, what=what):
         with torch.inference_mode(), autocast(device):
             logits.append(model(images).float().cpu())
-    return torch.cat(logits) if logits else torch.empty(0)
+    if not logits:
+        return torch.empty(0)
+    every = torch.cat(logits)
+    check_rows(every, what)
+    return every
 
 
 def passes(model: Classifier, data: ImageSet, *, what: str = "features") -> Iterator[tuple[Rows, Rows]]:
-    """One pass over all samples, batch by batch: logits float32 [b, classes] and penultimate features float32 [b, d]."""
+    """One pass over all samples, batch by batch: logits float32 [b, classes] and penultimate features float32 [b, d].
+
+    Raises:
+        UserError: logits or features that are not finite.
+    """
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    for _, images in batches(data, BATCH, device=device, what=what):
+    for index, images in batches(data, BATCH, device=device, what=what):
         with torch.inference_mode(), autocast(device):
             # Head apart from body: the same logits as `model(images)`, with the features at hand.
             features = model.features(images)
             logits = model.head(features)
+        check_rows(torch.cat([logits, features], 1).float().cpu(), f"{what} of samples {index[0]} to {index[-1]}")
         # Copied: the features of token networks are a view that would keep the tokens of the whole batch in memory.
         yield logits.float().cpu().numpy(), features.float().cpu().numpy().copy()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import models
 from ..compute.device import pick_device
 from ..compute.inference import frozen
+from ..core.errors import file_of
 from ..core.files import sha256_file
 from ..core.seeding import derive, torch_rng
 from ..models import Classifier
@@ -141,9 +142,11 @@ def _network(context: Context, kind: str, settings: dict[str, Any], loss: loop.L
     model = models.build(**about, image_size=context.train.image_size, seed=initial)
 
     def train() -> dict[str, Any]:
-        history = loop.fit(
-            model, context.train, context.recipe, seed=context.seed, what=kind.replace("_", " "), loss=loss
-        )
+        # Not the attack's own parameters, whose place the caller puts in front.
+        with file_of("attack.surrogate.train"):
+            history = loop.fit(
+                model, context.train, context.recipe, seed=context.seed, what=kind.replace("_", " "), loss=loss
+            )
         # Noise made on a network that has learnt nothing is useless, and nothing else would show it.
         print(
             f"{kind}: {history.epochs[-1]['accuracy']:.0%} of what it was trained on right in its last epoch",

@@ -17,7 +17,7 @@ from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Assumption, Scores
 from ..models.classifier import Classifier
-from .detector import Detector
+from .detector import Detector, check_finite
 
 # From a quarter of a class on, poison is no clear minority, and which of the two clusters is the smaller is left to chance.
 ASSUMPTION = Assumption("takes the smaller of two clusters of a class for the poison", least_share=0.25)
@@ -44,10 +44,10 @@ def score(
         seed: seed for k-means and for the samples that distances are measured to.
         components: dimensions kept by PCA; the paper keeps 10, by ICA. 0, the features as they are, is not offered.
 
-    The smaller cluster is the suspect one in the paper (section 4.3). Where half of a class is poison, as all2one at 10 %
-    makes it with ten classes, that rule has nothing to go by. Past `EXACT` samples in a class, mean distances are those
-    to a random part of each cluster: all pairs of 100,000 samples would take hours, and time should grow with the number
-    of samples, not with its square.
+    The smaller cluster is the suspect one in the paper (section 4.3); of two equal ones neither is, and all score 0. Where
+    half of a class is poison, as all2one at 10 % makes it with ten classes, that rule has nothing to go by. Past `EXACT`
+    samples in a class, mean distances are those to a random part of each cluster: all pairs of 100,000 samples would take
+    hours, and time should grow with the number of samples, not with its square.
     """
     # Here and not above: every detector's stage imports the table of detectors, and scikit-learn takes two seconds.
     from sklearn.cluster import KMeans
@@ -56,10 +56,14 @@ def score(
     values = np.zeros(len(data), np.float32)
     for label in np.unique(data.labels):
         members = np.flatnonzero(data.labels == label)
+        rows = features.penultimate[members]
+        check_finite("ac", rows, f"features (label {data.classes[label]})")
         if len(members) < 3:
             continue  # two clusters need three samples to tell anything; their score stays 0, the neutral value
+        # A model that all but diverged has features whose squares overflow. Silhouettes do not depend on the scale.
+        if (largest := np.abs(rows).max()) > 1e12:
+            rows = rows / largest
         # Step 1 of the paper: few dimensions, as distances in hundreds of them hardly differ. A small class has fewer.
-        rows = features.penultimate[members]
         kept = min(components, len(members), rows.shape[1])
         rows = PCA(kept, svd_solver="full").fit_transform(rows)
         # Step 2: two clusters. The seed is the class's own, so another class's size does not shift its split.
@@ -69,8 +73,10 @@ def score(
             continue  # identical features cannot be split
         # Step 3: how well a sample sits in its cluster, and which cluster is the suspect one. The sign joins the two.
         silhouette = silhouettes(rows, clusters, np.random.default_rng(drawn_from))
-        smaller = int(np.bincount(clusters, minlength=2).argmin())
-        values[members] = np.where(clusters == smaller, silhouette, -silhouette)
+        sizes = np.bincount(clusters, minlength=2)
+        if sizes[0] == sizes[1]:
+            continue  # which of two equal halves is numbered first is left to chance, so neither is suspect
+        values[members] = np.where(clusters == sizes.argmin(), silhouette, -silhouette)
     return Scores(values, forward_passes=1, assumption=ASSUMPTION)
 
 

@@ -18,9 +18,10 @@ from ..core.hyperparameters import Count, NonNegative, Positive
 from ..core.seeding import torch_rng
 from ..data.features import Features
 from ..data.imageset import ImageSet
+from ..data.ranks import tie_break
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector
+from .detector import Detector, check_finite
 
 BATCH = 256  # images of 32 px; the random colours are drawn per batch, so another size means other colours
 CAPTION = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
@@ -140,6 +141,7 @@ def score(
         distilled = distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
         # Scored in half precision, as stored: a figure of the masks and the scores then agree.
         masks = distilled[:, 0].half().cpu().numpy()
+        check_finite("cd", masks, "masks")
         values[index] = -masks.astype(np.float32).mean((1, 2))
         # Memory holds the masks of the most and the least suspicious samples so far, never those of the whole set.
         kept |= dict(zip(index.tolist(), masks, strict=True))
@@ -151,8 +153,8 @@ def score(
 
 
 def _extremes(values: NDArray[np.float32], keys: list[int]) -> list[int]:
-    """The `KEPT` most suspicious and the `KEPT` least suspicious of these samples, by falling score."""
-    ordered = sorted(keys, key=lambda key: (-values[key], key))
+    """The `KEPT` most suspicious and the `KEPT` least suspicious of these samples, by falling score, ties by `tie_break`."""
+    ordered = sorted(keys, key=lambda key: (-values[key], tie_break(key)))
     return ordered if len(ordered) <= 2 * KEPT else ordered[:KEPT] + ordered[-KEPT:]
 
 

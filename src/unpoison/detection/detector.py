@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import UserError
 from ..data.scores import Scores
+
+
+def check_finite(method: str, values: NDArray[np.floating], of: str) -> None:
+    """Raises UserError where a row of values [n, ...], `of` in the message, is not finite: the model has diverged."""
+    if bad := int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()):
+        raise UserError(
+            f"{method}: {of} of {bad} of {len(values)} samples are not finite; allowed: those of a sound model"
+        )
 
 
 def _none(**arguments: object) -> int:

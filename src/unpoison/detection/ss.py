@@ -14,7 +14,7 @@ from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Assumption, Scores
 from ..models.classifier import Classifier
-from .detector import Detector
+from .detector import Detector, check_finite
 
 # A share p of poison draws the class's mean p of the way towards it, so clean samples project by p and poison by 1 - p:
 # at a quarter, half of the gap is gone.
@@ -48,6 +48,7 @@ def score(
         members = np.flatnonzero(data.labels == label)
         # In float64: the Gram matrix squares the features, and its leading eigenvector must not drown in rounding.
         rows = features.penultimate[members].astype(np.float64)
+        check_finite("ss", rows, f"features (label {data.classes[label]})")
         spread = rows - rows.mean(0)
         # The top right singular vector is the leading eigenvector of the d x d Gram matrix, which is much cheaper than a
         # decomposition of all n rows; `eigh` sorts eigenvalues upwards, so it is the last one.

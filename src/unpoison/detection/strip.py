@@ -20,7 +20,7 @@ from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector
+from .detector import Detector, check_finite
 
 PASS = 512  # mixed images of 32 px per forward pass
 
@@ -65,6 +65,7 @@ def score(
         log_p = logits.float().log_softmax(1)
         mixed_entropy = -(log_p.exp() * log_p).sum(1)
         entropy[index] = mixed_entropy.view(len(index), overlays).mean(1).cpu().numpy()
+    check_finite("strip", entropy, "predictions")
     return Scores(-entropy, forward_passes=overlays)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 
 from ..compute.inference import logits_of
 from ..core.arrays import Mask
+from ..core.errors import UserError
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
 from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
-from .metrics import ROC_GRID, accuracy, detection_metrics, roc_points
+from .metrics import ROC_GRID, accuracy, collapse, detection_metrics, roc_points
 from .stealth import Stealth
 
 
@@ -26,7 +28,8 @@ def model_metrics(
     """ACC on the test split; and, where the attack is known, ACC without the target classes, ASR and RA.
 
     ASR and RA are taken over all triggered test images that the policy attacks: over all triggers, and over each where
-    there are several. They are absent where no test image can carry the trigger, as with a rare semantic one.
+    there are several. They are absent where no test image can carry the trigger, as with a rare semantic one. A model that
+    predicts one class for nearly all clean test images has `collapsed`, with the `class` and its `share` of them.
 
     Args:
         model: the model to grade.
@@ -36,6 +39,8 @@ def model_metrics(
     """
     clean = logits_of(model, test)
     metrics: dict[str, Any] = {"acc": accuracy(clean, test.labels)}
+    if collapsed := collapse(clean, test.labels):
+        metrics["collapsed"] = collapsed
     if truth is None:
         return metrics
     # D-BR's ACC, without the target classes, whose images ASR does not count. Under all2all every class is a target.
@@ -82,18 +87,20 @@ def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tup
 
     Args:
         scores: scores of the training set by detector.
-        poisoned: mask of the poisoned samples, None where it is not known. Without poison to find there is nothing to grade
-            a detector by, and neither result names one.
+        poisoned: mask of the poisoned samples, None where it is not known. Without poison to find, or without a clean sample
+            to tell it from, there is nothing to grade a detector by, and neither result names one.
     """
-    if poisoned is None or not poisoned.any():
+    if poisoned is None or not poisoned.any() or poisoned.all():
         return {}, pd.DataFrame({"fpr": ROC_GRID})
     metrics = {name: detection_metrics(scored.values, poisoned) for name, scored in scores.items()}
     curves = {name: roc_points(scored.values, poisoned) for name, scored in scores.items()}
     return metrics, pd.DataFrame({"fpr": ROC_GRID, **curves})
 
 
-def rounded(value: Any) -> Any:
-    """Nested metrics with their figures to six places, as they are written to disk."""
+def rounded(value: Any, name: str = "metrics") -> Any:
+    """Nested metrics with their figures to six places, as they are written to disk. Raises UserError for one not finite."""
     if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
+        return {key: rounded(item, f"{name}.{key}") for key, item in value.items()}
+    if not math.isfinite(value):
+        raise UserError(f"{name}: {value} measured, allowed: a finite figure")
     return round(float(value), 6)

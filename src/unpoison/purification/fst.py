@@ -9,6 +9,7 @@ Published code: https://github.com/AISafety-HKUST/stable_backdoor_purification/b
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def purify(
     lr: Positive = 0.01,
     weight_decay: NonNegative = 0.0,
     alpha: NonNegative = 0.1,
+    schedule_per: Literal["batch", "epoch"] = "batch",
     augment: list[AugmentationName] | tuple[AugmentationName, ...] = (),
 ) -> Classifier:
     """Tune all weights on the trusted reserve; a new model is returned.
@@ -43,10 +45,11 @@ def purify(
         seed: seed for the new head, the order of the images and their augmentation.
         epochs: passes over the trusted reserve. 10 in the published code.
         batch_size: images per step. 128 in the published code.
-        lr: learning rate of the first step, lowered to 0 along a cosine. 0.01 in the published code.
+        lr: learning rate of the first step, lowered along a cosine. 0.01 in the published code.
         weight_decay: L2 penalty of SGD, whose momentum is 0.9; none in the published code.
         alpha: weight of the inner product; 0.1 in the published example for CIFAR-10, 0.2 by default there.
-        augment: augmentations by name, in order, out of `training.augment`; the published code crops and flips.
+        schedule_per: how often the learning rate moves, every `batch` or every `epoch`; epoch in the published code.
+        augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in the published code.
     """
     # The compromised head is kept apart before the copy's own is overwritten: both terms of the method refer to it.
     tuned = deepcopy(model).to(pick_device())
@@ -66,9 +69,14 @@ def purify(
         # inner product alone could be minimised by an ever longer head.
         network.head.weight.mul_(norm / network.head.weight.norm())
 
-    # The cosine moves with every batch; the published code's moves once per epoch.
     recipe = Recipe(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule="cosine", augment=augment
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule="cosine",
+        schedule_per=schedule_per,
+        augment=augment,
     )
     fit(tuned, reserve, recipe, seed=seed, what="fst", loss=loss, after_step=keep_norm)
     return tuned

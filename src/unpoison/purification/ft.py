@@ -8,6 +8,7 @@ https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Literal
 
 from ..core.hyperparameters import Count, NonNegative, Positive
 from ..data.imageset import ImageSet
@@ -26,6 +27,7 @@ def purify(
     batch_size: Count = 128,
     lr: Positive = 0.01,
     weight_decay: NonNegative = 0.0,
+    schedule_per: Literal["batch", "epoch"] = "batch",
     augment: list[AugmentationName] | tuple[AugmentationName, ...] = (),
 ) -> Classifier:
     """Tune all weights on the trusted reserve with cross entropy; a new model is returned.
@@ -36,15 +38,21 @@ def purify(
         seed: seed for the order of the images and their augmentation.
         epochs: passes over the trusted reserve. 10 in FST's published code.
         batch_size: images per step. 128 in FST's published code.
-        lr: learning rate of the first step, lowered to 0 along a cosine. 0.01 in FST's published code.
+        lr: learning rate of the first step, lowered along a cosine. 0.01 in FST's published code.
         weight_decay: L2 penalty of SGD, whose momentum is 0.9; none in FST's published code.
-        augment: augmentations by name, in order, out of `training.augment`; the published code crops and flips.
+        schedule_per: how often the learning rate moves, every `batch` or every `epoch`; epoch in FST's published code.
+        augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in FST's published code.
     """
     # A copy, so the backdoored model can still be graded, and purified by other methods, beside this one.
     tuned = deepcopy(model)
-    # The cosine moves with every batch; the published code's moves once per epoch.
     recipe = Recipe(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule="cosine", augment=augment
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule="cosine",
+        schedule_per=schedule_per,
+        augment=augment,
     )
     fit(tuned, reserve, recipe, seed=seed, what="ft")
     return tuned

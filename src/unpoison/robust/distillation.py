@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..compute.device import pick_device
+from ..compute.finite import check_network
+from ..compute.inference import BATCH, logits_of
 from ..core.hyperparameters import Fraction, Positive
 from ..data.imageset import ImageSet
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
@@ -78,6 +81,9 @@ def train(
             both terms, which weakens the labels about tenfold: set it to `temperature` to reproduce that.
     """
     student = make_model()
+    # Refused here: a student of targets that are not finite would seem to have diverged itself.
+    check_network(teacher, "teacher")
+    logits_of(teacher, variations.subset(np.arange(min(len(variations), BATCH))), what="teacher")
     # In evaluation mode, or the teacher's batch norm would adapt to the variations and no longer be the suspect model's.
     teacher.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 

@@ -7,6 +7,7 @@ where they fit in a quarter of its memory; otherwise they are read from disk bat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..compute.device import autocast, compiled, pick_device, to_float
+from ..compute.finite import check_network
 from ..core.errors import ParameterError, UserError
 from ..core.progress import progress
 from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from .augment import Batch, apply, draw
+from .checks import check_batch_of_one, check_trained, diverged
 from .distributed import World, world
 from .optimizer import Optimizer
 from .recipe import Recipe, rates
@@ -101,15 +104,20 @@ def fit(
         poisoning: stamps and labels put on the images of each batch, for attacks that poison in training.
 
     Raises:
-        UserError: too few samples for one batch of the recipe, or for the number of processes.
+        ParameterError: too few samples for one batch of the recipe, or batch norm over a single value; a loss, a weight, a
+            statistic of batch norm or a logit that is not finite: training has diverged.
+        UserError: too few samples for the number of processes, or a network that was not finite before.
     """
     device, here = pick_device(), world()
+    check_network(model, what)
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # One generator for the order and the augmentation of the whole run, in the same state in every process.
     plan = _Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"), poisoning)
+    if 1 in plan.sizes:
+        check_batch_of_one(model, data, recipe)
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     optimizer = Optimizer(recipe, model.parameters() if parameters is None else parameters)
-    schedule = iter(rates(recipe, plan.steps_per_epoch))
+    schedule = rates(recipe, plan.steps_per_epoch)
     fast = compiled(plain, device, recipe.epochs * len(data))
     # On the device: reading a loss in each step would make the CPU wait for the GPU.
     losses = torch.zeros(recipe.epochs, len(data), device=device)
@@ -117,7 +125,7 @@ def fit(
     for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
         correct = torch.zeros((), device=device)
         order, batches = plan.epoch(epoch)
-        for samples, images, labels, total in batches:
+        for step, (samples, images, labels, total) in enumerate(batches, epoch * plan.steps_per_epoch):
             # A batch of another size would be compiled anew, for one step per epoch.
             function = fast if total == recipe.batch_size else plain
             with autocast(device):
@@ -126,8 +134,7 @@ def fit(
             # Over the whole batch, not this process's share of it: the summed gradients are then those of the mean.
             (batch_losses.sum() / total).backward()
             here.sum_gradients(optimizer.parameters)
-            rate = next(schedule)
-            optimizer.step(rate)
+            optimizer.step(schedule[step])
             with torch.no_grad():
                 losses[epoch, samples] = batch_losses.float()
                 correct += (logits.argmax(1) == labels).sum()
@@ -136,12 +143,23 @@ def fit(
         # Each process has filled its own samples; the others' are zeros there, so the sum is the whole row.
         here.sum(losses[epoch])
         here.sum(correct)
+        # The one look at the loss in an epoch, and of all processes the same.
         mean = losses[epoch].sum().item() / len(order)
-        rows.append({"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / len(order), "lr": rate.lr})
+        if not math.isfinite(mean):
+            within = plan.first_bad(losses[epoch][order.to(device)])
+            lr = schedule[epoch * plan.steps_per_epoch + within].lr
+            where = (
+                f"in epoch {epoch + 1} of {recipe.epochs}, step {within + 1} of {plan.steps_per_epoch}, at lr {lr:.3g}"
+            )
+            raise diverged(recipe, what, f"the loss is not finite, first {where}")
+        rows.append(
+            {"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / len(order), "lr": schedule[step].lr}
+        )
         # Only now, as NaN would have spoilt the mean.
         losses[epoch, plan.left_out(order)] = torch.nan
     here.average_buffers(model)
     model.eval()
+    check_trained(model, data, recipe, what)
     return History(rows, losses.cpu().numpy())
 
 
@@ -170,7 +188,8 @@ class _Plan:
         self.data, self.recipe, self.here, self.device, self.generator = data, recipe, here, device, generator
         self.labels, self.poisoning = torch.from_numpy(data.labels).to(device), poisoning
         self.resident = _resident(data, device) if data.base.nbytes < _memory(device) // 4 else None
-        self.steps_per_epoch = len(self._batches(torch.arange(len(data))))
+        self.sizes = [len(batch) for batch in self._batches(torch.arange(len(data)))]
+        self.steps_per_epoch = len(self.sizes)
         if not self.steps_per_epoch:
             raise ParameterError(
                 f"batch_size: {recipe.batch_size} given, allowed with drop_last: 1 to {len(data)} images"
@@ -192,6 +211,12 @@ class _Plan:
         shares = [self.here.share(index) for index in batches]
         numbers = [torch.cat([self.here.share(rows[i]) for rows in drawn]).to(self.device) for i in range(len(names))]
         return torch.cat(batches), self._load(epoch, batches, shares, numbers)
+
+    def first_bad(self, losses: Tensor) -> int:
+        """The first step of an epoch whose losses, in the order of training, or their sum so far are not finite."""
+        bad = (~losses.double().cumsum(0).isfinite()).nonzero()
+        place = int(bad[0]) if len(bad) else len(losses) - 1
+        return int(np.searchsorted(np.cumsum(self.sizes), place, side="right"))
 
     def left_out(self, order: Tensor) -> Tensor:
         """Mask of the samples that are not in `order`, bool [n]."""

@@ -3,12 +3,14 @@
 Ho et al., "Denoising Diffusion Probabilistic Models" (2020), with the cosine schedule of Nichol & Dhariwal (2021) and an
 exponential moving average of the weights. The network predicts the image itself (x0; Salimans & Ho 2022, section 4): a
 small, briefly trained network that predicts the noise, or v, leaves grain in the image. The image is pixel-unshuffled
-first, so a 32x32x3 image is a 16x16x12 input at a quarter of the arithmetic. Training survives a kill: it goes on from
-the last checkpoint and ends with the same bytes.
+first, so a 32x32x3 image is a 16x16x12 input at a quarter of the arithmetic. Sides that the U-Net cannot halve as often as
+it does (28 px, by default) are padded with their border, and what it makes is cut back. Training survives a kill: it goes
+on from the last checkpoint and ends with the same bytes.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..compute.device import autocast, pick_device, to_float
+from ..compute.finite import not_finite
 from ..core.errors import ParameterError, UserError
 from ..core.files import check_file, new_folder, read_json, read_manifest, write_json, write_manifest
 from ..core.hyperparameters import Count, Positive
@@ -80,12 +83,22 @@ class Prior:
     digest: str = ""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images, float [n, c, h, w] in [0, 1], in the U-Net's space."""
-        return F.pixel_unshuffle(images * 2 - 1, self.unshuffle)
+        """Images, float [n, c, h, w] in [0, 1], in the U-Net's space, padded where their sides do not fit."""
+        block = self.unshuffle * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        return F.pixel_unshuffle(padded(images, block) * 2 - 1, self.unshuffle)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images in [0, 1] from the U-Net's space."""
-        return (F.pixel_shuffle(latents, self.unshuffle) / 2 + 0.5).clamp(0, 1)
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images in [0, 1] from the U-Net's space, cut back to `size`, height and width, where that is given."""
+        images = (F.pixel_shuffle(latents, self.unshuffle) / 2 + 0.5).clamp(0, 1)
+        return images if size is None else images[..., : size[0], : size[1]]
+
+
+def padded(images: Tensor, block: int) -> Tensor:
+    """Images [n, c, h, w] whose sides are multiples of `block`: what is missing repeats the last row and column."""
+    height, width = images.shape[-2:]
+    if not (height % block or width % block):
+        return images
+    return F.pad(images, (0, -width % block, 0, -height % block), mode="replicate")
 
 
 def train_prior(
@@ -101,6 +114,10 @@ def train_prior(
 
     Returns:
         The prior, and a row per `checkpoint_every` steps: step, loss (mean since the last row).
+
+    Raises:
+        ParameterError: no image, channels or sides that do not fit, or a loss or weights that are not finite: training has
+            diverged.
     """
     from diffusers import DDPMScheduler, UNet2DModel
 
@@ -124,15 +141,16 @@ def train_prior(
     noisiest = max(1, round(recipe.max_strength * len(noise_schedule.timesteps)))
     weights = min_snr_weights(noise_schedule.alphas_cumprod).to(device)
     # All images in the host's memory: a public split is small, and each step draws from the whole of it.
-    images = public.tensor()
-    running = 0.0
+    images, block = public.tensor(), _block(recipe)
+    # On the device until the next row: reading a loss in each step would make the CPU wait for a GPU.
+    losses: list[Tensor] = []
     unet.train()
     steps = range(first, recipe.steps)
     for step in progress(steps, what="prior", unit="step", total=recipe.steps, done=first):
         # A generator per step, so that a run which goes on from a checkpoint draws what it would have drawn.
         generator = torch_rng(seed, "prior/step", step)
         index = torch.randint(len(images), (recipe.batch_size,), generator=generator)
-        clean = F.pixel_unshuffle(to_float(images[index], device) * 2 - 1, recipe.unshuffle)
+        clean = F.pixel_unshuffle(padded(to_float(images[index], device), block) * 2 - 1, recipe.unshuffle)
         noise = torch.randn(clean.shape, generator=generator).to(device, memory_format=torch.channels_last)
         at = torch.randint(noisiest, (recipe.batch_size,), generator=generator).to(device)
         noisy = noise_schedule.add_noise(clean, noise, at)
@@ -145,17 +163,36 @@ def train_prior(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        running += loss.item()
+        losses.append(loss.detach())
         # The decay rises to its value over the first steps, or the average would long remember the initial weights.
         _update_average(average, unet, min(recipe.ema_decay, (1 + step) / (10 + step)))
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
-            done = step + 1 - (int(rows[-1]["step"]) if rows else 0)
-            rows.append({"step": step + 1, "loss": running / done})
-            running = 0.0
+            since, running = torch.stack(losses).tolist(), 0.0
+            _check_trained(since, average, recipe, step + 1 - len(since))
+            for value in since:  # one by one: from Python 3.12 on `sum` rounds otherwise
+                running += value
+            rows.append({"step": step + 1, "loss": running / len(since)})
+            losses.clear()
             state.save(rows)
     # Sampling uses the average: single steps of a short training are noisy.
     shutil.rmtree(scratch, ignore_errors=True)
     return Prior(average.eval(), recipe.unshuffle, recipe.max_strength), rows
+
+
+def _check_trained(losses: list[float], average: UNet2DModel, recipe: PriorRecipe, first: int) -> None:
+    """Raises ParameterError where one of the losses of the steps from `first` on, or of the weights kept, is not finite."""
+    bad = next((first + place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    fact = f"the loss is not finite from step {(bad or 0) + 1} of {recipe.steps} on"
+    if bad is None:
+        weights = not_finite(average)
+        if not weights:
+            return
+        fact = (
+            f"{len(weights)} tensors are not finite after step {first + len(losses)} of {recipe.steps} ({weights[0]})"
+        )
+    raise ParameterError(
+        f"lr: {recipe.lr} given, with which the training of the prior diverged: {fact}; allowed: a lower one"
+    )
 
 
 def min_snr_weights(alphas_cumprod: Tensor) -> Tensor:
@@ -252,21 +289,31 @@ _KEYS = (
 )
 
 
+def check_recipe(recipe: PriorRecipe, image_size: tuple[int, int] | None = None) -> None:
+    """Raises ParameterError for channels that no U-Net has, or more halvings than sides of this size, where known, allow."""
+    if not recipe.channels or any(width % 8 for width in recipe.channels):
+        raise ParameterError(f"channels: {list(recipe.channels)} given, allowed: multiples of 8, at least one")
+    block = _block(recipe)
+    # Smaller images would be padding for the most part.
+    if image_size is not None and block > min(image_size):
+        raise ParameterError(
+            f"channels: {list(recipe.channels)} with unshuffle {recipe.unshuffle} given, allowed for sides {image_size}: "
+            f"unshuffle * 2^(levels - 1), here {block}, up to {min(image_size)}"
+        )
+
+
+def _block(recipe: PriorRecipe) -> int:
+    """The number that sides are padded to multiples of: unshuffling divides them, and each level but the last halves them."""
+    return recipe.unshuffle * 2 ** (len(recipe.channels) - 1)
+
+
 def _config(public: ImageSet, recipe: PriorRecipe) -> dict[str, Any]:
     """Settings of the U-Net for these images. Raises ParameterError where sides or channels do not fit."""
-    # Each level but the last halves the side, which unshuffling has divided before.
-    levels = len(recipe.channels)
-    block = recipe.unshuffle * 2 ** (levels - 1)
-    if any(side % block for side in public.image_size):
-        raise ParameterError(
-            f"channels: {list(recipe.channels)} with unshuffle {recipe.unshuffle} given, allowed: "
-            f"sides {public.image_size} must be multiples of unshuffle * 2^(levels - 1) = {block}"
-        )
-    if any(width % 8 for width in recipe.channels):
-        raise ParameterError(f"channels: {list(recipe.channels)} given, allowed: multiples of 8")
+    check_recipe(recipe, public.image_size)
+    levels, height = len(recipe.channels), public.image_size[0]
     channels = public.channels * recipe.unshuffle**2
     return {
-        "sample_size": public.image_size[0] // recipe.unshuffle,
+        "sample_size": (height + -height % _block(recipe)) // recipe.unshuffle,
         "in_channels": channels,
         "out_channels": channels,
         "layers_per_block": 1,

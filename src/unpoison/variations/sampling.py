@@ -17,7 +17,7 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from ..compute.device import autocast, to_float
-from ..core.errors import ParameterError
+from ..core.errors import ParameterError, UserError
 from ..core.hyperparameters import Count
 from ..core.seeding import torch_rng
 from .colour import match_colours
@@ -98,6 +98,10 @@ def vary(
 
     Returns:
         uint8 [n, num_variations, c, h, w] on the CPU.
+
+    Raises:
+        ParameterError: more noise than the prior was trained on.
+        UserError: what the prior makes is not finite.
     """
     if settings.strength > prior.max_strength:
         raise ParameterError(
@@ -121,11 +125,18 @@ def vary(
         # SDEdit: start from the image re-noised to the first executed timestep, not from pure noise.
         x = scheduler.add_noise(latents, noise.to(latents), timesteps[:1].repeat(BATCH))
         x = x.contiguous(memory_format=torch.channels_last)
+        finite = torch.ones(BATCH, dtype=torch.bool, device=device)
         for timestep in timesteps:
             with autocast(device):
                 predicted = prior.unet(x, timestep.to(device)).sample.float()
+            finite &= predicted.isfinite().flatten(1).all(1)
             x = scheduler.step(predicted, timestep, x).prev_sample
-        result = prior.decode(x)[:count]
+        # The sampler clamps: an infinite prediction would pass as white, and 8 bits make anything of NaN.
+        if bad := count - int(finite[:count].sum()):
+            raise UserError(
+                f"variations: {bad} of {count} images are not finite, allowed: those of a prior that has not diverged"
+            )
+        result = prior.decode(x, (source.shape[2], source.shape[3]))[:count]
         if settings.color_transfer:
             result = match_colours(result, source)
         # Rounded, where the published code truncates, which darkens an image by half a level on average.
