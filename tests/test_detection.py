@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,6 +185,52 @@ def test_activation_clustering_by_hand() -> None:
     data, features = in_one_class([[0, 3], [1, 3], [2, 3], [10, 3], [11, 3]])
     values = ac.score(None, data, data, features).values  # type: ignore[arg-type]
     assert values == pytest.approx([-1 + 1.5 / 10.5, -1 + 1 / 9.5, -1 + 1.5 / 8.5, 1 - 1 / 9, 1 - 1 / 10], abs=1e-5)
+
+
+def test_spectral_signatures_are_those_of_the_published_port() -> None:
+    # One class of the default run's training set, and what that code gives for it before its z-score over all classes.
+    with np.load(Path(__file__).parent / "golden" / "spectral_signatures.npz") as golden:
+        data, features = in_one_class(golden["features"])
+        scores = ss.score(None, data, data, features, centred=False).values  # type: ignore[arg-type]
+        assert np.abs(scores - golden["scores"]).max() < 2e-6
+
+
+def test_of_two_equal_clusters_neither_is_suspect() -> None:
+    for rows in ([[0, 3], [1, 3], [10, 3], [11, 3]], [[10, 3], [11, 3], [0, 3], [1, 3]]):
+        data, features = in_one_class(rows)
+        assert not ac.score(None, data, data, features).values.any()  # type: ignore[arg-type]
+
+
+def test_clustering_does_not_depend_on_the_scale_of_features() -> None:
+    rows = np.array([[0, 3], [1, 3], [2, 3], [10, 3], [11, 3]])
+    expected = ac.score(None, *in_one_class(rows)[:1], None, in_one_class(rows)[1]).values  # type: ignore[arg-type]
+    data, features = in_one_class(rows * 1e30)
+    assert ac.score(None, data, data, features).values == pytest.approx(expected, abs=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_has_diverged_gets_no_scores(
+    name: str, value: float, planted: Planted, suspects: Suspects
+) -> None:
+    data, features = first(24, suspects)
+    model, rows = deepcopy(planted.model), features.penultimate.copy()
+    model.head.bias.data[1] = value
+    rows[5, 2] = value
+    with pytest.raises(UserError, match=rf"^{name}: \w+ .*of \d+ of \d+ samples are not finite") as caught:
+        DETECTORS[name].score(model, data, planted.reserve, Features(features.logits, rows), **TABLE[name].arguments)
+    if name in ("ac", "ss"):
+        assert f"(label {data.classes[data.labels[5]]})" in str(caught.value)
+
+
+def test_the_masks_that_are_kept_prefer_no_sample_among_equals() -> None:
+    kept = cd._extremes(np.zeros(1000, np.float32), list(range(1000)))
+    assert len(set(kept)) == 16
+    assert 3 < sum(key < 500 for key in kept) < 13
+    mixed = np.zeros(1000, np.float32)
+    mixed[[700, 300]] = [2, -2]
+    assert cd._extremes(mixed, list(range(1000)))[0] == 700
+    assert cd._extremes(mixed, list(range(1000)))[-1] == 300
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:Number of distinct clusters")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from unpoison.attacks import SINGLE
+from unpoison.core.errors import UserError
 from unpoison.crafting.attack import Intent, intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
@@ -165,10 +166,23 @@ def test_detectors_are_graded_where_something_is_poisoned() -> None:
     assert (curves["right"] == 1).all()
     # All of the wrong one's false positives come before the first true one.
     assert (curves["wrong"] == (ROC_GRID >= 1)).all()
-    for nothing in (None, np.zeros(4, bool)):
+    for nothing in (None, np.zeros(4, bool), np.ones(4, bool)):
         metrics, curves = grading.detector_metrics(scores, nothing)
         assert metrics == {}
         assert list(curves) == ["fpr"]
+
+
+def test_a_model_of_one_class_is_said_to_have_collapsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grading, "logits_of", lambda _, data: torch.eye(4)[torch.zeros(len(data), dtype=torch.int64)])
+    metrics = graded(attacked("badnets", [wanted()]))
+    assert metrics["collapsed"] == {"class": 0, "share": 1.0}
+    assert (metrics["asr"], metrics["ra"]) == (1.0, 0.0)
+
+
+def test_figures_that_are_not_finite_are_not_written() -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"^metrics\.student\.asr_of\.0_badnets: (nan|inf) measured"):
+            grading.rounded({"student": {"acc": 0.5, "asr_of": {"0_badnets": value}}})
 
 
 def test_figures_are_written_to_six_places() -> None:

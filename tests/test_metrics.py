@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from unpoison.evaluation.metrics import ROC_GRID, accuracy, detection_metrics, roc_points
+from unpoison.core.errors import UserError
+from unpoison.data.ranks import order, ranks
+from unpoison.evaluation.metrics import ROC_GRID, accuracy, collapse, detection_metrics, roc_points
 
 # Ranks from the most suspicious: poisoned, clean, poisoned, clean, clean.
 SCORES, POISONED = np.array([4, 3, 2, 1, 0], np.float32), np.array([1, 0, 1, 0, 0], bool)
@@ -37,3 +39,65 @@ def test_roc_points_are_steps_and_nothing_between_them() -> None:
 def test_accuracy_counts_the_largest_logit() -> None:
     logits = torch.tensor([[1.0, 2, 0], [3, 2, 1], [0, 0, 1], [5, 0, 6]])
     assert accuracy(logits, np.array([1, 0, 0, 0])) == 0.5
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_has_no_metric(value: float) -> None:
+    logits = torch.tensor([[1.0, 2], [value, 1]])
+    for metric in (accuracy, collapse):
+        with pytest.raises(UserError, match=r"^logits: 1 of 2 samples have some that are not finite"):
+            metric(logits, np.array([1, 0]))
+    scores = SCORES.copy()
+    scores[2] = value
+    for graded in (detection_metrics, roc_points):
+        with pytest.raises(UserError, match=r"^scores: 1 of 5 are not finite"):
+            graded(scores, POISONED)
+
+
+def test_what_is_not_defined_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^logits: of 0 samples given"):
+        accuracy(torch.empty(0), np.zeros(0, np.int64))
+    for poisoned in (np.zeros(5, bool), np.ones(5, bool)):
+        for graded in (detection_metrics, roc_points):
+            with pytest.raises(
+                UserError, match=f"^poisoned: {poisoned.sum()} of 5 samples given, allowed: some and not all"
+            ):
+                graded(SCORES, poisoned)
+
+
+def test_collapse_is_one_class_for_samples_of_several() -> None:
+    labels = np.arange(200) % 4
+    one = torch.eye(4)[torch.full((200,), 2)]
+    assert collapse(one, labels) == {"class": 2, "share": 1.0}
+    one[0] = torch.eye(4)[1]
+    assert collapse(one, labels) == {"class": 2, "share": 0.995}
+    one[:3] = torch.eye(4)[1]
+    assert collapse(one, labels) is None
+    assert collapse(torch.eye(4)[torch.from_numpy(labels)], labels) is None
+    # All right, and all of one class: no collapse.
+    assert collapse(torch.eye(4)[torch.full((200,), 2)], np.full(200, 2)) is None
+
+
+def test_ties_are_ties_in_every_order() -> None:
+    scores, poisoned = np.array([3, 2, 2, 2, 1], np.float32), np.array([1, 1, 0, 0, 0], bool)
+    for turn in (np.arange(5), np.arange(5)[::-1], np.array([2, 1, 4, 3, 0])):
+        metrics = detection_metrics(scores[turn], poisoned[turn])
+        # Of six pairs four are right and two tied.
+        assert metrics["auroc"] == pytest.approx((4 + 2 / 2) / 6)
+        # The tie is taken whole, with its two clean samples, or not at all.
+        assert metrics["tpr_at_5fpr"] == 0.5
+        assert roc_points(scores[turn], poisoned[turn]).tolist() == [0.5 if x < 2 / 3 else 1.0 for x in ROC_GRID]
+        first, last = ranks(scores[turn])
+        assert first.tolist() == np.array([1, 2, 2, 2, 5])[turn].tolist()
+        assert last.tolist() == np.array([1, 4, 4, 4, 5])[turn].tolist()
+
+
+def test_a_list_of_ties_prefers_no_number() -> None:
+    tied = order(np.zeros(1000, np.float32))
+    assert sorted(tied) == list(range(1000))
+    # Of the first hundred as many come from either half as chance would have it.
+    assert 30 < (tied[:100] < 500).sum() < 70
+    assert (order(np.zeros(1000)) == tied).all()
+    scores = np.arange(1000) % 7
+    falling = scores[order(scores)]
+    assert (np.diff(falling) <= 0).all()

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from contract import check_parameters, fingerprint, weights_of
 from planted import Planted
 from unpoison.compute.inference import logits_of
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.models import Classifier
 from unpoison.purification import PURIFIERS, fst, ft
+from unpoison.training.recipe import Recipe, rates
 
 
 class Row(NamedTuple):
@@ -98,3 +100,40 @@ def test_one_step_of_fst_is_that_of_its_loss(full_precision: None, planted: Plan
     expected *= original.norm() / expected.norm()
     assert torch.allclose(stepped.head.weight, expected, atol=1e-5)
     assert torch.allclose(stepped.head.bias, network.head.bias - 0.05 * network.head.bias.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_the_published_schedule_moves_once_per_epoch(
+    name: str, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Recipe] = []
+    module = {"ft": ft, "fst": fst}[name]
+    monkeypatch.setattr(module, "fit", lambda model, data, recipe, **_: given.append(recipe))
+    PURIFIERS[name].purify(planted.model, planted.reserve, epochs=4, schedule_per="epoch", augment=["crop", "flip"])
+    PURIFIERS[name].purify(planted.model, planted.reserve, epochs=4)
+    published, default = given
+    assert published.augment == ["crop", "flip"]
+    # A cosine of four epochs: 1, (1 + cos 45°) / 2, 1/2, (1 - cos 45°) / 2 of the rate, constant over an epoch's three steps.
+    steps = [0.01, 0.00853553, 0.005, 0.00146447]
+    assert [rate.lr for rate in rates(published, 3)] == pytest.approx(np.repeat(steps, 3), rel=1e-5)
+    assert len({rate.lr for rate in rates(default, 3)}) == 12
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_a_purifier_that_diverges_ends_with_one_line(name: str, planted: Planted) -> None:
+    reserve = planted.reserve.subset(np.arange(32))
+    with pytest.raises(
+        ParameterError, match=rf"^lr: 1e\+30 given, with which the training of {name} diverged: the loss is"
+    ):
+        PURIFIERS[name].purify(planted.model, reserve, **{**TABLE[name].arguments, "lr": 1e30, "epochs": 4})
+
+
+def test_a_term_that_overflows_is_divergence(planted: Planted) -> None:
+    reserve = planted.reserve.subset(np.arange(32))
+    with pytest.raises(ParameterError, match=r"diverged: .*; allowed: a lower one, and other weights of the loss"):
+        fst.purify(planted.model, reserve, epochs=1, alpha=1e38)
+    silent = deepcopy(planted.model)
+    silent.head.weight.data.zero_()
+    silent.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"^fst: 1 of \d+ tensors of the network are not finite \(head\.weight\)"):
+        fst.purify(silent, reserve, epochs=1)

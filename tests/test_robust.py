@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 
 from contract import check_parameters, fingerprint, weights_of
 from planted import Planted
+from robust_training import _keys
 from small_networks import strided
 from unpoison import models
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.robust import ROBUST
 from unpoison.robust.distillation import distillation_loss
@@ -136,3 +139,33 @@ def test_the_student_is_trained_on_its_teachers_logits(
         expected = distillation_loss(student(images), planted.model(images), labels, **own)
     _, history = distillation.train(fresh, variations, planted.model, recipe, seed=0, **own)
     assert history.losses[0] == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_a_teacher_that_is_not_finite_is_refused(planted: Planted, splits: dict[str, ImageSet]) -> None:
+    data, train = splits["train"].subset(np.arange(16)), ROBUST["distillation"].train
+    for name, value, said in (
+        ("head.weight", torch.nan, r"^teacher: 1 of \d+ tensors of the network are not finite \(head\.weight\)"),
+        ("head.bias", 3e38, "^teacher: not finite for 16 of 16 images"),
+    ):
+        teacher = deepcopy(planted.model)
+        teacher.state_dict()[name].fill_(value)
+        if name == "head.bias":
+            teacher.head.weight.data.fill_(3e38)
+        with pytest.raises(UserError, match=said):
+            train(fresh, data, teacher, SHORT)
+
+
+def test_a_student_that_diverges_names_the_recipe_it_was_given(planted: Planted, splits: dict[str, ImageSet]) -> None:
+    data, method = splits["train"].subset(np.arange(32)), ROBUST["distillation"]
+    with (
+        pytest.raises(
+            UserError, match=r"^params\.yaml: distill\.train\.lr: 1e\+30 given, with which the training of student"
+        ),
+        _keys("distillation", method, "distill.train"),
+    ):
+        method.train(fresh, data, planted.model, replace(SHORT, lr=1e30, optimizer="sgd"))
+    with (
+        pytest.raises(UserError, match=r"^params/robust\.yaml: distillation\.alpha: 2 given"),
+        _keys("distillation", method, "distill.train"),
+    ):
+        raise ParameterError("alpha: 2 given")

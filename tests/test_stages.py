@@ -18,6 +18,7 @@ import torch
 
 from common import run_stage
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
+from unpoison import models
 from unpoison.core.errors import UserError
 from unpoison.core.files import read_json
 from unpoison.data.store import open_split
@@ -305,3 +306,32 @@ def test_kill_9_then_the_same_bytes(project: Path, stage: str) -> None:
     else:
         assert int(said.split(" s, ")[1].split()[0]) >= 64
     assert {name: digest for name, digest in digests(project).items() if name.startswith(made)} == before
+
+
+def test_a_victim_that_diverges_is_named_and_nothing_is_written(project: Path) -> None:
+    write_params(project, {**TINY, "train.lr": 1e30})
+    before = digests(project)
+    said = r"^params\.yaml: train\.lr: 1e\+30 given, with which the training of backdoored diverged: the loss"
+    with pytest.raises(UserError, match=said):
+        run_stages("train_backdoored")
+    assert digests(project) == before
+
+
+def test_a_model_of_one_class_is_said_to_have_collapsed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = project / "models/purified/fst"
+    model, about = models.load(folder), read_json(folder / "model.json")
+    for value, said in ((0.0, None), (torch.inf, r"not finite")):
+        model.head.weight.data.fill_(value)
+        model.head.bias.data.copy_(torch.eye(10)[3])
+        made = {key: about[key] for key in ("made_by", "made_from")}
+        models.save(model, folder, classes=tuple(about["classes"]), **made)
+        if said is None:
+            run_stages("evaluate")
+            assert (
+                "models/purified/fst predicts 3 for 100.0% of the clean test images: a collapse"
+                in capsys.readouterr().out
+            )
+            assert metrics_of(project)["purified"]["fst"]["collapsed"] == {"class": 3.0, "share": 1.0}
+        else:
+            with pytest.raises(UserError, match=rf"^models/purified/fst.*{said}"):
+                run_stages("evaluate")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from contract import weights_of
 from small_networks import strided
 from unpoison import models
 from unpoison.compute.device import compiled, pick_device
 from unpoison.compute.inference import batch_size, features_of, logits_of
-from unpoison.core.errors import UserError
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import torch_rng
 from unpoison.data.imageset import ImageSet
 from unpoison.training import loop
@@ -161,3 +164,89 @@ def test_auxiliary_heads_are_trained_with_their_weight() -> None:
 
 def test_batches_shrink_with_the_images_area() -> None:
     assert [batch_size((side, side), 256) for side in (28, 32, 64, 224, 1000)] == [256, 256, 64, 5, 1]
+
+
+@pytest.mark.parametrize(("lr", "schedule"), [(1e5, "constant"), (1e6, "onecycle"), (1e38, "constant")])
+def test_a_training_that_diverges_ends_with_one_line(lr: float, schedule: Any, splits: dict[str, ImageSet]) -> None:
+    recipe = replace(RECIPE, lr=lr, schedule=schedule)
+    said = rf"^lr: {re.escape(str(lr))} given, with which the training of test diverged: the loss is not finite, first in epoch "
+    with pytest.raises(ParameterError, match=said + r"\d of 2, step \d of 4, at lr \S+; allowed: a lower one"):
+        loop.fit(small(), splits["public"].subset(np.arange(100)), recipe, seed=0, what="test")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("call", [1, 4, 7])
+def test_the_first_bad_step_is_named(call: int, value: float, splits: dict[str, ImageSet]) -> None:
+    calls = 0
+
+    def loss(model: models.Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        logits, losses = loop.cross_entropy(model, images, labels)
+        # One sample's loss, the last of the batch: the mean of an epoch has to notice.
+        return logits, losses.index_fill(0, torch.tensor([len(losses) - 1]), value) if calls == call else losses
+
+    epoch, step = divmod(call - 1, 4)
+    with pytest.raises(ParameterError, match=rf"first in epoch {epoch + 1} of 2, step {step + 1} of 4, at lr"):
+        loop.fit(small(), splits["public"], RECIPE, seed=0, what="test", loss=loss)
+    # Nothing is trained after the epoch in which it happened.
+    assert calls == 4 * (epoch + 1)
+
+
+# What no loss shows: damage of the last step, and logits that overflow in evaluation mode only.
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("head.weight", torch.nan, r"1 of \d+ tensors are not finite after epoch 2 \(head\.weight\)"),
+        ("backbone.body.1.running_var", torch.inf, r"1 of \d+ tensors are not finite .*running_var"),
+        ("head.weight", 3e38, "its logits are not finite after epoch 2"),
+    ],
+)
+def test_a_network_that_is_not_finite_in_the_end_is_refused(
+    name: str, value: float, said: str, splits: dict[str, ImageSet]
+) -> None:
+    steps = 0
+
+    def damage(model: models.Classifier) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            model.state_dict()[name].fill_(value)
+
+    with pytest.raises(ParameterError, match=said):
+        loop.fit(small(), splits["public"], RECIPE, seed=0, what="test", after_step=damage)
+
+
+def test_a_network_that_is_not_finite_before_is_not_trained(splits: dict[str, ImageSet]) -> None:
+    model = small()
+    model.state_dict()["backbone.body.1.running_mean"][0] = torch.nan
+    with pytest.raises(
+        UserError, match=r"^test: 1 of \d+ tensors of the network are not finite \(backbone\.body\.1\.run"
+    ):
+        loop.fit(model, splits["public"], RECIPE, seed=0, what="test")
+
+
+@pytest.mark.parametrize(("images", "size", "name"), [(9, 1, "resnet18"), (1, 4, "resnet18"), (1, 1, "densenet121")])
+def test_batch_norm_over_a_single_value_is_refused_before_the_first_step(images: int, size: int, name: str) -> None:
+    data = ImageSet(np.zeros((images, 8, 8, 3), np.uint8), np.arange(images) % 2, ("a", "b"))
+    own = {"width": 8, "stem": "conv3_pool"} if name == "resnet18" else {"growth": 8}
+    model = models.build(name, num_classes=2, image_size=(8, 8), **own)
+    before, state = weights_of(model), torch.random.get_rng_state()
+    with pytest.raises(
+        ParameterError, match=rf"^batch_size: {size} given for {images} images? of 8x8 px, .*data\.reserve"
+    ):
+        loop.fit(model, data, Recipe(epochs=1, batch_size=size), seed=0, what="test")
+    assert weights_of(model) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    # Where the last map is larger, one image is enough: 4x4 without the pooling, of 32 px.
+    large = ImageSet(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64), ("a", "b"))
+    assert loop.fit(small(), large, Recipe(epochs=1, batch_size=1, lr=0.01), seed=0, what="test").epochs
+
+
+def test_logits_and_features_that_are_not_finite_are_refused(splits: dict[str, ImageSet]) -> None:
+    model, data = small(), splits["test"].subset(np.arange(20))
+    model.head.weight.data[3] = torch.nan
+    with pytest.raises(UserError, match=r"^logits: not finite for 20 of 20 images"):
+        logits_of(model, data)
+    with pytest.raises(UserError, match=r"^features of samples 0 to 19: not finite for 20 of 20 images"):
+        features_of(model, data)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,3 +176,65 @@ def test_equal_images_under_other_keys_have_other_names() -> None:
     data = ImageSet(images, np.zeros(3, np.int64), ("a",))
     assert len(np.unique(names_of(data), axis=0)) == 3
     assert (names_of(data)[:2] == names_of(data.subset(np.arange(2)))).all()
+
+
+# MNIST's size, the least, sides that differ, one that fits in one direction only; unshuffled by 2 and halved twice.
+@pytest.mark.parametrize("shape", [(28, 28, 1), (8, 8, 3), (9, 13, 3), (32, 20, 1)])
+def test_sides_that_do_not_fit_are_padded_and_cut_back(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
+    data = ImageSet(images, np.arange(12) % 3, ("a", "b", "c"))
+    recipe = PriorRecipe(steps=2, batch_size=4, channels=[8, 8, 8])
+    trained, rows = train_prior(data, recipe, seed=0, scratch=tmp_path / "scratch")
+    assert np.isfinite([row["loss"] for row in rows]).all()
+    save_prior(trained, tmp_path / "p", made_by={})
+    again = load_prior(tmp_path / "p")
+    floats = data.tensor().float() / 255
+    latents = again.encode(floats)
+    assert latents.shape == (12, 4 * shape[2], -(-shape[0] // 8) * 4, -(-shape[1] // 8) * 4)
+    assert torch.allclose(again.decode(latents, shape[:2]), floats, atol=1e-6)
+    settings = SamplerSettings(strength=0.5, steps=2, color_transfer=False)
+    varied = vary(again, data.tensor(np.arange(3)), [0, 1, 2], settings, seed=0, device=CPU)
+    assert varied.shape == (3, 1, shape[2], shape[0], shape[1])
+
+
+def test_padding_repeats_the_border_and_leaves_what_fits() -> None:
+    images = torch.arange(6.0).view(1, 1, 2, 3)
+    assert prior_module.padded(images, 4)[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+    assert prior_module.padded(images[..., :2], 2).shape == (1, 1, 2, 2)
+    square = torch.rand(1, 3, 8, 8)
+    assert prior_module.padded(square, 8) is square
+
+
+def test_a_prior_that_diverges_ends_with_one_line(
+    splits: dict[str, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (
+        r"^lr: \S+ given, with which the training of the prior diverged: the loss is not finite from step \d+ of 12 on"
+    )
+    with pytest.raises(ParameterError, match=said):
+        train_prior(splits["public"], replace(RECIPE, lr=1e30), seed=0, scratch=tmp_path / "a")
+    # The last step's damage, which no loss shows.
+    real, calls = prior_module._update_average, []
+
+    def damage(average: Any, unet: Any, decay: float) -> None:
+        real(average, unet, decay)
+        calls.append(1)
+        if len(calls) == 4:
+            average.conv_out.bias.data[0] = torch.inf
+
+    monkeypatch.setattr(prior_module, "_update_average", damage)
+    with pytest.raises(ParameterError, match=r"diverged: 1 tensors are not finite after step 4 of 12 \("):
+        train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path / "b")
+    assert not list((tmp_path / "b").rglob("rows.json"))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_variations_that_are_not_finite_become_no_image(
+    value: float, scheduler: Any, prior: Prior, splits: dict[str, ImageSet]
+) -> None:
+    broken = deepcopy(prior)
+    broken.unet.conv_out.bias.data[0] = value
+    settings = SamplerSettings(strength=0.5, steps=2, scheduler=scheduler)
+    with pytest.raises(UserError, match="variations: 2 of 2 images are not finite, allowed: those of a prior"):
+        vary(broken, splits["test"].tensor(np.arange(2)), [0, 1], settings, seed=0, device=CPU)

@@ -2,7 +2,8 @@
 
 The penultimate features of each class are split into two clusters; poison is expected to form the small, compact one.
 
-Published code of a port, with the silhouette alone as the score and no reduction of dimensions:
+Published code of a port, with the silhouette alone as the score, no reduction of dimensions, and k-means from its library's
+default starts without a seed:
 https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/analysis/activation_clustering.py
 """
 

@@ -1,6 +1,7 @@
 """Cognitive Distillation (Huang et al., "Distilling Cognitive Backdoor Patterns within an Image", ICLR 2023).
 
 The smallest mask that keeps the model's logits: a poisoned image needs little more than its trigger, so its mask is small.
+The published code's masks depend on the batch's size, these do not: they rank images alike (docs/detection.md).
 
 Published code: https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/detection/cognitive_distillation.py
 """
@@ -45,7 +46,7 @@ def distill_masks(
 
     Args:
         network: frozen network in evaluation mode, from images in [0, 1] to the values to keep [n, k].
-        images: images, float [n, c, h, w] in [0, 1].
+        images: images, float [n, c, h, w] in [0, 1]; one whose logits are not finite gets a mask of NaN.
         generator: CPU generator for delta, U[0, 1] per sample and channel.
         steps: steps of Adam.
         lr: learning rate of Adam.
@@ -58,6 +59,7 @@ def distill_masks(
     first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     with torch.no_grad(), autocast(images.device):
         target = network(images).float()
+    finite = target.isfinite().all(1)
     for step in range(1, steps + 1):
         # What the mask hides shows one colour per image, another in each step, so that no colour can pass for content.
         delta = torch.rand(n, channels, 1, 1, generator=generator).to(images.device)
@@ -68,7 +70,9 @@ def distill_masks(
         masked = torch.addcmul(delta, contrast, mask).contiguous(memory_format=torch.channels_last).requires_grad_()
         with autocast(images.device):
             logits = network(masked)
-        # The sum over samples, as each has its own mask: Adam hardly feels the paper's division by the batch.
+        finite &= logits.isfinite().all(1)
+        # The sum over samples, not the published code's mean: as Adam divides by the gradient's size, only its eps feels the
+        # difference, and a mask does not depend on how many others are made with it.
         keep = (logits.float() - target).abs().mean(1).sum()
         # Autograd runs through the network only; the terms of the mask are differentiated by hand, which saves a third:
         # the chain rule to m sums over channels, the L1 norm of a positive mask adds gamma to every pixel.
@@ -81,7 +85,8 @@ def distill_masks(
         second.mul_(0.1).addcmul_(gradient, gradient, value=0.9)
         root = (second / (1 - 0.1**step)).sqrt_().add_(1e-8)
         theta.addcdiv_(first, root, value=-lr / (1 - 0.1**step))
-    return (theta.tanh() + 1) / 2
+    # Where logits are not finite the gradient is that of the mask's terms alone: a mask that looks sound and means nothing.
+    return ((theta.tanh() + 1) / 2).masked_fill(~finite[:, None, None, None], torch.nan)
 
 
 def total_variation(masks: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 The features of a poisoned class spread most along the direction that tells poison from clean samples.
 
-Published code of a port, with the features as they are (`centred: false`):
+Published code of a port, with the features as they are (`centred: false`), whose scores then become robust z-scores over
+all classes together, which is not done here:
 https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/analysis/spectral_signatures.py
 """
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..compute.device import pick_device
+from ..compute.finite import check_network
 from ..core.hyperparameters import Count, NonNegative, Positive
 from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
@@ -52,6 +53,7 @@ def purify(
         augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in the published code.
     """
     # The compromised head is kept apart before the copy's own is overwritten: both terms of the method refer to it.
+    check_network(model, "fst")
     tuned = deepcopy(model).to(pick_device())
     head = tuned.head
     original = head.weight.detach().clone()
