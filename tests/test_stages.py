@@ -217,7 +217,8 @@ def test_a_robust_method_of_ones_own(made: Path, tmp_path: Path) -> None:
     write_params(folder, {"robust.methods": ["plain"]}, source=folder)
     assert "accuracy on what it was trained on" in run(folder, sys.executable, "stages/train_robust.py", "plain")
     run(folder, sys.executable, "stages/evaluate.py")
-    assert set(metrics_of(folder)["robust"]["plain"]) == {"acc", "acc_without_target", "asr", "ra"}
+    # As short a training as this may end in one class.
+    assert set(metrics_of(folder)["robust"]["plain"]) - {"collapsed"} == {"acc", "acc_without_target", "asr", "ra"}
     assert read_json(folder / "models/robust/plain/model.json")["made_by"]["parameters"] == {"rounds": 1}
 
 
