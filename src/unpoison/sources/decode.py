@@ -7,27 +7,51 @@ What each kind of file becomes:
 - CMYK, YCbCr: Pillow's plain conversion, without colour profiles;
 - a rotation or mirroring in EXIF is carried out;
 - the first picture of a phone's multi-picture JPEG; animations (PNG, WebP) are refused.
+
+`data.pictures` opens the file; here its pixels get their size.
 """
 
 from __future__ import annotations
 
-import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..core.arrays import Images
+from ..data.pictures import MAX_PIXELS, DefectError, check_picture, load_picture
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-MAX_PIXELS = 64_000_000
-"""Largest image, in pixels. More are refused before any is decoded: it may be a decompression bomb."""
+__all__ = ["MAX_PIXELS", "DefectError", "Resize", "decode", "decode_noting", "resized", "to_square"]
 
 Resize = Literal["crop", "stretch", "pad"]
 
 
-class DefectError(ValueError):
-    """An image that cannot be used; the message is a few words, without the file's name."""
+class _Room:
+    """Pixels that may be in decoding at once, over all threads: one picture of the largest size, or many small ones."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Waits until there is room for `pixels`; more than there ever is wait for all of it."""
+        pixels = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room(MAX_PIXELS)
 
 
 def decode(data: bytes, side: int | None, resize: Resize) -> Images:
@@ -44,28 +68,16 @@ def decode(data: bytes, side: int | None, resize: Resize) -> Images:
     Raises:
         DefectError: unreadable, truncated, animated, of another format, or more than `MAX_PIXELS` large.
     """
-    try:
-        # Opening reads the header alone; the named formats keep Pillow's rarer and more fragile readers out.
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DefectError(f"oversized: {image.width}x{image.height} pixels, at most {MAX_PIXELS} allowed")
-            frames = getattr(image, "n_frames", 1)
-            if image.format in ("PNG", "WEBP") and frames > 1:
-                raise DefectError(f"animated: {frames} frames")
-            if side is not None and image.format == "JPEG":
-                # A large photograph is decoded at a half, quarter or eighth, never below twice the size asked for.
-                image.draft(image.mode, (2 * side, 2 * side))
-            # A rotation in EXIF is carried out here, as an array has no place to note it.
-            return to_square(_to_rgb(ImageOps.exif_transpose(image)), side, resize)
-    except DefectError:
-        raise
-    except Image.DecompressionBombError:
-        raise DefectError(f"oversized: more than {MAX_PIXELS} pixels") from None
-    except Image.UnidentifiedImageError:
-        raise DefectError("not a readable JPEG, PNG, WebP or BMP file") from None
-    except Exception as error:  # decoders of hostile files end in any exception; each one is reported with its words
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise DefectError(f"{'truncated' if 'truncated' in words.lower() else 'unreadable'}: {words}") from None
+    return decode_noting(data, side, resize)[0]
+
+
+def decode_noting(data: bytes, side: int | None, resize: Resize) -> tuple[Images, bool]:
+    """As `decode`, and whether the file has 16 bits of which the upper four are never used: almost black at its high byte."""
+    name, checked = check_picture(data, most=MAX_PIXELS)
+    with _ROOM.taken(checked.width * checked.height):
+        # A large photograph is decoded at a half, quarter or eighth, never below twice the size asked for.
+        image, dim = load_picture(name, checked, near=None if side is None else 2 * side)
+        return to_square(image, side, resize), dim
 
 
 def resized(pixels: Images, side: int | None, resize: Resize) -> Images:
@@ -97,17 +109,3 @@ def to_square(image: Image.Image, side: int | None, resize: Resize) -> Images:
         else:
             image = image.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, as this module's head says for each kind."""
-    # 16-bit greyscale: Pillow's own conversion would clip all values above 255 to white.
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    # Transparent pixels have colours of their own, often black; over white is how viewers show them.
-    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
-        colours = image.convert("RGBA")
-        white = Image.new("RGBA", colours.size, "white")
-        return Image.alpha_composite(white, colours).convert("RGB")
-    return image.convert("RGB")
