@@ -27,7 +27,7 @@ from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.compute.device import hardware
 from unpoison.core.code import digest_of
 from unpoison.core.content_store import ContentStore
-from unpoison.core.errors import UserError, file_of
+from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.core.files import new_folder, write_json
 from unpoison.core.hyperparameters import one_of
 from unpoison.crafting.craft import make_trigger
@@ -82,7 +82,7 @@ def check_all(params: Params) -> None:
             f"{PARAMS}: variations.strength: {sampler.strength} given, allowed: up to prior.max_strength "
             f"{recipe.max_strength}"
         )
-    if with_variations(params) and not data.public:
+    if with_variations(params) and not data.most("public"):
         raise UserError(
             f"{PARAMS}: data.public: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
         )
@@ -90,11 +90,9 @@ def check_all(params: Params) -> None:
 
 
 def _check_data(data: prepare.Settings) -> None:
-    if data.name == "digits":
-        for split, size in data.digits_sizes.items():
-            if 0 < size < len(digits.CLASSES):
-                raise UserError(f"{PARAMS}: data.{split}: {size} given, allowed: 0 or at least 10, one per class")
-    elif data.name in ("folder", "imagenet") and not Path(data.path).exists():
+    with file_of(PARAMS), keys_of("data"):
+        data.check_sizes()
+    if data.name in ("folder", "imagenet") and not Path(data.path).exists():
         raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
 
 
@@ -128,7 +126,7 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:
     """Check the lists of methods, and that there are as many trusted images as they need."""
-    if methods_of(params, "purify", PURIFIERS) and not data.reserve:
+    if methods_of(params, "purify", PURIFIERS) and not data.most("reserve"):
         raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.methods needs it")
     for name in methods_of(params, "robust", ROBUST):
         if missing := sorted(set(ROBUST[name].inputs) - set(RECEIVED)):
@@ -139,7 +137,7 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
     for name in methods_of(params, "detect", DETECTORS):
         detector = DETECTORS[name]
         needed = detector.needs_trusted(**own_parameters(params, "detectors", name, detector.parameters))
-        if needed > data.reserve:
+        if needed > data.most("reserve"):
             raise UserError(
                 f"{PARAMS}: data.reserve: {data.reserve} given, allowed: at least {needed}, {name} needs them"
             )

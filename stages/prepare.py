@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +12,15 @@ from annotated_types import Ge
 
 from common import BASE, SCRATCH, run_stage
 from parameters import PARAMS, Params, checked, load_params
-from unpoison.core.errors import file_of, keys_of
+from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.core.hyperparameters import check, one_of
-from unpoison.data.store import write_base
+from unpoison.data.store import read_about, write_base
 from unpoison.sources import digits
 from unpoison.sources.build import BuildSettings, build_base
 from unpoison.sources.folder import open_folder
 from unpoison.sources.published import PUBLISHED, open_published
 from unpoison.sources.source import Source
-from unpoison.sources.splits import SplitSettings
+from unpoison.sources.splits import MOST, SplitSettings
 
 Size = Annotated[int, Ge(10)]
 SOURCES = ("digits", "folder", *PUBLISHED)
@@ -33,6 +34,9 @@ class Settings(SplitSettings, BuildSettings):
         name: one of `SOURCES`.
         path: the folder or archive of `folder`; the folder where the files of a published set are, or are put.
         digits: how many images are made for `train` and `test`; `reserve` and `public` are those of every source.
+
+    `reserve` and `public` that are null are numbers here already (600 and 1,200), but for `folder`, whose share of the data
+    is not known before they are read.
     """
 
     name: str = "digits"
@@ -41,8 +45,39 @@ class Settings(SplitSettings, BuildSettings):
 
     @property
     def digits_sizes(self) -> dict[str, int]:
-        sizes = {**asdict(DigitsSizes(**self.digits)), "reserve": self.reserve, "public": self.public}
+        sizes = {**asdict(DigitsSizes(**self.digits)), "reserve": self.reserve or 0, "public": self.public or 0}
         return {**sizes, "train": min(self.train_limit or sizes["train"], sizes["train"])}
+
+    def most(self, split: str) -> int:
+        """The most images that `reserve` or `public` can come to."""
+        given: int | None = getattr(self, split)
+        # A folder may have a part of its own for it, which is taken as a whole.
+        return sys.maxsize if given is None else given
+
+    def check_sizes(self) -> None:
+        """Raises ParameterError for numbers that cannot be met, where the size of the source is known before it is read."""
+        if self.name == "digits":
+            classes, sizes = len(digits.CLASSES), {"train": sys.maxsize, "test": sys.maxsize}
+            for split in ("reserve", "public"):
+                if 0 < (size := self.digits_sizes[split]) < classes:
+                    raise ParameterError(f"{split}: {size} given, allowed: 0 or at least {classes}, one per class")
+        elif self.name in PUBLISHED:
+            known = PUBLISHED[self.name]
+            classes, sizes = known.classes, {"train": known.train, "test": known.test}
+        else:
+            return
+        if self.train_limit is not None and self.train_limit < classes:
+            raise ParameterError(
+                f"train_limit: {self.train_limit} given, allowed: at least {classes}, one training sample for each class"
+            )
+        spare = sizes[self.trusted] - classes
+        for split in ("reserve", "public"):
+            if (size := self.digits_sizes[split]) > spare:
+                raise ParameterError(
+                    f"{split}: {size} given, allowed: at most {spare} of what is left of the {self.trusted} part of "
+                    f"{self.name}, as one sample stays in each of {classes} classes"
+                )
+            spare -= size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +94,15 @@ def settings(params: Params) -> Settings:
         one_of(values.get("name"), dict.fromkeys(SOURCES), key="name")
         with keys_of("digits"):
             check(values.get("digits", {}), DigitsSizes)
+    if values.get("name", "digits") != "folder":
+        values |= {split: most for split, most in MOST.items() if values.get(split) is None}
     return Settings(**values)
 
 
 def main() -> list[Path]:
     given = settings(load_params())
     with file_of(PARAMS), keys_of("data"):
+        given.check_sizes()
         if given.name == "digits":
             _digits(given)
         else:
@@ -89,6 +127,12 @@ def _from_source(given: Settings) -> None:
     print(f"prepare: {_counted(counts)} images of {len(source.classes)} classes", flush=True)
     if left_out:
         print(f"prepare: {left_out} files left out, listed in {BASE / 'defects.txt'}", flush=True)
+    if dim := read_about(BASE).get("dim"):
+        print(
+            f"prepare: {dim['count']} files of 16 bits have no value past 4095 of 65535 (the first: {dim['first']}): 12 bits "
+            "in 16? Of 16 bits the high byte is taken, so they are almost black; scale them before",
+            flush=True,
+        )
 
 
 def open_source(given: Settings) -> Source:

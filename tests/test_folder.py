@@ -141,12 +141,12 @@ def test_parts_of_its_own(tmp_path: Path) -> None:
         (
             ["a/1", "a/2", "b/1", "b/2"],
             SplitSettings(reserve=3, public=0),
-            r"^reserve: 3 given, allowed: fewer than 2",
+            r"^reserve: 3 given, allowed: at most 0 of the 2 .* train part, as one stays in every class \(the smallest, a, has 1",
         ),
         (
             ["a/1", "a/2", "b/1", "b/2"],
             SplitSettings(reserve=0, public=2),
-            r"^public: 2 given, allowed: fewer than 2",
+            r"^public: 2 given, allowed: at most 0 of the 2 samples",
         ),
     ],
 )

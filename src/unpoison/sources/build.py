@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,24 +12,29 @@ from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge
-from PIL import Image
+from numpy.typing import NDArray
 
-from ..core.arrays import Images
+from ..core.arrays import Images, IntArray
 from ..core.errors import ParameterError, UserError
 from ..core.files import new_file
 from ..core.progress import progress
 from ..data.store import new_base
-from .decode import DefectError, Resize, decode, resized
+from .decode import DefectError, Resize, decode_noting, resized
 from .source import Source
 from .splits import Place, SplitSettings, arrange
 
 CHUNK = 64  # images per task: handing a task to a thread costs as much as decoding a small image
-CHUNK_BYTES = 16 << 20  # encoded bytes per task: photographs are handed over a few at a time
+CHUNK_BYTES = 16 << 20  # bytes per task, encoded or decoded: photographs are handed over a few at a time
+WAITING_BYTES = 512 << 20  # decoded bytes that may wait to be written
 NAMED = 8  # broken files named in an error; a file lists all of them
 
 Item = tuple[str, int, bytes | Images | str]
 """split, row, and an image file, its pixels, or the reason why there is neither"""
-Decoded = tuple[str, int, Images | str]
+Named = tuple[str, int, bytes | Images | str, str]
+"""as `Item`, with the image's name"""
+Decoded = tuple[str, int, Images | str, bool]
+"""split, row, the pixels or the reason, and whether 16 bits hold 12; see `sources.decode.decode_noting`"""
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,10 @@ def build_base(
         The number of images in each split, and `defects`, the number of files left out.
 
     Raises:
-        UserError: no split is possible; images of several sizes without `image_size`; broken files with `on_error: fail`.
+        UserError: no split is possible; images of several sizes without `image_size`; broken files with `on_error: fail`;
+            a class without a training image that can be used.
     """
-    places = arrange(source.labels, split)
+    places = arrange(source.labels, split, source.classes)
     # The public split is unlabelled even where its samples come from a labelled part.
     labels = {
         name: np.full(len(rows), -1) if name == "public" else source.labels[part][rows]
@@ -75,6 +80,8 @@ def build_base(
     }
     names = {name: [source.names[part][row] for row in rows] for name, (part, rows) in places.items()}
     broken = list(source.problems)
+    dim: list[str] = []
+    written = {name: np.zeros(len(rows), bool) for name, (_, rows) in places.items()}
     about = {
         **source.about,
         "image_size": settings.image_size,
@@ -83,26 +90,31 @@ def build_base(
     }
     total = sum(map(len, names.values()))
     items = progress(_items(source, places), what="prepare", unit="image", total=total)
-    blocks = _decoded(items, settings)
+    named = ((name, row, content, names[name][row]) for name, row, content in items)
+    blocks = _decoded(named, settings)
     try:
         with new_base(folder, source.classes, labels, names, about) as base:
             for block in blocks:
                 # A block's images by split and row, so that each split is written once per block.
                 good: dict[str, dict[int, Images]] = {}
-                for name, row, result in block:
+                for name, row, result, is_dim in block:
                     if isinstance(result, str):
                         broken.append((names[name][row], result))
                         continue
-                    base.shape = base.shape or (result.shape[0], result.shape[1], result.shape[2])
-                    _check_shape(base.shape, result, names[name][row])
+                    dim += [names[name][row]] * is_dim
                     good.setdefault(name, {})[row] = result
                 for name, images in good.items():
                     base.write(name, np.array(list(images)), np.stack(list(images.values())))
+                    written[name][list(images)] = True
             # Sorted by name: the order of a source's own is that of an archive or a file system.
             broken.sort()
             if broken and settings.on_error == "fail":
                 raise _broken_error(broken, defects, total + len(source.problems))
+            for name in ("train", "test"):
+                _check_left(name, labels[name], written[name], names[name], broken, source.classes, defects)
             base.about |= {"defects": len(broken), "ignored": len(source.ignored)}
+            if dim:
+                base.about["dim"] = {"count": len(dim), "first": min(dim)}
             for file, lines in (("defects.txt", [f"{n}: {why}" for n, why in broken]), ("ignored.txt", source.ignored)):
                 base.write_text(file, lines)
     finally:
@@ -125,65 +137,102 @@ def _items(source: Source, places: Mapping[str, Place]) -> Iterator[Item]:
         yield splits[split_of[part][row]], int(row_of[part][row]), content
 
 
-def _decoded(items: Iterator[Item], settings: BuildSettings) -> Generator[list[Decoded]]:
+def _decoded(items: Iterator[Named], settings: BuildSettings) -> Generator[list[Decoded]]:
     """Chunks decoded in threads, in order; a few chunks are under way at a time, whatever the source's size."""
+    # Without a size asked for, the first image that can be used decides it for all.
+    shape: Shape = (settings.image_size, settings.image_size, 3) if settings.image_size else ()
+    while not shape:
+        if not (first := next(items, None)):
+            return
+        decoded = _pixels(first, settings, shape)
+        yield [decoded]
+        shape = () if isinstance(decoded[2], str) else decoded[2].shape
+    size = int(np.prod(shape))
+
+    def work(chunk: list[Named]) -> list[Decoded]:
+        return [_pixels(item, settings, shape) for item in chunk]
+
     # Threads, not processes: Pillow's decoders release the interpreter's lock, and no image has to be sent anywhere.
-
-    def work(chunk: list[Item]) -> list[Decoded]:
-        return [(name, row, _pixels(content, settings)) for name, row, content in chunk]
-
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    images = max(1, min(CHUNK, CHUNK_BYTES // size))
+    # Twice as many chunks as threads: none waits for the next one to be read, and memory stays bounded.
+    waiting = max(1, min(2 * threads, WAITING_BYTES // (images * size)))
     pending: deque[Future[list[Decoded]]] = deque()
-    with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
-        # Pillow warns about what `decode` refuses.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        # Twice as many chunks as threads: none waits for the next one to be read, and memory stays bounded.
-        for chunk in _chunks(items):
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in _chunks(items, images):
             pending.append(pool.submit(work, chunk))
-            if len(pending) > 2 * threads:
+            if len(pending) > waiting:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Items in tasks of `CHUNK` images or `CHUNK_BYTES`, whichever is reached first."""
-    chunk: list[Item] = []
+def _chunks(items: Iterator[Named], images: int = CHUNK) -> Iterator[list[Named]]:
+    """Items in tasks of `images` or `CHUNK_BYTES` encoded bytes, whichever is reached first."""
+    chunk: list[Named] = []
     size = 0
     for item in items:
         chunk.append(item)
         size += len(item[2])
-        if len(chunk) == CHUNK or size >= CHUNK_BYTES:
+        if len(chunk) == images or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-def _pixels(content: bytes | Images | str, settings: BuildSettings) -> Images | str:
+def _pixels(item: Named, settings: BuildSettings, shape: Shape) -> Decoded:
     """An image's pixels in the size asked for, or the reason why it has none."""
+    split, row, content, name = item
     if isinstance(content, str):
-        return content
+        return split, row, content, False
     try:
         if isinstance(content, bytes):
-            return decode(content, settings.image_size, settings.resize)
-        return resized(content, settings.image_size, settings.resize)
+            pixels, dim = decode_noting(content, settings.image_size, settings.resize)
+        else:
+            pixels, dim = resized(content, settings.image_size, settings.resize), False
     except DefectError as defect:
-        return str(defect)
-
-
-def _check_shape(shape: tuple[int, int, int], image: Images, name: str) -> None:
-    if image.shape != shape:
-        sizes = [f"{s[1]}x{s[0]}" for s in (shape, image.shape)]
+        return split, row, str(defect), False
+    if shape and pixels.shape[:2] != shape[:2]:
+        sizes = [f"{s[1]}x{s[0]}" for s in (shape, pixels.shape)]
         raise ParameterError(
             f"image_size: null given, but images differ in size ({sizes[0]}, and {name} is {sizes[1]}); "
             "allowed: a number of pixels per side"
         )
+    return split, row, pixels, dim
+
+
+def _check_left(
+    split: str,
+    labels: IntArray,
+    written: NDArray[np.bool_],
+    names: list[str],
+    broken: list[tuple[str, str]],
+    classes: tuple[str, ...],
+    defects: Path,
+) -> None:
+    """Raises ParameterError for a class whose training images are all broken, and for a split that has none at all."""
+    lost = np.setdiff1d(labels, labels[written])
+    if not len(lost) or (split == "test" and written.any()):
+        return
+    rows = np.flatnonzero(labels == lost[0])
+    reasons = dict(broken)
+    _write_defects(broken, defects)
+    others = f" (and {len(lost) - 1} more classes)" if len(lost) > 1 else ""
+    raise ParameterError(
+        f"path: class {classes[lost[0]]}{others} is without a {split} image that can be used: all {len(rows)} are broken "
+        f"({names[rows[0]]}: {reasons.get(names[rows[0]], 'absent')}); {len(broken)} files in all, listed in {defects}; "
+        "allowed: at least one whole image in every class"
+    )
+
+
+def _write_defects(broken: list[tuple[str, str]], path: Path) -> None:
+    with new_file(path) as staging:
+        staging.write_text("".join(f"{name}: {why}\n" for name, why in broken), encoding="utf-8")
 
 
 def _broken_error(broken: list[tuple[str, str]], path: Path, total: int) -> UserError:
-    with new_file(path) as staging:
-        staging.write_text("".join(f"{name}: {why}\n" for name, why in broken), encoding="utf-8")
+    _write_defects(broken, path)
     named = ", ".join(f"{name} ({why})" for name, why in broken[:NAMED])
     more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
     return ParameterError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,18 +17,24 @@ from ..core.seeding import numpy_rng
 Place = tuple[str, IntArray]
 """A part of the source and rows of it, sorted."""
 
+MOST = {"reserve": 600, "public": 1200}
+"""Most images that are set apart unless a number is asked for; digits and published sets give as many."""
+_SHARES, _FEW = {"reserve": 10, "public": 5}, 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """Sizes and seed of the splits. Every draw is balanced over the classes, as far as they have samples.
+    """Sizes and seed of the splits. Every draw is balanced over the classes and leaves one sample of each that has any.
 
     Attributes:
         split_seed: seed for the draws. Which sample lies in which split is a property of the data set, so the run's `seed`
             does not change it.
         train_limit: most training samples; null takes all. A lower limit takes a subset of a higher one.
         test_share: share of each class that becomes the test split, where the source has no test part.
-        reserve: number of trusted, labelled images set apart, from the source's `reserve` part where it has one.
-        public: number of trusted images without labels, for the prior, from the source's `public` part where it has one.
+        reserve: number of trusted, labelled images set apart, from the source's `reserve` part where it has one; null is
+            that part as a whole, or else a share; see `_share_of`.
+        public: number of trusted images without labels, for the prior, from the source's `public` part where it has one;
+            null is that part as a whole, or else a share.
         trusted: part that the two are taken from otherwise: `train`, as in published evaluations, or `test` where the
             training part is of unknown origin.
     """
@@ -35,20 +42,21 @@ class SplitSettings:
     split_seed: Whole = 0
     train_limit: Count | None = None
     test_share: Annotated[float, Gt(0), Lt(1)] = 0.2
-    reserve: Whole = 600
-    public: Whole = 1200
+    reserve: Whole | None = None
+    public: Whole | None = None
     trusted: Literal["train", "test"] = "train"
 
 
-def arrange(labels: dict[str, IntArray], settings: SplitSettings) -> dict[str, Place]:
+def arrange(labels: dict[str, IntArray], settings: SplitSettings, classes: Sequence[str] = ()) -> dict[str, Place]:
     """The place of each split in the source, by the split's name.
 
     Args:
         labels: labels by part of the source, int64 [n].
         settings: sizes and seed.
+        classes: class names, for messages.
 
     Raises:
-        UserError: a part does not have as many samples as are asked for.
+        UserError: a part does not have as many samples as are asked for, one left in each of its classes.
     """
     seed = settings.split_seed
     # What is left of each part while splits are taken out of it. A test split comes first where the source has no test
@@ -58,30 +66,63 @@ def arrange(labels: dict[str, IntArray], settings: SplitSettings) -> dict[str, P
         test = _share(labels["train"], settings.test_share, seed)
         left["test"] = ("train", test)
         left["train"] = ("train", np.setdiff1d(np.arange(len(labels["train"])), test))
+    whole = len(left[settings.trusted][1])
     splits: dict[str, Place] = {}
     for name, count in (("reserve", settings.reserve), ("public", settings.public)):
-        source = name if name in labels else settings.trusted
-        part, rows = left[source]
-        # A part of the source's own may be smaller than the number asked for: it is all there is.
-        count = min(count, len(rows)) if name in labels else count
-        if count > len(rows) or (source in ("train", "test") and count and count == len(rows)):
+        if name in labels:
+            # A part of the source's own may be smaller than the number asked for: it is all there is.
+            all_there_is = len(labels[name])
+            count = all_there_is if count is None else min(count, all_there_is)
+            splits[name] = name, balanced(labels[name], count, seed, name)
+            continue
+        part, rows = left[settings.trusted]
+        spare = len(rows) - len(np.unique(labels[part][rows]))
+        if count is None:
+            count = min(_share_of(name, whole), spare)
+        elif count > spare:
             raise ParameterError(
-                f"{name}: {count} given, allowed: fewer than {len(rows)}, what is left of the source's {source} part"
+                f"{name}: {count} given, allowed: at most {spare} of the {len(rows)} samples that are left of the source's "
+                f"{settings.trusted} part, as one stays in every class ({_smallest(labels[part][rows], classes)})"
             )
-        drawn = rows[balanced(labels[part][rows], count, seed, name)]
+        drawn = rows[balanced(labels[part][rows], count, seed, name, keep=1)]
         splits[name] = part, drawn
-        left[source] = part, np.setdiff1d(rows, drawn)
+        left[settings.trusted] = part, np.setdiff1d(rows, drawn)
     # The limit comes last, so the trusted splits are the same whatever it is.
     part, rows = left["train"]
     if settings.train_limit is not None and settings.train_limit < len(rows):
+        present = len(np.unique(labels[part][rows]))
+        if settings.train_limit < present:
+            raise ParameterError(
+                f"train_limit: {settings.train_limit} given, allowed: at least {present}, one training sample for each of "
+                f"the {present} classes ({_smallest(labels[part][rows], classes)})"
+            )
         rows = rows[balanced(labels[part][rows], settings.train_limit, seed, "train_limit")]
     splits["train"] = part, rows
     splits["test"] = left["test"]
     return splits
 
 
-def balanced(labels: IntArray, count: int, seed: int, purpose: str) -> IntArray:
-    """`count` positions, sorted, as even over the classes as their sizes allow; fewer are a subset of more."""
+def _share_of(name: str, whole: int) -> int:
+    """Images set apart of `whole` unless a number is asked for: a tenth for the reserve and a fifth for the public split.
+
+    At most `MOST`; of a small part a quarter each, up to 50, as no method can do with a few.
+    """
+    return min(MOST[name], max(whole // _SHARES[name], min(_FEW, whole // 4)))
+
+
+def _smallest(labels: IntArray, classes: Sequence[str]) -> str:
+    """The class with the fewest samples, in words."""
+    present, sizes = np.unique(labels, return_counts=True)
+    least = int(sizes.argmin())
+    name = classes[present[least]] if len(classes) else present[least]
+    return f"the smallest, {name}, has {sizes[least]}"
+
+
+def balanced(labels: IntArray, count: int, seed: int, purpose: str, *, keep: int = 0) -> IntArray:
+    """`count` positions, sorted, as even over the classes as their sizes allow; fewer are a subset of more.
+
+    Of every class, `keep` samples are not drawn; `count` must leave as many.
+    """
     # One permutation for any count: what varies with the count is only how many are taken from the front.
     rng = numpy_rng(seed, "splits", purpose)
     order = rng.permutation(len(labels))
@@ -91,6 +132,11 @@ def balanced(labels: IntArray, count: int, seed: int, purpose: str) -> IntArray:
     # Each sample's turn within its class, in the shuffled order: the lowest turns first means round and round the classes.
     turn = np.empty(len(labels), np.int64)
     turn[by_class] = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else []
+    if keep:
+        # Those whose turn comes last in their class stand behind all others.
+        size_of = np.empty(len(labels), np.int64)
+        size_of[by_class] = np.repeat(sizes, sizes)
+        turn[turn >= size_of - keep] += len(labels)
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
