@@ -18,6 +18,7 @@ from PIL import Image
 from ..core.arrays import IntArray, Pixels
 from ..core.errors import ParameterError
 from ..core.seeding import numpy_rng
+from ..data.pictures import MAX_FILE_BYTES, DefectError, check_picture, load_picture
 
 Rows = Sequence[Sequence[int]]
 
@@ -138,15 +139,24 @@ def whole_image(name: str, shape: tuple[int, int, int]) -> Pixels:
         return _channels_first(published.numpy())
     if name == "strip":
         return np.ascontiguousarray(np.broadcast_to(strip(width), (channels, height, width)))
-    # Pillow has an error of its own for each kind of broken file; to the user all are one: not an image.
-    try:
-        with Image.open(Path(name)) as file:
-            image = file.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ParameterError(
-            f"pattern: {name!r} given ({error}), allowed: noise, struppek_noise, strip or an image file"
-        ) from None
+    image = (
+        _picture(Path(name)).convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    )
     return _channels_first(np.asarray(image).reshape(shape))
+
+
+def _picture(path: Path) -> Image.Image:
+    """A picture file in RGB, by the reader that looks at those of strangers."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DefectError(f"oversized: more than {MAX_FILE_BYTES >> 20} MiB")
+        return load_picture(*check_picture(path.read_bytes()))[0]
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it, and every defect
+        raise ParameterError(
+            f"pattern: {str(path)!r} given ({error}), allowed: noise, struppek_noise, strip or an image file"
+        ) from None
 
 
 def _channels_first(image: NDArray[Any]) -> Pixels:

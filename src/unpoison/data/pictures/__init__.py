@@ -17,10 +17,13 @@ from PIL import Image
 from . import bmp, jpeg, png, pnm, webp
 from .checked import Checked, DefectError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Checked", "DefectError", "check_picture", "load_picture"]
+__all__ = ["FORMATS", "MAX_FILE_BYTES", "MAX_PIXELS", "Checked", "DefectError", "check_picture", "load_picture"]
 
 MAX_PIXELS = 64_000_000
 """Largest image, in pixels. More are refused before any is decoded: it may be a decompression bomb."""
+
+MAX_FILE_BYTES = 256 << 20
+"""Largest file."""
 
 FORMATS: dict[str, Callable[[bytes, int], Checked]] = {
     "JPEG": jpeg.check,
