@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +11,13 @@ import numpy as np
 
 from ..core.arrays import Images
 from ..core.errors import ParameterError
-from .containers import list_members, read_members, shown
+from .containers import list_members, read_members
+from .layout import Layout, arrange, label_of
+from .names import cut, is_hidden, listed, shown
 from .source import Rows, Source
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm")
 NOT_READ = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".tga", ".ico", ".svg")
-PARTS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation"),
-    "reserve": ("reserve", "trusted"),
-    "public": ("public", "unlabelled", "unlabeled"),
-}
 
 
 @dataclass
@@ -33,31 +28,40 @@ class _Listing:
         samples: name and class of each sample, by part.
         problems: name and reason of each image that cannot be used.
         ignored: names of files that are no samples.
+        notes: lines on what was passed over.
+        links: name of the file that is read for it, by name of each link inside an archive.
     """
 
     samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
 
 
-def open_folder(path: Path) -> Source:
+def open_folder(path: Path, layout: Layout = "auto") -> Source:
     """A folder or archive as a source; nothing is decoded yet.
 
     A single folder around everything is passed over. Where there are folders of parts, files outside them are ignored, as
-    are hidden files and files that are no images; both are listed. A second test folder (`val` beside `test`) is ignored.
-    Classes are the folders' names in Unicode's composed form (NFC), sorted by code point as torchvision's ImageFolder does.
+    are hidden files, those of file servers, and files that are no images; all are listed. A second test folder (`val` beside
+    `test`) is ignored. Classes are the folders' names in Unicode's composed form (NFC), sorted by code point as
+    torchvision's ImageFolder does.
+
+    Args:
+        path: the folder or archive.
+        layout: what its top folders are: `parts`, `classes`, or what their names say together (`layout.arrange`).
 
     Raises:
         UserError: no such path; no layout that is understood; fewer than two classes; a class of another part that the
             training part does not have.
     """
-    listing = _sort_out(path)
+    listing = _sort_out(path, layout)
     # The training part has the say about classes: a model cannot learn one that is in the test part alone.
     classes = tuple(sorted({label for _, label in listing.samples.get("train", [])}))
     if len(classes) < 2:
         raise ParameterError(
-            f"path: {path}: {len(classes)} classes with images found ({', '.join(map(shown, classes)) or 'none'}), "
-            "allowed: at least two, as CLASS/IMAGE, or as train/CLASS/IMAGE and test/CLASS/IMAGE"
+            f"path: {shown(str(path))}: {len(classes)} classes with images found ({listed(classes) or 'none'}), "
+            f"allowed: at least two, as CLASS/IMAGE, or as train/CLASS/IMAGE and test/CLASS/IMAGE{_unused(listing)}"
         )
     place = {label: number for number, label in enumerate(classes)}
     labels, names = {}, {}
@@ -66,8 +70,8 @@ def open_folder(path: Path) -> Source:
         strange = sorted({label for _, label in samples} - set(classes)) if part != "public" else []
         if strange:
             raise ParameterError(
-                f"path: {path}: {part} has classes that train has not: {', '.join(map(shown, strange))}; "
-                f"allowed: {', '.join(map(shown, classes))}"
+                f"path: {shown(str(path))}: {part} has classes that train has not: {listed(strange)}; "
+                f"allowed: {listed(classes)}"
             )
         names[part] = [name for name, _ in samples]
         labels[part] = np.array([place[label] if part != "public" else -1 for _, label in samples], np.int64)
@@ -75,24 +79,25 @@ def open_folder(path: Path) -> Source:
     def read(rows: Rows) -> Iterator[tuple[str, int, bytes | Images | str]]:
         # By name, as an archive is read in its own order, once for all parts.
         wanted = {names[part][row]: (part, int(row)) for part, part_rows in rows.items() for row in part_rows}
-        for name, content in read_members(path, wanted.keys()):
+        for name, content in read_members(path, wanted.keys(), listing.links):
             yield (*wanted[name], content)
 
     about = {"name": "folder", "source": shown(path.name), "licence": "as the source's"}
     # The names as users see them are for lists alone: a file is read by the name it has.
     displayed = {part: [shown(name) for name in part_names] for part, part_names in names.items()}
-    return Source(classes, labels, displayed, read, about, listing.problems, listing.ignored)
+    return Source(classes, labels, displayed, read, about, listing.problems, listing.ignored, listing.notes)
 
 
-def _sort_out(path: Path) -> _Listing:
+def _sort_out(path: Path, layout: Layout) -> _Listing:
     """Every file of a source as a sample, a problem or a file to ignore."""
-    listing = _Listing()
-    # First by name alone. What hides, or what macOS adds to archives, is ignored whatever it is; `..` is no hidden folder
-    # but a hostile path, and among the problems.
+    contents = list_members(path)
+    listing = _Listing(links=contents.links, notes=contents.notes)
+    # First by name alone. What hides, and what file servers add, is ignored whatever it is.
     images: list[str] = []
-    for name, problem in list_members(path):
-        parts = name.split("/")
-        if any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts:
+    for name, problem, told, _ in contents.members:
+        if told and problem:
+            listing.problems.append((shown(name), problem))
+        elif any(map(is_hidden, name.split("/"))):
             listing.ignored.append(shown(name))
         elif name.lower().endswith(NOT_READ):
             listing.problems.append((shown(name), "a format that is not read; allowed: JPEG, PNG, WebP, BMP"))
@@ -102,41 +107,29 @@ def _sort_out(path: Path) -> _Listing:
             listing.problems.append((shown(name), problem))
         else:
             images.append(name)
-    # Then the layout: how deep it begins, and which of the folders there are parts.
-    depth = _wrapping(images)
-    tops = {name.split("/")[depth] for name in images if name.count("/") > depth}
-    part_of = {top: part for part, names in PARTS.items() if (top := _first(names, tops))}
-    # Last each image's part and class. Without folders of parts, everything is training data.
+    # Then the layout, and last each image's part and class.
+    arrangement = arrange(images, layout)
+    listing.notes += arrangement.notes
     for name in images:
-        part, levels = "train", name.split("/")[depth:]
-        if part_of:
-            if levels[0] not in part_of:
-                listing.ignored.append(shown(name))
-                continue
-            part, levels = part_of[levels[0]], levels[1:]
-        if len(levels) < 2 and part != "public":
+        part, levels = arrangement.place(name)
+        if not part:
+            listing.ignored.append(shown(name))
+        elif len(levels) < 2 and part != "public":
             listing.problems.append((shown(name), "lies in no class folder"))
-            continue
-        # macOS stores names decomposed: the same class would be two on two machines. Interned, as a million samples share
-        # a few names.
-        label = sys.intern(unicodedata.normalize("NFC", shown(levels[0])))
-        listing.samples.setdefault(part, []).append((name, label))
+        else:
+            # Interned, as a million samples share a few names.
+            label = sys.intern(shown(label_of(levels[0])))
+            listing.samples.setdefault(part, []).append((name, label))
     return listing
 
 
-def _wrapping(images: list[str]) -> int:
-    """Number of folders around everything: `cifar10/train/…` is read as `train/…`."""
-    known = {name for names in PARTS.values() for name in names}
-    # A folder of parts is no wrapping even where it is alone, nor is a class: images must lie a level further down.
-    depth = 0
-    while images and all(name.count("/") > depth + 1 for name in images):
-        tops = {name.split("/")[depth] for name in images}
-        if len(tops) > 1 or tops.pop().lower() in known:
-            break
-        depth += 1
-    return depth
-
-
-def _first(names: tuple[str, ...], tops: set[str]) -> str:
-    """The folder among `tops` for the first of the names that is there, in whatever case; "" where none is."""
-    return next((top for name in names for top in sorted(tops) if top.lower() == name), "")
+def _unused(listing: _Listing) -> str:
+    """What was found instead of samples, for a message: it says why there are none."""
+    text = ""
+    if listing.problems:
+        name, reason = listing.problems[0]
+        text += f"; {len(listing.problems)} files cannot be used, the first: {cut(name)} ({cut(reason)})"
+    if listing.ignored:
+        example, ends = cut(listing.ignored[0]), ", ".join(IMAGES)
+        text += f"; {len(listing.ignored)} files ignored, such as {example} (names of images end in {ends})"
+    return text

@@ -27,6 +27,7 @@ class Source:
         about: entries for the manifest (name, source, licence).
         problems: name and reason of each file that is known to be unusable before any is decoded.
         ignored: names of files that are no samples.
+        notes: lines for the user on what was passed over.
     """
 
     classes: tuple[str, ...]
@@ -36,3 +37,4 @@ class Source:
     about: dict[str, Any]
     problems: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
