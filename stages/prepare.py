@@ -17,7 +17,7 @@ from unpoison.core.hyperparameters import check, one_of
 from unpoison.data.store import read_about, write_base
 from unpoison.sources import digits
 from unpoison.sources.build import BuildSettings, build_base
-from unpoison.sources.folder import open_folder
+from unpoison.sources.folder import Layout, open_folder
 from unpoison.sources.published import PUBLISHED, open_published
 from unpoison.sources.source import Source
 from unpoison.sources.splits import MOST, SplitSettings
@@ -33,6 +33,7 @@ class Settings(SplitSettings, BuildSettings):
     Attributes:
         name: one of `SOURCES`.
         path: the folder or archive of `folder`; the folder where the files of a published set are, or are put.
+        layout: of `folder`: whether its top folders are `parts` (train, test, …) or `classes`; `auto` goes by their names.
         digits: how many images are made for `train` and `test`; `reserve` and `public` are those of every source.
 
     `reserve` and `public` that are null are numbers here already (600 and 1,200), but for `folder`, whose share of the data
@@ -41,6 +42,7 @@ class Settings(SplitSettings, BuildSettings):
 
     name: str = "digits"
     path: str = "data/source"
+    layout: Layout = "auto"
     digits: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -122,6 +124,8 @@ def _from_source(given: Settings) -> None:
     source = open_source(given)
     for name in source.ignored[:3]:
         print(f"prepare: {name} is no sample, ignored ({len(source.ignored)} such files)", flush=True)
+    for note in source.notes:
+        print(f"prepare: {note}", flush=True)
     counts = build_base(source, BASE, given, given, defects=SCRATCH / "defects.txt")
     left_out = counts.pop("defects")
     print(f"prepare: {_counted(counts)} images of {len(source.classes)} classes", flush=True)
@@ -137,7 +141,7 @@ def _from_source(given: Settings) -> None:
 
 def open_source(given: Settings) -> Source:
     path = Path(given.path)
-    return open_folder(path) if given.name == "folder" else open_published(given.name, path)
+    return open_folder(path, given.layout) if given.name == "folder" else open_published(given.name, path)
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -31,12 +31,14 @@ class Contents:
     """What a folder or archive holds.
 
     Attributes:
-        members: every file, sorted by name; one whose name occurs again is kept once, as a problem.
+        files: names of the files, and of the links inside an archive that stand for one, sorted.
+        problems: what cannot be read, sorted by name; of files whose name occurs again there is one.
         links: name of the file that is read for it, by name of each link inside an archive.
         notes: lines on what was passed over.
     """
 
-    members: list[Found]
+    files: list[str]
+    problems: list[Found] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -47,17 +49,22 @@ def list_members(path: Path) -> Contents:
     Raises:
         UserError: no such folder or archive; not an archive; damaged, cut off, or expanding beyond all reason.
     """
-    # Two files of one name: readers differ in which one they take, so neither is taken.
     notes: list[str] = []
-    files: dict[str, Found] = {}
-    for found in _damage_named(path, _walk(path, notes)):
-        files[found.name] = (
-            Found(found.name, "occurs twice in the archive", files[found.name].told) if found.name in files else found
-        )
-    to = {name: found.link for name, found in files.items() if found.link is not None and not found.problem}
-    links, stands_for = follow(to, {name: found.problem for name, found in files.items() if name not in to})
-    members = [found for name, found in files.items() if name not in to] + links
-    return Contents(sorted(members), stands_for, notes)
+    # None for a file like all others, of which there may be a million.
+    found: dict[str, Found | None] = {}
+    for item in _damage_named(path, _walk(path, notes)):
+        name = item.name
+        if name in found:
+            # Readers differ in which of two files of one name they take, so neither is taken.
+            found[name] = Found(name, "occurs twice in the archive", told=item.told)
+        else:
+            found[name] = item if item.problem or item.link is not None else None
+    to = {name: each.link for name, each in found.items() if each and each.link is not None and not each.problem}
+    files = {name: each.problem if each else "" for name, each in found.items() if name not in to} if to else {}
+    links, stands_for = follow(to, files)
+    problems = [each for each in (*found.values(), *links) if each and each.problem]
+    plain = [name for name, each in found.items() if each is None]
+    return Contents(sorted(plain + list(stands_for)), sorted(problems), stands_for, notes)
 
 
 def read_members(

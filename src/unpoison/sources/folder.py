@@ -93,18 +93,17 @@ def _sort_out(path: Path, layout: Layout) -> _Listing:
     contents = list_members(path)
     listing = _Listing(links=contents.links, notes=contents.notes)
     # First by name alone. What hides, and what file servers add, is ignored whatever it is.
-    images: list[str] = []
-    for name, problem, told, _ in contents.members:
-        if told and problem:
+    for name, problem, told, _ in contents.problems:
+        if told or not _ignored(name):
             listing.problems.append((shown(name), problem))
-        elif any(map(is_hidden, name.split("/"))):
+        else:
+            listing.ignored.append(shown(name))
+    images: list[str] = []
+    for name in contents.files:
+        if _ignored(name):
             listing.ignored.append(shown(name))
         elif name.lower().endswith(NOT_READ):
             listing.problems.append((shown(name), "a format that is not read; allowed: JPEG, PNG, WebP, BMP"))
-        elif not name.lower().endswith(IMAGES):
-            listing.ignored.append(shown(name))
-        elif problem:
-            listing.problems.append((shown(name), problem))
         else:
             images.append(name)
     # Then the layout, and last each image's part and class.
@@ -120,7 +119,14 @@ def _sort_out(path: Path, layout: Layout) -> _Listing:
             # Interned, as a million samples share a few names.
             label = sys.intern(shown(label_of(levels[0])))
             listing.samples.setdefault(part, []).append((name, label))
+    listing.problems.sort()
+    listing.ignored.sort()
     return listing
+
+
+def _ignored(name: str) -> bool:
+    """Whether a file is no image by its name: it hides, a file server made it, or it is called otherwise."""
+    return any(map(is_hidden, name.split("/"))) or not name.lower().endswith(IMAGES + NOT_READ)
 
 
 def _unused(listing: _Listing) -> str:

@@ -135,9 +135,10 @@ class _Header(tarfile.TarInfo):
         # Looked at first and then read again by tarfile, which stops at the first record it does not understand.
         stream = cast(_Stream, archive.fileobj)
         data = stream.read(-(-self.size // _BLOCK) * _BLOCK)
+        following = stream.read(_BLOCK)
         is_global = self.type == tarfile.XGLTYPE
-        _check_records(data[: self.size], is_global=is_global)
-        stream.unread(data)
+        _check_records(data[: self.size], following, is_global=is_global)
+        stream.unread(data + following)
         info: tarfile.TarInfo = super()._proc_pax(archive)  # type: ignore[misc]
         if is_global:
             # They are copied for every file; none that is left says anything about pixels.
@@ -145,9 +146,9 @@ class _Header(tarfile.TarInfo):
         return info
 
 
-def _check_records(data: bytes, *, is_global: bool) -> None:
-    """Raises tarfile.ReadError where extended records do not fill their header, or are not understood."""
-    position = 0
+def _check_records(data: bytes, following: bytes, *, is_global: bool) -> None:
+    """Raises tarfile.ReadError where extended records do not fill their header, or contradict the header that follows."""
+    position, is_text = 0, b"hdrcharset=BINARY\n" not in data
     while position < len(data):
         match = _RECORD.match(data, position)
         end = position + int(match[1]) if match else 0
@@ -158,7 +159,23 @@ def _check_records(data: bytes, *, is_global: bool) -> None:
             raise tarfile.ReadError(f"a damaged extended header ({short(keyword.decode('ascii', 'replace'))})")
         if is_global and keyword.startswith(_OF_ONE_FILE):
             raise tarfile.ReadError("a header that gives every file the same name or size")
+        if keyword == b"path" and is_text and not _agrees(following, value):
+            raise tarfile.ReadError(
+                f"a damaged extended header (path {short(value.decode('utf-8', 'surrogateescape'))})"
+            )
         position = end
+
+
+def _agrees(header: bytes, path: bytes) -> bool:
+    """Whether a file's path may be the one that its plain header, which has a checksum, holds as far as it can."""
+    name, prefix = (field.split(b"\0")[0] for field in (header[:100], header[345:500]))
+    plain = prefix + b"/" + name if prefix else name
+    try:
+        text, stand_in = path.decode(), plain.decode("utf-8", "replace")
+    except UnicodeDecodeError:
+        return plain == path
+    # Writers shorten what is too long, and put a question mark for a letter that is not ASCII.
+    return len(text) != len(stand_in) or all(letter in ("?", own) for letter, own in zip(stand_in, text, strict=True))
 
 
 class _Archive(tarfile.TarFile):
