@@ -146,7 +146,7 @@ def _are_parts(tops: Tops, named: dict[str, tuple[str, int]], layout: Layout) ->
         below = tops[top] - {""}
         if len(below) > 1 and (other := alike.setdefault(frozenset(map(label_of, below)), top)) != top:
             raise _ambiguous(f"{short(other)} and {short(top)} have the same folders ({listed(map(shown, below))})")
-        if _hold_parts(below):
+        if len(tops) > 1 and _hold_parts(below):
             raise _ambiguous(
                 f"{short(top)}, beside which there are others, has the folders {listed(map(shown, below))}"
             )
