@@ -67,10 +67,14 @@ def files_named(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, byte
     Raises:
         UserError: damaged; a file cannot be read, or occurs twice.
     """
-    found = {name: name.split("/")[-1] for name, _ in list_members(path) if name.split("/")[-1] in wanted}
+    contents = list_members(path)
+    for name, problem, *_ in contents.problems:
+        if name.split("/")[-1] in wanted:
+            raise UserError(f"{path}: {shown(name)}: {problem}")
+    found = {name: name.split("/")[-1] for name in contents.files if name.split("/")[-1] in wanted}
     if len(set(found.values())) < len(found):
         raise UserError(f"{path}: {', '.join(map(shown, sorted(found)))}: several files of one name, allowed: one")
-    for name, content in read_members(path, found.keys()):
+    for name, content in read_members(path, found.keys(), contents.links):
         if isinstance(content, str):
             raise UserError(f"{path}: {shown(name)}: {content}")
         yield found[name], content
