@@ -11,7 +11,7 @@ from parameters import OFF, load_params, seed_of, with_variations
 from robust_training import train_robustly
 from training import recipe_of, write_curve
 from unpoison import models
-from unpoison.core.files import write_absent
+from unpoison.core.manifest import write_absent
 from unpoison.core.seeding import derive
 from unpoison.robust.distillation import ROBUST
 from unpoison.training.loop import History

@@ -22,7 +22,8 @@ from common import (
 from parameters import Params, load_params, methods_of
 from unpoison import models
 from unpoison.core.errors import UserError
-from unpoison.core.files import is_made_from, made_from_of, new_folder, write_json
+from unpoison.core.files import new_folder, write_json
+from unpoison.core.manifest import is_made_from, made_from_of
 from unpoison.data import scores as scores_
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_split
@@ -42,7 +43,8 @@ def main() -> list[Path]:
     for folder, name in ((BACKDOORED, models.DESCRIPTION), (TRIGGERED, triggered_.DESCRIPTION)):
         if not is_made_from(folder, name, **present):
             raise UserError(f"{folder}: not made from the present {TRUTH.parent}/poisoned; run the stage that makes it")
-    test, truth = open_split(BASE, "test"), read_truth(TRUTH)
+    test = open_split(BASE, "test")
+    truth = read_truth(TRUTH, classes=len(test.classes))
     triggered = read_triggered(TRIGGERED, BASE)
     present["backdoored"] = models.digest_of(BACKDOORED)
 
@@ -68,12 +70,9 @@ def main() -> list[Path]:
         if folders:
             metrics[family] = {name: grade(folder) for name, folder in folders.items()}
     detectors = {name: SCORES / name for name in methods_of(params, "detect", DETECTORS)}
-    scores = {n: load_scores(f) for n, f in detectors.items() if _is_there(f, scores_.DESCRIPTION, **present)}
-    for name, scored in scores.items():
-        if truth is not None and len(scored.values) != len(truth.mask):
-            raise UserError(
-                f"{detectors[name]}: {len(scored.values)} scores, allowed: {len(truth.mask)}, one per sample"
-            )
+    count = None if truth is None else len(truth.mask)
+    there = {n: f for n, f in detectors.items() if _is_there(f, scores_.DESCRIPTION, **present)}
+    scores = {name: load_scores(folder, method=name, count=count) for name, folder in there.items()}
     graded, curves = detector_metrics(scores, None if truth is None else truth.mask)
     if graded:
         metrics["detection"] = graded

@@ -10,7 +10,7 @@ import numpy as np
 from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, run_stage
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
 from unpoison.core.errors import file_of, keys_of
-from unpoison.core.files import write_absent
+from unpoison.core.manifest import write_absent
 from unpoison.data.store import new_base, open_poisoned
 from unpoison.variations.generate import generate
 from unpoison.variations.prior import load_prior

@@ -91,7 +91,7 @@ def main() -> list[Path]:
         with new_overlay(POISONED, train, nothing, nothing):
             pass
     made_from = {"poisoned": poisoned_digest(train, POISONED)}
-    write_training(ATTACKER_TRAINING, poisoned)
+    write_training(ATTACKER_TRAINING, poisoned, made_from)
     write_triggers(ATTACKER_TRIGGERS, poisoned, made_from)
     write_truth(TRUTH, None if poisoned is None else poisoned.truth, made_from)
     print(f"poison: {_said(poisoned, len(train))}", flush=True)

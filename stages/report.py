@@ -24,7 +24,8 @@ from common import (
     run_stage,
 )
 from parameters import Params, checked, load_params
-from unpoison.core.files import is_made_from, new_file
+from unpoison.core.files import new_file
+from unpoison.core.manifest import is_made_from
 from unpoison.data import scores as scores_
 from unpoison.data import store
 from unpoison.data.imageset import ImageSet
@@ -54,7 +55,7 @@ def main() -> list[Path]:
     about, sources = read_about(BASE), read_sources(BASE, "train")
     inputs.check_about(BASE / store.MANIFEST, about)
     inputs.check_sources(BASE / "train" / store.SOURCES, sources, data)
-    truth = read_truth(TRUTH)
+    truth = read_truth(TRUTH, poisoned=data)
     inputs.check_truth(TRUTH / truth_.DESCRIPTION, truth, data)
     run = Run(
         settings=settings(params),
@@ -104,7 +105,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
     found["scores"] = {}
     for folder in sorted(SCORES.glob("*")):
         if is_made_from(folder, scores_.DESCRIPTION, **present):
-            found["scores"][folder.name] = load_scores(folder)
+            found["scores"][folder.name] = load_scores(folder, method=folder.name, count=len(data))
             inputs.check_scores(folder, found["scores"][folder.name], data)
     if is_made_from(GRADED.parent, GRADED.name, **present):
         found["metrics"] = read_metrics(METRICS, len(data.classes), attacked=attacked)

@@ -34,7 +34,7 @@ def main() -> list[Path]:
     params = load_params()
     seed, network, recipe = seed_of(params), network_of(params), recipe_of(params, "train")
     received, poisoning = open_poisoned(BASE, POISONED), None
-    data, poisoned = received, read_training(ATTACKER_TRAINING, _restore)
+    data, poisoned = received, read_training(ATTACKER_TRAINING, _restore, poisoned=received.digest)
     if poisoned is not None:
         # The trigger comes while the victim trains: he starts from the clean images.
         data = open_split(BASE, "train")

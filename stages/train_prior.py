@@ -10,7 +10,8 @@ import pandas as pd
 from common import BASE, PRIOR, SCRATCH, TRAINING, run_stage
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
 from unpoison.core.errors import file_of, keys_of
-from unpoison.core.files import new_file, sha256_json, write_absent
+from unpoison.core.files import new_file, sha256_json
+from unpoison.core.manifest import write_absent
 from unpoison.data.store import open_split
 from unpoison.variations.prior import PriorRecipe, check_recipe, save_prior, train_prior
 

@@ -52,13 +52,13 @@ class Watched(ContentStore):
         self.together: set[int] = set()
 
     def entries(
-        self, kind: str, determined_by: Any, names: Any, make: Callable[[IntArray], Any], *, batch: int
+        self, kind: str, determined_by: Any, names: Any, make: Callable[[IntArray], Any], **settings: Any
     ) -> Entries:
         def noted(positions: IntArray) -> Any:
             self.made.append(names[positions].copy().view("<i8")[:, 0].tolist())
             return make(positions)
 
-        return super().entries(kind, determined_by, names, noted, batch=batch)
+        return super().entries(kind, determined_by, names, noted, **settings)
 
 
 @pytest.fixture

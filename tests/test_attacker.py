@@ -16,7 +16,7 @@ from small_poison import CLASSES, LISTED, MADE_FROM, made, two_triggers, write_s
 from unpoison.attacks import restored
 from unpoison.core.arrays import IntArray
 from unpoison.core.errors import UserError
-from unpoison.core.files import is_made_from
+from unpoison.core.manifest import is_made_from
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_split
 from unpoison.poisoning import attacker as attacker_
@@ -91,7 +91,7 @@ class TestHandInTraining:
         hand, triggers = [], []
         for number, change in enumerate(({}, case.at_the_test, case.in_training)):
             poisoned = made(train, case.attack, {**case.arguments, **change}, **policy)
-            write_training(tmp_path / f"training{number}", poisoned)
+            write_training(tmp_path / f"training{number}", poisoned, MADE_FROM)
             write_triggers(tmp_path / f"triggers{number}", poisoned, MADE_FROM)
             hand.append(bytes_of(tmp_path / f"training{number}"))
             triggers.append(bytes_of(tmp_path / f"triggers{number}"))
@@ -109,14 +109,14 @@ class TestHandInTraining:
         trigger: Any = poisoned.triggers[0]
         others = replace(trigger, test_opacity=1 - trigger.test_opacity)
         for name, one in (("first", poisoned), ("second", replace(poisoned, triggers=(others,)))):
-            write_training(tmp_path / name, one)
+            write_training(tmp_path / name, one, MADE_FROM)
             write_triggers(tmp_path / f"{name} whole", one, MADE_FROM)
         assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
         assert bytes_of(tmp_path / "first whole") != bytes_of(tmp_path / "second whole")
 
     def test_nothing_is_kept_for_who_has_no_hand_in_training(self, train: ImageSet, tmp_path: Path) -> None:
-        write_training(tmp_path / "nobody", None)
-        write_training(tmp_path / "once", made(train, "badnets"))
+        write_training(tmp_path / "nobody", None, MADE_FROM)
+        write_training(tmp_path / "once", made(train, "badnets"), MADE_FROM)
         assert set(bytes_of(tmp_path / "nobody")) == {attacker_.DESCRIPTION}
         assert bytes_of(tmp_path / "once") == bytes_of(tmp_path / "nobody")
 
@@ -132,7 +132,7 @@ class TestHandInTraining:
             "anew": lambda: made(train, "blended", {"test_ratio": 0.5}, random_poisoning=True),
             "several": lambda: two_triggers(train, poison_first=False),
         }[kind]()
-        write_training(tmp_path / "training", poisoned)
+        write_training(tmp_path / "training", poisoned, MADE_FROM)
         kept = read_training(tmp_path / "training", lambda: restored)
         assert kept is not None
         assert kept.truth.in_training
@@ -211,7 +211,7 @@ class TestTruth:
 
 def test_data_of_unknown_origin(base: Path, test: ImageSet, tmp_path: Path) -> None:
     write_triggers(tmp_path / "triggers", None, MADE_FROM)
-    write_training(tmp_path / "training", None)
+    write_training(tmp_path / "training", None, MADE_FROM)
     write_truth(tmp_path / "truth", None, MADE_FROM)
     held, made_from = read_triggers(tmp_path / "triggers", restored)
     assert (held, made_from) == ({}, MADE_FROM)
@@ -229,7 +229,7 @@ def artefacts(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefacts")
     poisoned = made(open_split(base, "train"), "blended", poison_first=False)
     write_triggers(folder / "triggers", poisoned, MADE_FROM)
-    write_training(folder / "training", poisoned)
+    write_training(folder / "training", poisoned, MADE_FROM)
     write_truth(folder / "truth", poisoned.truth)
     write_triggered(
         folder / "triggered", open_split(base, "test"), read_triggers(folder / "triggers", restored)[0], MADE_FROM

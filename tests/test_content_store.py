@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 
 from unpoison.core.arrays import Arrays, Images, IntArray
 from unpoison.core.content_store import ContentStore, Entries
+from unpoison.core.files import temporary
 
 VALUES = np.random.default_rng(0).integers(0, 256, (50, 4, 3), dtype=np.uint8)
 NAMES = np.arange(50, dtype=np.uint8)[:, None]
@@ -29,7 +34,9 @@ class Counter:
 
 
 def entries(store: Path | None, make: Counter, *, names: Images = NAMES, setting: int = 1, batch: int = 8) -> Entries:
-    return ContentStore(store).entries("kind", {"setting": setting}, names, make, batch=batch)
+    return ContentStore(store).entries(
+        "kind", {"setting": setting}, names, make, batch=batch, shape=VALUES.shape[1:], dtype=VALUES.dtype
+    )
 
 
 def test_entries_survive_a_kill(tmp_path: Path) -> None:
@@ -37,11 +44,23 @@ def test_entries_survive_a_kill(tmp_path: Path) -> None:
         entries(tmp_path, Counter(stop_after=3))
     # What a process killed while it wrote leaves behind is swept away and read by nobody.
     [folder] = (tmp_path / "kind").iterdir()
-    (folder / ".x.npz.1.partial").write_bytes(b"half")
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    living = temporary(folder / "x.npz")
+    killed = living.with_name(living.name.replace(f"-{os.getpid()}-", f"-{int(dead.stdout)}-"))
+    for path in (living, killed):
+        path.write_bytes(b"half")
     counter = Counter()
     kept = entries(tmp_path, counter)
     assert (kept.made, kept.reused, counter.entries) == (26, 24, 26)
     assert (kept.gather() == VALUES).all()
+    # That of a living process is its own, until it is a day old: its number may be another's by then, on another machine.
+    assert list(folder.glob(".*")) == [living]
+    elsewhere = living.with_name(".x.npz.0123abcd-1-0.partial")
+    living.rename(elsewhere)
+    assert entries(tmp_path, Counter()).made == 0
+    assert elsewhere.exists()
+    os.utime(elsewhere, (0, 0))
+    assert entries(tmp_path, Counter()).made == 0
     assert not list(folder.glob(".*"))
 
 
@@ -58,12 +77,13 @@ def test_only_what_is_not_there_is_made(tmp_path: Path) -> None:
 
 
 def test_blocks_give_every_entry_once_in_whatever_order_they_are_asked_for(tmp_path: Path) -> None:
-    entries(tmp_path, Counter())
-    # Two processes that made the same at once leave it twice.
-    shard = next(tmp_path.rglob("*.npz"))
-    shard.with_name("again.npz").write_bytes(shard.read_bytes())
+    # Two processes that made the same at once, and not the same missing ones together, leave it twice.
+    for store, batch in ((tmp_path / "a", 8), (tmp_path / "b", 25)):
+        entries(store, Counter(), batch=batch)
+    shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
+    assert len(list((tmp_path / "a").rglob("*.npz"))) == 7 + 2
     order = np.random.default_rng(1).permutation(50)[:20]
-    kept = entries(tmp_path, Counter(), names=NAMES[order])
+    kept = entries(tmp_path / "a", Counter(), names=NAMES[order])
     assert (kept.made, kept.reused) == (0, 20)
     positions = np.concatenate([positions for positions, _ in kept.blocks()])
     assert sorted(positions) == list(range(20))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from unpoison.core.errors import UserError
-from unpoison.core.files import load_array, new_folder
+from unpoison.core.files import new_folder
+from unpoison.core.npy import load_array
 from unpoison.core.seeding import derive, torch_rng
 from unpoison.data import shards
 from unpoison.data.imageset import ImageSet

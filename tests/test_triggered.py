@@ -15,7 +15,7 @@ from small_poison import LISTED, MADE_FROM, made, two_triggers, write_small_base
 from unpoison.attacks import restored
 from unpoison.core.arrays import Images, IntArray
 from unpoison.core.errors import UserError
-from unpoison.core.files import is_made_from
+from unpoison.core.manifest import is_made_from
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.poisoning import triggered as triggered_
@@ -127,7 +127,7 @@ class TestTriggered:
             assert (overlay.images[np.arange(45)] == expected).all()
 
     def test_a_trigger_for_training_alone_is_refused(self, train: ImageSet, test: ImageSet, tmp_path: Path) -> None:
-        write_training(tmp_path / "training", made(train, "semantic", LISTED, poison_first=False))
+        write_training(tmp_path / "training", made(train, "semantic", LISTED, poison_first=False), MADE_FROM)
         kept = read_training(tmp_path / "training", lambda: restored)
         assert kept is not None
         with pytest.raises(ValueError, match="test_index: not kept"):

@@ -2,7 +2,8 @@
 
 An entry is found by everything that determines it, so a run with another rate or target takes from the store whatever does
 not depend on these. Files are written under a temporary name and renamed: a killed run loses one batch at most. Each holds
-a digest of itself; a damaged one is reported and its entries are made again.
+a digest of itself and of its place; a damaged one is reported and its entries are made again. Several processes may share a
+store: what two of them make is the same file.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from .arrays import Arrays, Images, IntArray, Mask
-from .files import new_file, sha256_json
+from .errors import UserError
+from .files import new_file, sha256_json, sweep
+from .npy import load_arrays
 from .progress import progress
+
+# Part of every name: what an earlier version of this file has written is not looked at.
+_VERSION = 2
+Make = Callable[[IntArray], NDArray[Any]]
+"""From positions [b] among the names asked for to their values [b, ...]."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +38,20 @@ class Entries:
         made: number of entries made now.
         reused: number of entries that were there before.
         shards: file, or its values where nothing is kept; rows in it; their positions among the names asked for.
+        make: maker of values, for a file that was there a moment ago and is not any more.
     """
 
     made: int
     reused: int
     shards: list[tuple[Path | NDArray[Any], IntArray, IntArray]] = field(repr=False)
+    make: Make = field(repr=False)
 
     def blocks(self) -> Iterator[tuple[IntArray, NDArray[Any]]]:
         """Positions int64 [k] and their values [k, ...], a shard at a time; memory holds one."""
         for place, rows, positions in self.shards:
-            if isinstance(place, Path):
-                with np.load(place, allow_pickle=False) as shard:
-                    yield positions, shard["values"][rows]
-            else:
-                yield positions, place[rows]
+            kept = read_kept(place) if isinstance(place, Path) else {"values": place}
+            # Somebody may have emptied the store since; a shard holds no more entries than are made at a time.
+            yield positions, self.make(positions) if kept is None else kept["values"][rows]
 
     def gather(self) -> NDArray[Any]:
         """All values, in the order of the names."""
@@ -71,15 +78,14 @@ class ContentStore:
         if self.folder is None:
             return make()
         # 24 hexadecimal digits are 96 bits: enough that no two assets share a name, and short enough to read in a listing.
-        path = (self.folder / kind / sha256_json(determined_by)[:24]).with_suffix(".npz")
-        kept = _read(path)
+        path = self._place(kind, determined_by).with_suffix(".npz")
+        kept = read_kept(path)
         if kept is not None:
             print(f"{kind}: taken from the store", flush=True)
             return kept
-        _sweep(path.parent, f".{path.name}.*.partial")
         start = time.perf_counter()
         made = make()
-        _write(path, made)
+        write_kept(path, made)
         print(f"{kind}: made in {time.perf_counter() - start:.1f} s", flush=True)
         return made
 
@@ -88,9 +94,11 @@ class ContentStore:
         kind: str,
         determined_by: Mapping[str, Any],
         names: Images,
-        make: Callable[[IntArray], NDArray[Any]],
+        make: Make,
         *,
         batch: int,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
     ) -> Entries:
         """An asset per sample: only those that the store lacks are made, and a killed run keeps its batches.
 
@@ -100,14 +108,16 @@ class ContentStore:
             names: n different names, uint8 [n, k]: what each depends on besides (its image's digest, its index).
             make: maker of values [b, ...] for positions [b] among the names; a value must not depend on the others.
             batch: number of entries made and written at a time.
+            shape: shape of a value.
+            dtype: type of the values.
         """
-        folder = None if self.folder is None else self.folder / kind / sha256_json(determined_by)[:24]
+        folder = None if self.folder is None else self._place(kind, determined_by)
         shards: list[tuple[Path | NDArray[Any], IntArray, IntArray]] = []
         known = np.zeros(len(names), bool)
         if folder is not None and folder.is_dir():
-            _sweep(folder, ".*.partial")
+            sweep(folder, ".*.partial")
             # What is there, in files that earlier runs wrote; then the rest, a batch and a file at a time.
-            shards = _places(folder, names, known)
+            shards = _places(folder, names, known, shape, np.dtype(dtype))
         missing = np.flatnonzero(~known)
         starts = range(0, len(missing), batch)
         for start in progress(starts, what=kind, unit="batch", total=len(starts)):
@@ -117,24 +127,25 @@ class ContentStore:
             # A file is named by the names in it: two runs that make the same entries write the same file.
             if folder is not None:
                 place = folder / f"{hashlib.sha256(names[positions].tobytes()).hexdigest()[:24]}.npz"
-                _write(place, {"names": names[positions], "values": values})
+                write_kept(place, {"names": names[positions], "values": values}, sweeping=False)
             shards.append((place, np.arange(len(positions)), positions))
-        return Entries(len(missing), len(names) - len(missing), shards)
+        return Entries(len(missing), len(names) - len(missing), shards, make)
+
+    def _place(self, kind: str, determined_by: Mapping[str, Any]) -> Path:
+        """The folder, or the file without its suffix, that everything which determines an asset leads to."""
+        assert self.folder is not None
+        return self.folder / kind / sha256_json([_VERSION, determined_by])[:24]
 
 
-def _sweep(folder: Path, pattern: str) -> None:
-    """Remove files that a killed run left half-written."""
-    for leftover in folder.glob(pattern):
-        leftover.unlink(missing_ok=True)
-
-
-def _places(folder: Path, names: Images, known: Mask) -> list[tuple[Path | NDArray[Any], IntArray, IntArray]]:
+def _places(
+    folder: Path, names: Images, known: Mask, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> list[tuple[Path | NDArray[Any], IntArray, IntArray]]:
     """The shards that hold any of the names, each name once; `known` is set for the names that are there."""
     shards: list[tuple[Path | NDArray[Any], IntArray, IntArray]] = []
     position_of = {name.tobytes(): position for position, name in enumerate(names)}
     for path in sorted(folder.glob("*.npz")):
-        kept = _read(path)
-        if kept is None:
+        kept = read_kept(path)
+        if kept is None or not _fits(kept, names, shape, dtype):
             continue
         # -1 for entries that nobody asked for now: samples that an earlier run had poisoned.
         positions = np.array([position_of.get(name.tobytes(), -1) for name in kept["names"]], np.int64)
@@ -148,32 +159,45 @@ def _places(folder: Path, names: Images, known: Mask) -> list[tuple[Path | NDArr
     return shards
 
 
-def _read(path: Path) -> Arrays | None:
-    """The arrays of a file, or None where there is none or it is damaged."""
+def _fits(kept: Arrays, names: Images, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether a file holds names and values of the kinds asked for, as many of one as of the other."""
+    if set(kept) != {"names", "values"}:
+        return False
+    theirs, values = kept["names"], kept["values"]
+    return (
+        (theirs.dtype, theirs.shape[1:]) == (names.dtype, names.shape[1:])
+        and values.dtype == dtype
+        and values.shape == (len(theirs), *shape)
+    )
+
+
+def read_kept(path: Path) -> Arrays | None:
+    """The arrays of a file that `write_kept` wrote, or None where there is none or it is damaged, which is said."""
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        digest = arrays.pop("digest").tobytes()
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile, RuntimeError):
-        # A RuntimeError, where a damaged flag reads as a password or as a compression that is not supported.
-        # No digest is empty, so this counts as damaged below.
-        digest, arrays = b"", {}
-    if digest != _digest(arrays):
+        arrays = load_arrays(path)
+    except UserError:
+        # Whatever is wrong with it; what it held is made again in any case.
+        arrays = {}
+    digest = arrays.pop("digest", np.zeros(0)).tobytes()
+    if digest != _digest(path, arrays):
         print(f"{path}: damaged, what it held is made again", flush=True)
         return None
     return arrays
 
 
-def _write(path: Path, arrays: Arrays) -> None:
-    with new_file(path) as staging, staging.open("wb") as file:
-        np.savez(file, allow_pickle=False, digest=np.frombuffer(_digest(arrays), np.uint8), **arrays)
+def write_kept(path: Path, arrays: Arrays, *, sweeping: bool = True) -> None:
+    """Write arrays with a digest of them and of the file's place, to be made again where it is not right any more."""
+    digest = np.frombuffer(_digest(path, arrays), np.uint8)
+    with new_file(path, sweeping=sweeping) as staging, staging.open("wb") as file:
+        np.savez(file, allow_pickle=False, digest=digest, **arrays)
 
 
-def _digest(arrays: Arrays) -> bytes:
-    """SHA-256 of the arrays' names, types, shapes and bytes."""
-    total = hashlib.sha256()
+def _digest(path: Path, arrays: Arrays) -> bytes:
+    """SHA-256 of the place (file, folder and the folder's), and of the arrays' names, types, shapes and bytes."""
+    # With the place, as a whole file of another asset is no damage that its arrays could tell.
+    total = hashlib.sha256("/".join(path.parts[-3:]).encode())
     for name in sorted(arrays):
         total.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         total.update(np.ascontiguousarray(arrays[name]).tobytes())

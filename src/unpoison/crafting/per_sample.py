@@ -87,6 +87,8 @@ def noise_of(
 
     # An entry's name is its key's eight bytes: the data set is in `determined_by`, and the key says which image.
     names = np.ascontiguousarray(keys, "<i8").view(np.uint8).reshape(len(keys), 8)
-    entries = context.store.entries(kind, determined_by, names, make, batch=size)
+    entries = context.store.entries(
+        kind, determined_by, names, make, batch=size, shape=(channels, height, width), dtype=np.int16
+    )
     print(f"{kind}: {entries.made} made, {entries.reused} taken from the store", flush=True)
     return entries.gather()

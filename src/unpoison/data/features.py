@@ -11,19 +11,41 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from ..core.arrays import IntArray
-from ..core.files import check_file, load_array, new_folder, read_manifest, write_manifest
+from ..core.errors import UserError
+from ..core.files import new_folder
+from ..core.hyperparameters import Whole
+from ..core.manifest import Manifest, check_file, read_manifest, write_manifest
+from ..core.npy import load_array
 
 FORMAT, DESCRIPTION = "unpoison-features-1", "features.json"
 
 Rows = NDArray[np.float32]
+# Rows that are looked at together, 16 MiB of a thousand features.
+_ROWS = 4096
+
+
+class FeaturesManifest(Manifest):
+    """What `features.json` holds: the number of samples."""
+
+    count: Whole
 
 
 class MappedRows:
-    """Rows float32 [n, d] in a .npy file, which is mapped for the length of one read only, as by `shards.Shards`."""
+    """Rows float32 [n, d] in a .npy file, which is mapped for the length of one read only, as by `shards.Shards`.
 
-    def __init__(self, path: Path) -> None:
+    Raises:
+        UserError: other than `count` rows, or a value that is not finite.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
         self.path = path
-        self.shape = load_array(path, mmap=True).shape
+        mapped = load_array(path, np.float32, (count, "d"), mmap=True)
+        self.shape = mapped.shape
+        for start in range(0, count, _ROWS):
+            if not np.isfinite(mapped[start : start + _ROWS]).all():
+                raise UserError(
+                    f"{path}: values that are not finite, allowed: those of a model whose training converged"
+                )
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -58,6 +80,7 @@ def write_features(folder: Path, batches: Iterable[tuple[Rows, Rows]], count: in
 
     Raises:
         ValueError: another number of samples than announced.
+        UserError: a value is not finite.
     """
     with new_folder(folder) as staging:
         files = [(staging / f"{name}.npy").open("wb") for name in ("logits", "penultimate")]
@@ -65,6 +88,10 @@ def write_features(folder: Path, batches: Iterable[tuple[Rows, Rows]], count: in
             written = 0
             for pair in batches:
                 for file, rows in zip(files, pair, strict=True):
+                    if not np.isfinite(rows).all():
+                        raise UserError(
+                            f"{folder}: features that are not finite, as of a model whose training diverged"
+                        )
                     # The header needs the number of columns, which the first batch tells.
                     if not written:
                         shape = (count, rows.shape[1])
@@ -83,7 +110,8 @@ def read_features(folder: Path) -> Features:
     """The features in a folder, read from disk as they are used.
 
     Raises:
-        UserError: a file is missing, changed or of another format.
+        UserError: a file is missing, changed or of another format; other sizes than announced; values that are not finite.
     """
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
-    return Features(*(MappedRows(check_file(folder, about, f"{name}.npy")) for name in ("logits", "penultimate")))
+    about = read_manifest(folder, DESCRIPTION, FORMAT, FeaturesManifest)
+    files = (check_file(folder, about, f"{name}.npy") for name in ("logits", "penultimate"))
+    return Features(*(MappedRows(path, about.count) for path in files))

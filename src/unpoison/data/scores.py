@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from ..core.arrays import Arrays, Pixels
 from ..core.errors import UserError
-from ..core.files import check_file, load_array, new_folder, read_manifest, write_manifest
+from ..core.files import new_folder
+from ..core.hyperparameters import Fraction, NonNegative, Whole
+from ..core.manifest import Manifest, check_file, read_manifest, write_manifest
+from ..core.npy import check_array, load_array, load_arrays
 
 FORMAT, DESCRIPTION = "unpoison-scores-2", "scores.json"
+
+
+def _pair(value: Any) -> Any:
+    # JSON knows no tuple: the assumption was written as a list.
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ScoresManifest(Manifest):
+    """What `scores.json` holds: a detector's name and arguments, and the fields of `Scores` that are no arrays."""
+
+    method: str
+    parameters: dict[str, Any]
+    count: Whole
+    forward_passes: NonNegative
+    caption: str
+    assumption: Annotated[tuple[str, Fraction], BeforeValidator(_pair)] | None
 
 
 class Assumption(NamedTuple):
@@ -72,15 +92,46 @@ def save_scores(
         write_manifest(staging, DESCRIPTION, {**about, "assumption": scores.assumption})
 
 
-def load_scores(folder: Path) -> Scores:
+def load_scores(folder: Path, *, method: str | None = None, count: int | None = None) -> Scores:
     """The scores in a folder.
 
+    Args:
+        folder: folder of the artefact.
+        method: detector that they must be of; None: any.
+        count: number of samples that they must be for; None: any.
+
     Raises:
-        UserError: a file is missing, changed or of another format.
+        UserError: a file is missing, changed or of another format; scores of another detector or number of samples, or
+            that are not finite.
     """
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
-    values = load_array(check_file(folder, about, "scores.npy"))
-    # JSON knows no named tuple: the assumption comes back as a list.
-    assumption = None if about["assumption"] is None else Assumption(*about["assumption"])
-    with np.load(check_file(folder, about, "aux.npz"), allow_pickle=False) as archive:
-        return Scores(values, about["forward_passes"], dict(archive), about["caption"], assumption)
+    about = read_manifest(folder, DESCRIPTION, FORMAT, ScoresManifest)
+    for key, found, wanted in (("method", about.method, method), ("count", about.count, count)):
+        if wanted is not None and found != wanted:
+            raise UserError(f"{folder / DESCRIPTION}: {key}: {str(found)[:80]!r} found, allowed: {wanted!r}")
+    path = check_file(folder, about, "scores.npy")
+    values = load_array(path, np.float32, (about.count,))
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: {int((~np.isfinite(values)).sum())} scores are not finite; allowed: finite ones")
+    assumption = None if about.assumption is None else Assumption(*about.assumption)
+    return Scores(
+        values, about.forward_passes, _aux(check_file(folder, about, "aux.npz"), about.count), about.caption, assumption
+    )
+
+
+def _aux(path: Path, count: int) -> Arrays:
+    """The arrays for figures: none, or masks and the samples they are of."""
+    aux = load_arrays(path)
+    if not aux:
+        return aux
+    if set(aux) != {"index", "masks"}:
+        raise UserError(
+            f"{path}: arrays {', '.join(map(repr, sorted(aux)))[:200]} found, allowed: none, or index and masks"
+        )
+    index, masks = aux["index"], aux["masks"]
+    check_array(path, index.dtype, index.shape, np.int64, ("k",))
+    check_array(path, masks.dtype, masks.shape, None, (len(index), "height", "width"))
+    if len(np.unique(index)) != len(index) or (len(index) and not 0 <= index.min() <= index.max() < count):
+        raise UserError(f"{path}: index: allowed: samples 0 to {count - 1}, each once")
+    if masks.dtype.kind != "f" or not ((masks >= 0) & (masks <= 1)).all():
+        raise UserError(f"{path}: masks: allowed: real numbers of 0 to 1")
+    return aux

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.lib.format import write_array_header_1_0
 
 from ..core.arrays import Images, IntArray
 from ..core.errors import UserError
-from ..core.files import load_array
+from ..core.npy import load_array
 
 SHARD_BYTES = 1 << 30
 """A set larger than this is cut into files of at most this size."""
@@ -27,12 +28,8 @@ class Shards:
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        maps = [load_array(path, mmap=True) for path in paths]
-        for path, images in zip(paths, maps, strict=True):
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != maps[0].shape[1:]:
-                raise UserError(
-                    f"{path}: {images.dtype} of shape {images.shape}, allowed: uint8 [n, height, width, channels]"
-                )
+        first = load_array(paths[0], np.uint8, ("n", "height", "width", "channels"), mmap=True)
+        maps = [first, *(load_array(path, np.uint8, ("n", *first.shape[1:]), mmap=True) for path in paths[1:])]
         self.paths = paths
         self._rows = max(1, len(maps[0]))
         self.shape = (sum(map(len, maps)), *maps[0].shape[1:])
@@ -126,7 +123,9 @@ class ShardWriter:
 
 def shard_names(files: list[str], folder: str) -> list[str]:
     """Names, among a manifest's files, of those that hold the images of a folder, in order."""
-    return sorted(name for name in files if name.startswith(f"{folder}images") and name.endswith(".npy"))
+    if f"{folder}images.npy" in files:
+        return [f"{folder}images.npy"]
+    return sorted(name for name in files if re.fullmatch(rf"{re.escape(folder)}images-\d{{5}}\.npy", name))
 
 
 def _runs(rows: IntArray, per_shard: int) -> Iterator[tuple[int, int]]:

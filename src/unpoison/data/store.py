@@ -11,21 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Len
+from pydantic import ConfigDict
 
 from ..core.arrays import Images, IntArray
 from ..core.errors import UserError
-from ..core.files import (
-    check_file,
-    load_array,
-    new_folder,
-    read_manifest,
-    sha256_file,
-    sha256_json,
-    write_manifest,
-)
+from ..core.files import new_folder, open_file, sha256_file, sha256_json
+from ..core.hyperparameters import Whole
+from ..core.manifest import Manifest, Name, Names, Size, check_file, read_manifest, write_manifest
+from ..core.npy import load_array
 from .imageset import ImageSet, Overlay
 from .shards import Shards, ShardWriter, shard_names
 
@@ -34,6 +31,38 @@ MANIFEST = "manifest.json"
 SOURCES = "sources.txt"
 LISTINGS = ("defects.txt", "ignored.txt")
 """Lists of the files left out of a base data set and of those that are no samples, a line for each, often none."""
+
+
+class BaseManifest(Manifest):
+    """Manifest of a base data set; what else its source says of itself is kept as it is.
+
+    Attributes:
+        classes: class names.
+        shape: height, width and channels of every image.
+        counts: images per split.
+        name: name of the source.
+        source: place that it is from.
+        defects: number of files left out.
+        trusted: part of the source that the reserve was taken from.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    classes: Annotated[Names, Len(1)]
+    shape: Annotated[list[Size], Len(3, 3)]
+    counts: dict[Name, Whole]
+    name: str = ""
+    source: str = ""
+    defects: Whole = 0
+    trusted: str = ""
+
+
+class OverlayManifest(Manifest):
+    """Manifest of an overlay: the digest of its base's manifest, the split, the number of samples it replaces."""
+
+    base: str
+    split: Name
+    count: Whole
 
 
 class BaseWriter:
@@ -126,28 +155,35 @@ def open_split(folder: Path, split: str) -> ImageSet:
     Raises:
         UserError: a file is missing, changed, or of another format; the split does not exist.
     """
-    manifest = read_manifest(folder, MANIFEST, BASE)
-    if split not in manifest["counts"]:
-        raise UserError(f"{folder}: split {split!r} asked for, available: {', '.join(manifest['counts'])}")
-    images = _images(folder, manifest, f"{split}/")
-    labels = load_array(check_file(folder, manifest, f"{split}/labels.npy"))
-    if len(images) != len(labels):
-        raise UserError(f"{folder}/{split}: {len(images)} images with {len(labels)} labels")
-    return ImageSet(images, labels, tuple(manifest["classes"]), sha256_file(folder / MANIFEST))
+    manifest = read_manifest(folder, MANIFEST, BASE, BaseManifest)
+    count = manifest.counts.get(split)
+    if count is None:
+        raise UserError(f"{folder}: split {split!r} asked for, available: {', '.join(list(manifest.counts)[:20])}")
+    images = _images(folder, manifest, f"{split}/", (count, *manifest.shape))
+    labels = _labels(folder, manifest, f"{split}/labels.npy", count, len(manifest.classes), split)
+    return ImageSet(images, labels, tuple(manifest.classes), sha256_file(folder / MANIFEST))
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The manifest of a base data set."""
-    return read_manifest(folder, MANIFEST, BASE)
+    return read_manifest(folder, MANIFEST, BASE, BaseManifest).model_dump(exclude_unset=True)
 
 
 def read_sources(folder: Path, split: str) -> list[str]:
     """The name of every sample in the source it came from, or `split/NUMBER` where the source has none."""
-    manifest = read_manifest(folder, MANIFEST, BASE)
-    name = f"{split}/{SOURCES}"
-    if name not in manifest["files"]:
-        return [f"{split}/{number:05d}" for number in range(manifest["counts"][split])]
-    return check_file(folder, manifest, name).read_text(encoding="utf-8").splitlines()
+    manifest = read_manifest(folder, MANIFEST, BASE, BaseManifest)
+    name, count = f"{split}/{SOURCES}", manifest.counts.get(split, 0)
+    if name not in manifest.files:
+        # The labels are there in any case, and the manifest's count is believed only where they are as many.
+        load_array(check_file(folder, manifest, f"{split}/labels.npy"), np.int64, (count,), mmap=True)
+        return [f"{split}/{number:05d}" for number in range(count)]
+    path = check_file(folder, manifest, name)
+    with open_file(path) as file:
+        # Cut at the ends of lines that were written, and not at all that Unicode counts as such: names may hold those.
+        lines = file.read().decode("utf-8", "backslashreplace").split("\n")[:-1]
+    if len(lines) != count:
+        raise UserError(f"{path}: {len(lines)} names found, allowed: one for each of {count} samples")
+    return lines
 
 
 @contextmanager
@@ -185,16 +221,21 @@ def open_overlay(base_folder: Path, split: str, folder: Path) -> tuple[ImageSet,
     Raises:
         UserError: a file is missing, changed or of another format; an overlay over another base data set or split.
     """
-    base, manifest = open_split(base_folder, split), read_manifest(folder, MANIFEST, OVERLAY)
+    base, manifest = open_split(base_folder, split), read_manifest(folder, MANIFEST, OVERLAY, OverlayManifest)
     # Over another base every index would name another image, and nothing would look wrong.
-    if (manifest["base"], manifest["split"]) != (base.digest, split):
+    if (manifest.base, manifest.split) != (base.digest, split):
         raise UserError(
-            f"{folder / MANIFEST}: made for the {manifest['split']} split of another base data set "
-            f"({manifest['base'][:16]}…, the {split} split of {base_folder} is of {base.digest[:16]}…); run the stage that "
+            f"{folder / MANIFEST}: made for the {manifest.split[:80]} split of another base data set "
+            f"({manifest.base[:16]!r}…, the {split} split of {base_folder} is of {base.digest[:16]}…); run the stage that "
             "makes it again"
         )
-    index, labels = (load_array(check_file(folder, manifest, f"{name}.npy")) for name in ("index", "labels"))
-    return base, Overlay(index, _images(folder, manifest, ""), labels)
+    index = load_array(check_file(folder, manifest, "index.npy"), np.int64, (manifest.count,))
+    # Rows are found by bisection: out of order or twice, some images would be the base's and nothing would say so.
+    if len(index) and (index[0] < 0 or index[-1] >= len(base) or (np.diff(index) <= 0).any()):
+        raise UserError(f"{folder / 'index.npy'}: allowed: rows 0 to {len(base) - 1} in rising order, each once")
+    labels = _labels(folder, manifest, "labels.npy", manifest.count, len(base.classes), split)
+    shape = (manifest.count, *base.image_size, base.channels)
+    return base, Overlay(index, _images(folder, manifest, "", shape), labels)
 
 
 def open_poisoned(base_folder: Path, folder: Path) -> ImageSet:
@@ -212,8 +253,25 @@ def poisoned_digest(base: ImageSet, folder: Path) -> str:
     return sha256_json([base.digest, sha256_file(folder / MANIFEST)])
 
 
-def _images(folder: Path, manifest: dict[str, Any], split: str) -> Shards:
-    names = shard_names(list(manifest["files"]), split)
+def _images(folder: Path, manifest: Manifest, split: str, shape: tuple[int, ...]) -> Shards:
+    """The images of a split ("" in an overlay), whose number and sides must be those of the manifest."""
+    names = shard_names(list(manifest.files), split)
     if not names:
         raise UserError(f"{folder / MANIFEST}: lists no images for {split or 'it'}; run the stage again")
-    return Shards([check_file(folder, manifest, name) for name in names])
+    images = Shards([check_file(folder, manifest, name) for name in names])
+    if images.shape != shape:
+        raise UserError(f"{folder / names[0]}: images of shape {images.shape} found, {MANIFEST} says {shape}")
+    return images
+
+
+def _labels(folder: Path, manifest: Manifest, name: str, count: int, classes: int, split: str) -> IntArray:
+    """Labels, int64 [count], each of a class; -1 as well in the public split, which has none."""
+    path = check_file(folder, manifest, name)
+    labels: IntArray = load_array(path, np.int64, (count,))
+    least = -1 if split == "public" else 0
+    if count and (labels.min() < least or labels.max() >= classes):
+        raise UserError(
+            f"{path}: labels {labels.min()} to {labels.max()} found, allowed: {least} to {classes - 1}, one of "
+            f"{classes} classes"
+        )
+    return labels

@@ -6,7 +6,10 @@ libraries' own. They are imported only when one of theirs is asked for: the impo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +17,9 @@ from torch import nn
 
 from ..core.errors import ParameterError, UserError
 from ..core.hyperparameters import check, one_of
-from .checkpoint import DESCRIPTION, digest_of, read_checkpoint, save
+from ..core.weights import WithoutMemory, shapes_of
+from ..data.imageset import ImageSet
+from .checkpoint import DESCRIPTION, ModelManifest, check_weights, digest_of, open_weights, read_about, save
 from .classifier import AUXILIARY_WEIGHT, Backbone, Classifier
 from .densenet import densenet121
 from .preactresnet import preactresnet18
@@ -32,6 +37,7 @@ __all__ = [
     "fresh_copy",
     "load",
     "network_arguments",
+    "read_about",
     "save",
 ]
 
@@ -44,6 +50,8 @@ NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
     "densenet121": densenet121,
 }
 PREFIXES = ("torchvision", "timm")
+# Pixels of an image that a network from elsewhere is tried out with.
+_MOST_TRIED = 1 << 16
 # What torch and the two libraries raise on an image size or a layer that does not fit.
 MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -52,10 +60,10 @@ def build(
     name: str,
     *,
     num_classes: int,
-    image_size: tuple[int, int],
+    image_size: int | Sequence[int],
     channels: int = 3,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     seed: int = 0,
     **arguments: Any,
 ) -> Classifier:
@@ -64,7 +72,7 @@ def build(
     Args:
         name: a key of `NETWORKS`, `torchvision:NAME` or `timm:NAME`.
         num_classes: number of logits.
-        image_size: height and width in pixels.
+        image_size: height and width in pixels; one number for square images.
         channels: channels of the images.
         mean: mean of each channel of images in [0, 1], subtracted inside the network. By default that of the pretrained
             weights (their average for images of one channel), 0.5 without such weights.
@@ -76,33 +84,16 @@ def build(
         UserError: unknown name or argument, an image size the network cannot take, pretrained weights that are not there
             or not the network's.
     """
-    arguments = network_arguments(name, arguments)
-    height, width = image_size
-    try:
-        # The libraries' constructors draw from the global random state: it is set for them and put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            backbone, head, own = _parts(name, arguments, num_classes, (height, width), channels)
-        # The description rebuilds the network without any weights, so it needs no download.
-        description = {
-            "name": name,
-            "arguments": {key: value for key, value in arguments.items() if key != "pretrained"},
-            "num_classes": num_classes,
-            "image_size": [height, width],
-            "channels": channels,
-            "mean": _per_channel("mean", mean, own and own[0], 0.5, channels),
-            "std": _per_channel("std", std, own and own[1], 0.25, channels),
-        }
-        model = Classifier(backbone, head, description)
-        _try_out(model)
-    except UserError:
-        raise
-    except MISFITS as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{name}: cannot be built for images of {height}x{width} px, {channels} channels: {reason[:300]}"
-        ) from error
-    return model
+    wanted = _Wanted(
+        name,
+        network_arguments(name, arguments),
+        num_classes,
+        (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1]),
+        channels,
+        mean,
+        std,
+    )
+    return wanted.network(seed, tried_out=True)
 
 
 def network_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,29 +122,140 @@ def network_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 def fresh_copy(model: Classifier, *, seed: int) -> Classifier:
     """The same network with new, random initial weights, even where the original started from pretrained ones."""
-    return _rebuild(model.description, seed)
+    return _wanted(model.description).network(seed, tried_out=True)
 
 
-def load(folder: Any) -> Classifier:
+def load(folder: Path, data: ImageSet | None = None) -> Classifier:
     """The network of a checkpoint folder, on the CPU, in evaluation mode.
 
+    The folder may be from anywhere: nothing outside it is opened or asked for, and weights are compared with the network
+    by their shapes before there is memory for either.
+
+    Args:
+        folder: folder of the checkpoint.
+        data: data that the model is to be used on; None: any.
+
     Raises:
-        UserError: a missing or changed file, an unknown network, or weights of another architecture.
+        UserError: a missing or changed file, an unknown network, weights of another architecture or not finite, a model
+            for other images or classes than those of `data`.
     """
-    description, assign = read_checkpoint(folder)
-    model = _rebuild(description, seed=0)
-    assign(model)
+    folder = Path(folder)
+    about = read_about(folder)
+    _check_fits(folder / DESCRIPTION, about, data)
+    weights = open_weights(folder, about)
+    with _described_in(folder / DESCRIPTION):
+        wanted = _wanted(about.network.model_dump())
+        outline = wanted.outline()
+    if outline is not None:
+        check_weights(weights, shapes_of(outline.state_dict()), about)
+    with _described_in(folder / DESCRIPTION):
+        # The trial is for a size that the network cannot take; the memory of a large one would be the description's choice.
+        model = wanted.network(0, tried_out=wanted.size[0] * wanted.size[1] <= _MOST_TRIED)
+    check_weights(weights, shapes_of(model.state_dict()), about)
+    model.load_state_dict(weights.read())
     return model.eval()
 
 
-def _rebuild(description: dict[str, Any], seed: int) -> Classifier:
-    """A network from its description, with new weights."""
-    # JSON knows lists only, where `build` takes tuples.
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
-    }
-    arguments: Any = given.pop("arguments")
-    return build(**given, seed=seed, **arguments)
+@contextmanager
+def _described_in(path: Path) -> Iterator[None]:
+    """Put the description's file in front of what is wrong with the network that it describes."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: network: {error}") from None
+
+
+def _check_fits(path: Path, about: ModelManifest, data: ImageSet | None) -> None:
+    """Raises UserError for a model of other images or classes than those of `data`."""
+    if data is None:
+        return
+    network, shape = about.network, (*data.image_size, data.channels)
+    if (*network.image_size, network.channels) != shape:
+        height, width = network.image_size
+        raise UserError(
+            f"{path}: a model for images of {height}x{width} px, {network.channels} channels, the data have "
+            f"{shape[0]}x{shape[1]} px, {shape[2]} channels"
+        )
+    if tuple(about.classes) != data.classes:
+        theirs, ours = (", ".join(map(repr, names))[:200] for names in (about.classes, data.classes))
+        raise UserError(f"{path}: a model for the classes {theirs}, the data have {ours}")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A network that is to be built: the arguments of `build`, checked."""
+
+    name: str
+    arguments: dict[str, Any]
+    num_classes: int
+    size: tuple[int, int]
+    channels: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    def network(self, seed: int, *, tried_out: bool) -> Classifier:
+        """The network with initial weights, in training mode."""
+        try:
+            # The libraries' constructors draw from the global random state: it is set for them and put back.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = self._assembled()
+            if tried_out:
+                _try_out(model)
+        except UserError:
+            raise
+        except MISFITS as error:
+            raise self._misfit(error) from error
+        return model
+
+    def outline(self) -> Classifier | None:
+        """The network without memory for its weights; None where a library cannot do that."""
+        try:
+            with torch.random.fork_rng(devices=[]), WithoutMemory():
+                model = self._assembled()
+        except UserError:
+            raise
+        except MISFITS as error:
+            # Of the libraries' thousands of networks some may look at their first weights.
+            if ":" in self.name:
+                return None
+            raise self._misfit(error) from error
+        return model
+
+    def _assembled(self) -> Classifier:
+        backbone, head, own = _parts(self.name, self.arguments, self.num_classes, self.size, self.channels)
+        # The description rebuilds the network without any weights, so it needs no download.
+        description = {
+            "name": self.name,
+            "arguments": {key: value for key, value in self.arguments.items() if key != "pretrained"},
+            "num_classes": self.num_classes,
+            "image_size": list(self.size),
+            "channels": self.channels,
+            "mean": _per_channel("mean", self.mean, own and own[0], 0.5, self.channels),
+            "std": _per_channel("std", self.std, own and own[1], 0.25, self.channels),
+        }
+        return Classifier(backbone, head, description)
+
+    def _misfit(self, error: Exception) -> UserError:
+        height, width = self.size
+        reason = f"{type(error).__name__}: {error}"
+        return UserError(
+            f"{self.name}: cannot be built for images of {height}x{width} px, {self.channels} channels: {reason[:300]}"
+        )
+
+
+def _wanted(description: Mapping[str, Any]) -> _Wanted:
+    """What a description stands for. Raises ParameterError for a name or an argument that there is not."""
+    height, width = description["image_size"]
+    return _Wanted(
+        description["name"],
+        network_arguments(description["name"], description["arguments"]),
+        description["num_classes"],
+        (height, width),
+        description["channels"],
+        description["mean"],
+        description["std"],
+    )
 
 
 def _library(prefix: str) -> Any:
@@ -182,7 +284,7 @@ def _parts(
 
 
 def _per_channel(
-    key: str, given: tuple[float, ...] | None, own: tuple[float, ...] | None, default: float, channels: int
+    key: str, given: Sequence[float] | None, own: Sequence[float] | None, default: float, channels: int
 ) -> list[float]:
     """A value per channel: the ones given, or else the pretrained weights' own, or else the default."""
     values = given if given is not None else own if own is not None else (default,) * channels

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from annotated_types import Ge, Le, Len, MaxLen
 
 from ..core.errors import UserError
-from ..core.files import check_file, new_folder, read_manifest, write_manifest
+from ..core.files import new_folder
+from ..core.hyperparameters import Count
+from ..core.manifest import Described, Manifest, Names, Size, check_file, read_manifest, write_manifest
+from ..core.weights import Shapes, Weights, differences, prefix_of, said_of, save_weights
 from .classifier import Classifier
 
 FORMAT, WEIGHTS, DESCRIPTION = "unpoison-model-1", "model.safetensors", "model.json"
+
+
+class NetworkManifest(Described):
+    """The description that rebuilds a network (`Classifier.description`), within what float32 can divide by."""
+
+    name: Annotated[str, MaxLen(200)]
+    arguments: dict[str, Any]
+    num_classes: Count
+    image_size: Annotated[list[Annotated[int, Ge(1), Le(1 << 14)]], Len(2, 2)]
+    channels: Size
+    mean: Annotated[list[Annotated[float, Ge(-1e6), Le(1e6)]], Len(1)]
+    std: Annotated[list[Annotated[float, Ge(1e-6), Le(1e6)]], Len(1)]
+
+
+class ModelManifest(Manifest):
+    """What `model.json` holds: the network, the class names, and what made it (stage, seed, recipe, machine)."""
+
+    network: NetworkManifest
+    classes: Names
+    made_by: dict[str, Any]
 
 
 def save(
@@ -33,51 +54,51 @@ def save(
         made_by: JSON values for `model.json`, as they are: stage, seed, recipe, machine.
         made_from: digest by name of each artefact it was made from.
     """
-    # No metadata in the safetensors file: with two keys or more its bytes would differ from run to run.
     with new_folder(folder) as staging:
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, staging / WEIGHTS)
+        save_weights(model.state_dict(), staging / WEIGHTS)
         about = {"format": FORMAT, "network": model.description, "classes": list(classes)}
         write_manifest(staging, DESCRIPTION, {**about, "made_by": made_by, "made_from": made_from or {}})
 
 
 def digest_of(folder: Path) -> str:
     """SHA-256 of a checkpoint's weights, as its description records it."""
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
-    return str(about.get("files", {}).get(WEIGHTS, ""))
+    return read_about(folder).files.get(WEIGHTS, "")
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Callable[[Classifier], None]]:
-    """The network's description, and a function that loads the weights into a network built from it.
+def read_about(folder: Path) -> ModelManifest:
+    """The description of a checkpoint.
 
     Raises:
-        UserError: a missing or changed file, or one that is no checkpoint; from the function, weights of another
-            architecture.
+        UserError: it is missing, or describes no network that could be rebuilt without anything from elsewhere.
     """
-    folder = Path(folder)
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
-    if not isinstance(about.get("network"), dict):
+    about, path = read_manifest(folder, DESCRIPTION, FORMAT, ModelManifest), folder / DESCRIPTION
+    # Who trained a model may load weights by name or from a file; who is given one may not be made to.
+    if "pretrained" in about.network.arguments:
+        raise UserError(f"{path}: network.arguments.pretrained: allowed: none, the weights lie beside the description")
+    if len(about.classes) != about.network.num_classes:
         raise UserError(
-            f"{folder / DESCRIPTION}: network: {about.get('network')!r} found, allowed: a network's description"
+            f"{path}: {len(about.classes)} classes for {about.network.num_classes} logits, allowed: as many"
         )
-    path = check_file(folder, about, WEIGHTS)
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    return about
 
-    def assign(model: Classifier) -> None:
-        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        given = {name: tuple(value.shape) for name, value in weights.items()}
-        # Compared here, name by name: torch's own message lists every tensor.
-        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        if wrong:
-            network = about["network"]
-            raise UserError(
-                f"{path}: weights of another architecture: {wrong[0]} is {given.get(wrong[0], 'absent')}, "
-                f"{network['name']} {network['arguments']} has {expected.get(wrong[0], 'none')} "
-                f"({len(wrong)} of {len(expected)} tensors differ)"
-            )
-        model.load_state_dict(weights)
 
-    return dict(about["network"]), assign
+def open_weights(folder: Path, about: ModelManifest) -> Weights:
+    """The weights of a checkpoint, not read yet. Raises UserError for a missing, changed or unreadable file."""
+    return Weights(check_file(folder, about, WEIGHTS))
+
+
+def check_weights(weights: Weights, expected: Shapes, about: ModelManifest) -> None:
+    """Raises UserError for weights of another architecture than the one described."""
+    # Compared here, name by name: torch's own message lists every tensor.
+    wrong = differences(weights.shapes, expected)
+    if not wrong:
+        return
+    network, first = about.network, wrong[0]
+    if prefix := prefix_of(weights.shapes, expected):
+        reason = f"every name begins with {prefix!r}, as a wrapper of the network leaves it; take that off"
+    else:
+        reason = f"{first} is {said_of(first, weights.shapes, 'absent')}"
+    raise UserError(
+        f"{weights.path}: weights of another architecture: {reason}, {network.name} {network.arguments} has "
+        f"{said_of(first, expected, 'none')} ({len(wrong)} of {len(expected)} tensors differ)"
+    )

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.errors import ParameterError, UserError
+from ..core.weights import Weights, differences, prefix_of, said_of, shapes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +38,8 @@ def check_path(pretrained: Any) -> None:
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """The state dict in a file. Raises UserError where it is no safetensors file."""
-    try:
-        return dict(load_file(path))
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    """The state dict in a file. Raises UserError where it is no safetensors file, or a value in it is not finite."""
+    return Weights(Path(path)).read()
 
 
 def put_weights(
@@ -70,13 +66,15 @@ def put_weights(
             given |= {f"{layer}.{part}": own[f"{layer}.{part}"] for part in ("weight", "bias")}
     # From here on the two must agree, name by name and shape by shape.
     given |= {key: own[key] for key in own if key.endswith(".num_batches_tracked") and key not in given}
-    expected = {key: tuple(value.shape) for key, value in own.items()}
-    shapes = {key: tuple(value.shape) for key, value in given.items()}
-    wrong = [key for key in [*expected, *shapes] if expected.get(key) != shapes.get(key)]
-    if wrong:
+    shapes, expected = shapes_of(given), shapes_of(own)
+    if wrong := differences(shapes, expected):
+        if prefix := prefix_of(weights, own):
+            reason = f"every name begins with {prefix!r}, as a wrapper of the network leaves it; take that off"
+        else:
+            reason = f"{wrong[0]} is {said_of(wrong[0], shapes, 'absent')}"
         raise UserError(
-            f"{source}: not the weights of {name} as built: {wrong[0]} is {shapes.get(wrong[0], 'absent')}, "
-            f"the network has {expected.get(wrong[0], 'none')} ({len(set(wrong))} of {len(own)} tensors differ)"
+            f"{source}: not the weights of {name} as built: {reason}, the network has "
+            f"{said_of(wrong[0], expected, 'none')} ({len(wrong)} of {len(own)} tensors differ)"
         )
     # A safetensors file has no module versions, which some torchvision networks look for: the present ones are right.
     ordered = OrderedDict(given)

@@ -12,14 +12,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.files import check_file, load_array, new_folder, read_manifest, write_manifest
+from ..core.errors import file_of
+from ..core.files import new_folder
+from ..core.manifest import Described, Manifest, Name, check_made_from, read_manifest, write_manifest
 from .poisoned import Poisoned
 from .policy import Policy
+from .trigger import DESCRIPTION as TRIGGER
 from .trigger import Kept, Trigger, read_trigger, save_trigger
-from .truth import Part, Truth
+from .truth import Part, Truth, policy_of, read_marks
 
 TRIGGERS, TRAINING = "unpoison-triggers-1", "unpoison-attacker-1"
 DESCRIPTION = "attacker.json"
+
+
+class HeldManifest(Described):
+    """A trigger as `attacker.json` has it: the folder that it lies in, and the policy that it serves."""
+
+    name: Name
+    policy: dict[str, Any]
+
+
+class TriggersManifest(Manifest):
+    """What `attacker.json` holds in the artefact of the triggers."""
+
+    triggers: list[HeldManifest]
+
+
+class TrainingManifest(Manifest):
+    """What `attacker.json` holds in the artefact of the hand in training; no parts where there is none."""
+
+    parts: list[HeldManifest]
+    attack: str = ""
+
 
 Restore = Callable[[Kept], Trigger]
 """The type of `attacks.restored`, which is passed in, as this folder knows no attack."""
@@ -57,18 +81,24 @@ def read_triggers(folder: Path, restore: Restore) -> tuple[dict[str, Held], dict
     Raises:
         UserError: a file is missing, changed or of another format.
     """
-    about = read_manifest(folder, DESCRIPTION, TRIGGERS)
+    about = read_manifest(folder, DESCRIPTION, TRIGGERS, TriggersManifest)
     held = {
-        part["name"]: Held(Policy(**part["policy"]), restore(read_trigger(folder / part["name"])))
-        for part in about["triggers"]
+        entry.name: Held(_policy(folder, f"triggers.{number}", entry), _restored(folder, entry, restore))
+        for number, entry in enumerate(about.triggers)
     }
-    return held, about["made_from"]
+    return held, about.made_from
 
 
-def write_training(folder: Path, poisoned: Poisoned | None) -> None:
-    """Write the artefact of the hand in training: empty, unless triggers are stamped while the victim trains."""
+def write_training(folder: Path, poisoned: Poisoned | None, made_from: dict[str, str]) -> None:
+    """Write the artefact of the hand in training: empty, unless triggers are stamped while the victim trains.
+
+    Args:
+        folder: place of the artefact.
+        poisoned: truth and triggers; None: nothing is known.
+        made_from: digest by name of the poisoned set that they belong to.
+    """
     with new_folder(folder) as staging:
-        about: dict[str, Any] = {"format": TRAINING, "parts": []}
+        about: dict[str, Any] = {"format": TRAINING, "parts": [], "made_from": made_from}
         if poisoned is not None and poisoned.truth.in_training:
             # Arrays of the truth and not its folder: training must not depend on an artefact that only graders read.
             truth = poisoned.truth
@@ -83,23 +113,43 @@ def write_training(folder: Path, poisoned: Poisoned | None) -> None:
         write_manifest(staging, DESCRIPTION, about)
 
 
-def read_training(folder: Path, restore: Callable[[], Restore]) -> Poisoned | None:
+def read_training(folder: Path, restore: Callable[[], Restore], *, poisoned: str | None = None) -> Poisoned | None:
     """Truth and triggers that `write_training` wrote; None where nothing is stamped in training.
 
     Args:
         folder: place of the artefact.
         restore: function that returns the one that makes triggers; only called where there is a trigger, as it imports
             every attack.
+        poisoned: digest of the poisoned set that it must belong to; None: any.
+
+    Raises:
+        UserError: a file is missing, changed or of another format, or belongs to another poisoned set.
     """
-    about = read_manifest(folder, DESCRIPTION, TRAINING)
-    if not about["parts"]:
+    about = read_manifest(folder, DESCRIPTION, TRAINING, TrainingManifest)
+    if poisoned is not None:
+        check_made_from(folder, DESCRIPTION, poisoned=poisoned)
+    if not about.parts:
         return None
-    mask, number_of, labels = (
-        load_array(check_file(folder, about, f"{name}.npy")) for name in ("mask", "part", "labels")
-    )
-    kept = [read_trigger(folder / part["name"]) for part in about["parts"]]
+    marks = read_marks(folder, about, len(about.parts))
+    attacks = [read_trigger(folder / entry.name).attack for entry in about.parts]
     # The attack's own arguments are not kept: the triggers hold all that stamping needs.
-    pairs = zip(kept, about["parts"], strict=True)
-    parts = [Part(description.attack, Policy(**part["policy"]), {}) for description, part in pairs]
-    truth = Truth(about["attack"], tuple(parts), mask, number_of, labels)
-    return Poisoned(truth, tuple(map(restore(), kept)))
+    parts = [
+        Part(attack, _policy(folder, f"parts.{number}", entry), {})
+        for number, (attack, entry) in enumerate(zip(attacks, about.parts, strict=True))
+    ]
+    make = restore()
+    return Poisoned(
+        Truth(about.attack, tuple(parts), *marks), tuple(_restored(folder, entry, make) for entry in about.parts)
+    )
+
+
+def _policy(folder: Path, key: str, entry: HeldManifest) -> Policy:
+    return policy_of(folder / DESCRIPTION, f"{key}.policy", entry.policy)
+
+
+def _restored(folder: Path, entry: HeldManifest, restore: Restore) -> Trigger:
+    """The trigger that lies in a folder of the artefact."""
+    place = folder / entry.name
+    kept = read_trigger(place)
+    with file_of(place / TRIGGER):
+        return restore(kept)

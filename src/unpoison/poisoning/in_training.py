@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .choice import drawn_at_random
 from .poisoned import Poisoned
-from .trigger import eight_bit
+from .trigger import applied, eight_bit
 
 
 class InTraining:
@@ -48,7 +48,7 @@ class InTraining:
             carriers = np.flatnonzero(number_of == number)
             rows = torch.from_numpy(carriers).to(images.device)
             with torch.no_grad():
-                values = trigger.apply(images[rows].float() * 255, keys[carriers], train=True)
+                values = applied(trigger, images[rows].float() * 255, keys[carriers], train=True)
                 # The same 8 bits as a stamp that is kept; augmented images keep their fractions, and "wrap" its modulo.
                 if not self.after_augmentation:
                     values = eight_bit(values, trigger.rounding).float()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from ..core.arrays import Arrays, Images, IntArray, Mask
 from ..core.code import code_of
-from ..core.files import check_file, new_folder, read_manifest, write_manifest
+from ..core.errors import ParameterError, UserError
+from ..core.files import new_folder
+from ..core.manifest import Manifest, check_file, read_manifest, typed, write_manifest
+from ..core.npy import load_arrays
 from ..data.imageset import ImageSet
 
 Rounding = Literal["truncate", "round", "wrap"]
@@ -79,8 +82,46 @@ class Trigger(ABC):
 
     @classmethod
     def restore(cls, values: dict[str, Any]) -> Self:
-        """The trigger that has these fields; those of the test may be missing, and it cannot be shown at the test then."""
-        return cls(**{**dict.fromkeys(cls.of_the_test), **values})
+        """The trigger that has these fields; those of the test may be missing, and it cannot be shown at the test then.
+
+        Raises:
+            ParameterError: a field that the trigger does not have, or lacks; a value of another type, or not finite.
+        """
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        types = get_type_hints(cls, include_extras=True)
+        for name, value in arrays.items():
+            _check_field(name, value, types.get(name))
+        # All else by the fields' annotations, as parameters are checked; the arrays are fields of any kind there.
+        hints = {f.name: types[f.name] for f in fields(cls) if f.name not in arrays}  # type: ignore[arg-type]
+        fixed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
+        needed = fixed - set(cls.of_the_test)
+        for name in sorted(needed - set(values)):
+            raise ParameterError(f"{name}: nothing given, allowed: every field of a {cls.__name__}")
+        settings = {name: value for name, value in values.items() if name not in arrays}
+        for name in settings:
+            if name not in hints:
+                raise ParameterError(f"{name[:80]}: no setting of a {cls.__name__}, allowed: {', '.join(hints)}")
+        checked = {name: typed(name, value, hints[name]) for name, value in settings.items()}
+        return cls(**{**dict.fromkeys(cls.of_the_test), **checked, **arrays})
+
+
+def _check_field(name: str, value: NDArray[Any], annotated: Any) -> None:
+    """Raises ParameterError for an array that is no field, or of another type than the field, or not finite."""
+    # `NDArray[np.float32]` is `np.ndarray[shape, np.dtype[np.float32]]`.
+    dtypes = [np.dtype(get_args(part)[0]) for part in get_args(annotated) if get_origin(part) is np.dtype]
+    if value.dtype not in dtypes:
+        allowed = f"{dtypes[0]}" if dtypes else "no such array"
+        raise ParameterError(f"{name[:80]}: an array of {value.dtype} given, allowed: {allowed}")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise ParameterError(f"{name}: values that are not finite given, allowed: finite ones")
+
+
+class TriggerManifest(Manifest):
+    """What `trigger.json` holds: attack, fields that are no arrays, digests of the code that stamps."""
+
+    attack: str
+    settings: dict[str, Any]
+    code: dict[str, str]
 
 
 class Kept(NamedTuple):
@@ -124,9 +165,28 @@ def stamp(
             part = slice(start, start + step)
             # A view, channels last: triggers get [n, c, h, w] without a copy that turns the axes.
             batch = torch.from_numpy(np.ascontiguousarray(images[part])).permute(0, 3, 1, 2).to(device).float()
-            values = trigger.apply(batch, keys[part], train=train)
+            values = applied(trigger, batch, keys[part], train=train)
             stamped[part] = eight_bit(values, trigger.rounding).permute(0, 2, 3, 1).cpu().numpy()
     return stamped
+
+
+def applied(trigger: Trigger, images: Tensor, keys: IntArray, *, train: bool) -> Tensor:
+    """`Trigger.apply`, whose result must have the images' shape.
+
+    Raises:
+        UserError: a trigger that does not fit the images, as one from elsewhere may not.
+    """
+    try:
+        values = trigger.apply(images, keys, train=train)
+        if values.shape != images.shape:
+            raise ValueError(f"it gives {tuple(values.shape)}")
+    except UserError:
+        raise
+    # What torch and NumPy raise on arrays of another shape; a sample that was not optimised is a ValueError as well.
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        raise UserError(f"{type(trigger).__name__}: does not fit images of {shape} ({str(error)[:200]})") from error
+    return values
 
 
 def save_trigger(folder: Path, attack: str, trigger: Trigger, *, at_the_test: bool = True) -> None:
@@ -156,7 +216,10 @@ def read_trigger(folder: Path) -> Kept:
     Raises:
         UserError: a file is missing, changed or of another format.
     """
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
+    about = read_manifest(folder, DESCRIPTION, FORMAT, TriggerManifest)
     # No pickle: a trigger of unknown origin is read as numbers and cannot run code.
-    with np.load(check_file(folder, about, ARRAYS), allow_pickle=False) as archive:
-        return Kept(about["attack"], {**about["settings"], **archive})
+    path = check_file(folder, about, ARRAYS)
+    arrays = load_arrays(path)
+    if twice := sorted(set(arrays) & set(about.settings)):
+        raise UserError(f"{path}: {twice[0][:80]!r} is there and in {DESCRIPTION}, allowed: every field once")
+    return Kept(about.attack, {**about.settings, **arrays})

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import Images, IntArray
-from ..core.errors import keys_of
-from ..core.files import new_folder, read_manifest, write_manifest
+from ..core.errors import UserError, keys_of
+from ..core.files import new_folder
+from ..core.manifest import Manifest, Name, read_manifest, write_manifest
 from ..data.imageset import ImageSet, Overlay
 from ..data.store import new_overlay, open_overlay
 from .attacker import Held
@@ -21,6 +22,12 @@ from .policy import Policy
 from .trigger import Trigger, stamp
 
 FORMAT, DESCRIPTION = "unpoison-triggered-1", "triggered.json"
+
+
+class TriggeredManifest(Manifest):
+    """What `triggered.json` holds: the names of the triggers, each a folder."""
+
+    triggers: list[Name]
 
 
 @dataclass(frozen=True)
@@ -103,5 +110,7 @@ def read_triggered(folder: Path, base: Path) -> dict[str, Triggered]:
     Raises:
         UserError: a file is missing, changed, of another format or of another base data set.
     """
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
-    return {name: Triggered(*open_overlay(base, "test", folder / name)) for name in about["triggers"]}
+    about = read_manifest(folder, DESCRIPTION, FORMAT, TriggeredManifest)
+    if len(set(about.triggers)) < len(about.triggers):
+        raise UserError(f"{folder / DESCRIPTION}: a trigger is listed twice, allowed: each once")
+    return {name: Triggered(*open_overlay(base, "test", folder / name)) for name in about.triggers}

@@ -8,12 +8,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from ..core.arrays import IntArray, Mask
-from ..core.files import check_file, load_array, new_folder, read_manifest, write_manifest
-from .policy import Policy
+from ..core.errors import UserError, file_of, keys_of
+from ..core.files import new_folder
+from ..core.hyperparameters import check
+from ..core.manifest import Described, Manifest, check_file, check_made_from, read_manifest, write_manifest
+from ..core.npy import load_array
+from ..data.imageset import ImageSet
+from .policy import Policy, check_classes
 
 FORMAT, DESCRIPTION = "unpoison-truth-3", "truth.json"
+
+
+class PartManifest(Described):
+    """A part as `truth.json` has it."""
+
+    attack: str
+    policy: dict[str, Any]
+    arguments: dict[str, Any]
+
+
+class TruthManifest(Manifest):
+    """What `truth.json` holds; the parts and their counts where the attack is known."""
+
+    attack: str
+    parts: list[PartManifest] = Field(default_factory=list)
+    counts: dict[str, int] = Field(default_factory=dict)
+    snapshot: bool = False
 
 
 class Part(NamedTuple):
@@ -108,15 +131,70 @@ def write_truth(folder: Path, truth: Truth | None, made_from: dict[str, str] | N
         write_manifest(staging, DESCRIPTION, about)
 
 
-def read_truth(folder: Path) -> Truth | None:
+def read_truth(folder: Path, *, poisoned: ImageSet | None = None, classes: int | None = None) -> Truth | None:
     """The truth that `write_truth` wrote, or None where nothing is known.
 
+    Args:
+        folder: folder of the artefact.
+        poisoned: poisoned set that it must belong to; None: any.
+        classes: number of classes of the data set, where the poisoned set is not at hand; None: any.
+
     Raises:
-        UserError: a file is missing, changed, or of another format.
+        UserError: a file is missing, changed, or of another format; arrays that contradict each other or the description;
+            the truth of another poisoned set.
     """
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
-    if about["attack"] == "none":
+    path = folder / DESCRIPTION
+    about = read_manifest(folder, DESCRIPTION, FORMAT, TruthManifest)
+    if poisoned is not None:
+        check_made_from(folder, DESCRIPTION, poisoned=poisoned.digest)
+        classes = len(poisoned.classes)
+    if about.attack == "none":
         return None
-    mask, part, labels = (load_array(check_file(folder, about, f"{name}.npy")) for name in ("mask", "part", "labels"))
-    parts = [Part(entry["attack"], Policy(**entry["policy"]), entry["arguments"]) for entry in about["parts"]]
-    return Truth(about["attack"], tuple(parts), mask, part, labels)
+    parts = []
+    for number, entry in enumerate(about.parts):
+        policy = policy_of(path, f"parts.{number}.policy", entry.policy, classes)
+        parts.append(Part(entry.attack, policy, entry.arguments))
+    truth = Truth(about.attack, tuple(parts), *read_marks(folder, about, len(parts)))
+    # Written for people who read the file, and so a second opinion on the arrays.
+    counts = {"samples": len(truth.mask), "poisoned": int(truth.mask.sum()), "cover": int(truth.cover.sum())}
+    if about.counts != counts or about.snapshot != truth.in_training:
+        raise UserError(f"{path}: counts {about.counts}"[:300] + f", the arrays say {counts}; run the stage again")
+    # What the victim received says the same once more: its labels, and which samples have another image.
+    if poisoned is not None and not (
+        np.array_equal(truth.labels_given(len(poisoned.classes)), poisoned.labels)
+        and (poisoned.overlay is None or np.array_equal(np.flatnonzero(truth.part >= 0), poisoned.overlay.index))
+    ):
+        raise UserError(f"{folder}: not the samples and labels of the present poisoned set; run the stage again")
+    return truth
+
+
+def read_marks(folder: Path, about: Manifest, parts: int) -> tuple[Mask, NDArray[np.int8], IntArray]:
+    """The arrays of a truth: poisoned samples, their triggers' numbers, their labels before the attack.
+
+    Raises:
+        UserError: a file is missing or changed; arrays of other types or lengths; numbers of triggers or labels that do
+            not exist.
+    """
+    if not parts:
+        raise UserError(f"{folder}: no trigger is described, allowed: one for each part of the attack")
+    mask: Mask = load_array(check_file(folder, about, "mask.npy"), np.bool_, ("n",))
+    size = (len(mask),)
+    part: NDArray[np.int8] = load_array(check_file(folder, about, "part.npy"), np.int8, size)
+    labels: IntArray = load_array(check_file(folder, about, "labels.npy"), np.int64, size)
+    if ((part < -1) | (part >= parts) | (mask & (part < 0))).any():
+        raise UserError(
+            f"{folder / 'part.npy'}: allowed: 0 to {parts - 1}, the number of the trigger, for stamped samples, which all "
+            "poisoned ones are, and -1 for others"
+        )
+    if (labels < 0).any():
+        raise UserError(f"{folder / 'labels.npy'}: {labels.min()} found, allowed: labels from 0")
+    return mask, part, labels
+
+
+def policy_of(path: Path, key: str, values: dict[str, Any], classes: int | None = None) -> Policy:
+    """The policy that a description holds under `key`. Raises UserError for what is none, or none for as many classes."""
+    with file_of(path), keys_of(key):
+        policy = Policy(**check(values, Policy))
+        if classes is not None:
+            check_classes(policy, classes)
+        return policy

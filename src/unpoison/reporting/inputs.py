@@ -16,7 +16,8 @@ import pandas as pd
 
 from ..core.arrays import Pixels
 from ..core.errors import ParameterError, UserError, file_of, keys_of
-from ..core.files import load_array, read_json
+from ..core.files import read_json
+from ..core.npy import load_array
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..poisoning.policy import check_classes

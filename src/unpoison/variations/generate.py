@@ -17,6 +17,7 @@ from ..compute.device import pick_device
 from ..core.arrays import Images, IntArray
 from ..core.code import digest_of
 from ..core.content_store import ContentStore, Entries
+from ..core.errors import UserError
 from ..data.imageset import ImageSet
 from .prior import Prior
 from .sampling import BATCH, SamplerSettings, vary
@@ -36,6 +37,11 @@ def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: i
         seed: seed for the noise.
         store: folder of the store; None keeps nothing.
     """
+    if prior.unet.config["in_channels"] != data.channels * prior.unshuffle**2:
+        raise UserError(
+            f"prior: made for images of {prior.unet.config['in_channels'] // prior.unshuffle**2} channels, the data have "
+            f"{data.channels}; run train_prior again"
+        )
     device = pick_device()
     prior.unet.to(device=device, memory_format=torch.channels_last)
     code = {name: digest_of(Path(__file__).parent / name) for name in _CODE}
@@ -47,7 +53,10 @@ def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: i
         # Channels last, the layout of every image on disk.
         return varied.permute(0, 1, 3, 4, 2).numpy()
 
-    return ContentStore(store).entries("variations", determined_by, names_of(data), make, batch=BATCH)
+    shape = (settings.num_variations, *data.image_size, data.channels)
+    return ContentStore(store).entries(
+        "variations", determined_by, names_of(data), make, batch=BATCH, shape=shape, dtype=np.uint8
+    )
 
 
 def names_of(data: ImageSet) -> Images:

@@ -11,25 +11,27 @@ on from the last checkpoint and ends with the same bytes.
 from __future__ import annotations
 
 import math
-import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt, Le, Lt
-from safetensors.torch import load_file, save_file
+from annotated_types import Ge, Gt, Le, Len, Lt
 from torch import Tensor
 
 from ..compute.device import autocast, pick_device, to_float
 from ..compute.finite import not_finite
+from ..core.code import digest_of
 from ..core.errors import ParameterError, UserError
-from ..core.files import check_file, new_folder, read_json, read_manifest, write_json, write_manifest
+from ..core.files import new_folder, sha256_json
 from ..core.hyperparameters import Count, Positive
+from ..core.manifest import Described, Manifest, Size, check_file, read_manifest, write_manifest
 from ..core.progress import progress
 from ..core.seeding import torch_rng
+from ..core.weights import Weights, WithoutMemory, differences, save_weights, shapes_of
 from ..data.imageset import ImageSet
+from .checkpoints import Checkpoints
 
 if TYPE_CHECKING:  # it takes four seconds to import, and checking the parameters does not need it
     from diffusers import UNet2DModel
@@ -64,6 +66,27 @@ class PriorRecipe:
     channels: list[Count] | tuple[int, ...] = (32, 64, 64)
     checkpoint_every: Count = 50
     max_strength: Annotated[float, Gt(0), Le(1)] = 1.0
+
+
+class UNetManifest(Described):
+    """The settings of the U-Net that rebuild it, within what this project makes; all others are diffusers' defaults."""
+
+    sample_size: Size
+    in_channels: Size
+    out_channels: Size
+    layers_per_block: Annotated[int, Ge(1), Le(8)]
+    block_out_channels: Annotated[list[Size], Len(1, 8)]
+    down_block_types: Annotated[list[Literal["DownBlock2D"]], Len(1, 8)]
+    up_block_types: Annotated[list[Literal["UpBlock2D"]], Len(1, 8)]
+    norm_num_groups: Size
+
+
+class PriorManifest(Manifest):
+    """What `model.json` of a prior holds."""
+
+    unet: UNetManifest
+    unshuffle: Annotated[int, Gt(0), Le(8)]
+    max_strength: Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass(frozen=True)
@@ -134,7 +157,9 @@ def train_prior(
         network.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), recipe.lr, fused=device.type == "cuda")
     # After a kill: weights, average, moments and rows as the last checkpoint has them.
-    state = _State(unet, average, optimizer, scratch)
+    code = digest_of(Path(__file__))
+    determined_by = sha256_json([public.digest, seed, asdict(recipe), config, code])
+    state = Checkpoints(scratch, determined_by, unet, average, optimizer)
     rows = state.load()
     first = int(rows[-1]["step"]) if rows else 0
     noise_schedule = DDPMScheduler(**SCHEDULE)
@@ -175,7 +200,7 @@ def train_prior(
             losses.clear()
             state.save(rows)
     # Sampling uses the average: single steps of a short training are noisy.
-    shutil.rmtree(scratch, ignore_errors=True)
+    state.remove()
     return Prior(average.eval(), recipe.unshuffle, recipe.max_strength), rows
 
 
@@ -211,8 +236,8 @@ def save_prior(prior: Prior, folder: Path, *, made_by: dict[str, Any], made_from
         made_from: digest by name of each artefact it was made from.
     """
     with new_folder(folder) as staging:
-        _save_tensors(prior.unet.state_dict(), staging / WEIGHTS)
-        config = {key: prior.unet.config[key] for key in _KEYS}
+        save_weights(prior.unet.state_dict(), staging / WEIGHTS)
+        config = {key: prior.unet.config[key] for key in UNetManifest.model_fields}
         about = {"format": FORMAT, "unet": config, "unshuffle": prior.unshuffle}
         write_manifest(
             staging,
@@ -225,68 +250,28 @@ def load_prior(folder: Path) -> Prior:
     """The prior in a folder, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: a missing or changed file, or weights of another architecture.
+        UserError: a missing or changed file, weights of another architecture, or not finite.
     """
     from diffusers import UNet2DModel
 
-    about = read_manifest(folder, DESCRIPTION, FORMAT)
-    weights = load_file(check_file(folder, about, WEIGHTS))
-    unet = UNet2DModel(**about["unet"])
+    about, path = read_manifest(folder, DESCRIPTION, FORMAT, PriorManifest), folder / DESCRIPTION
+    config, block = about.unet.model_dump(), about.unshuffle**2
+    if about.unet.in_channels != about.unet.out_channels or about.unet.in_channels % block:
+        raise UserError(f"{path}: unet: as many channels out as in, a multiple of unshuffle² = {block}, are allowed")
+    weights = Weights(check_file(folder, about, WEIGHTS))
+    # First without memory: a description may ask for any amount of it, the weights are as long as their file.
     try:
-        unet.load_state_dict(weights)
-    except RuntimeError:
-        raise UserError(f"{folder / WEIGHTS}: weights of another architecture than {DESCRIPTION} describes") from None
-    return Prior(unet.eval(), about["unshuffle"], about["max_strength"], about["files"][WEIGHTS])
-
-
-class _State:
-    """Everything a killed run needs to go on, in safetensors files; a checkpoint is complete where its rows are there."""
-
-    def __init__(
-        self, unet: UNet2DModel, average: UNet2DModel, optimizer: torch.optim.Optimizer, scratch: Path
-    ) -> None:
-        self.unet, self.average, self.optimizer, self.folder = unet, average, optimizer, scratch / "checkpoint"
-
-    def save(self, rows: list[dict[str, float]]) -> None:
-        with new_folder(self.folder) as staging:
-            _save_tensors(self.unet.state_dict(), staging / "unet.safetensors")
-            _save_tensors(self.average.state_dict(), staging / "average.safetensors")
-            # safetensors holds a flat dictionary: "3.exp_avg" is the first moment of parameter 3.
-            moments = self.optimizer.state_dict()["state"]
-            flat = {f"{i}.{key}": value for i, entry in moments.items() for key, value in entry.items()}
-            _save_tensors(flat, staging / "optimizer.safetensors")
-            write_json(staging / "rows.json", {"rows": rows})
-
-    def load(self) -> list[dict[str, float]]:
-        if not (self.folder / "rows.json").is_file():
-            return []
-        self.unet.load_state_dict(load_file(self.folder / "unet.safetensors"))
-        self.average.load_state_dict(load_file(self.folder / "average.safetensors"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.unet.parameters())
-        for name, value in load_file(self.folder / "optimizer.safetensors").items():
-            index, key = name.split(".", 1)
-            # A fused step walks through memory, so the moments must lie there as the parameter does (channels_last).
-            laid_out = torch.empty_like(parameters[int(index)]).copy_(value) if value.ndim else value
-            moments.setdefault(int(index), {})[key] = laid_out
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        rows: list[dict[str, float]] = read_json(self.folder / "rows.json")["rows"]
-        print(f"prior: going on from the checkpoint at step {rows[-1]['step']}", flush=True)
-        return rows
-
-
-# The settings of the U-Net that rebuild it; all others are diffusers' defaults.
-_KEYS = (
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "layers_per_block",
-    "block_out_channels",
-    "down_block_types",
-    "up_block_types",
-    "norm_num_groups",
-)
+        with WithoutMemory():
+            expected = shapes_of(UNet2DModel(**config).state_dict())
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: unet: cannot be built ({str(error)[:200]})") from None
+    if wrong := differences(weights.shapes, expected):
+        raise UserError(
+            f"{weights.path}: weights of another architecture than {DESCRIPTION} describes ({wrong[0][:80]})"
+        )
+    unet = UNet2DModel(**config)
+    unet.load_state_dict(weights.read())
+    return Prior(unet.eval(), about.unshuffle, about.max_strength, about.files[WEIGHTS])
 
 
 def check_recipe(recipe: PriorRecipe, image_size: tuple[int, int] | None = None) -> None:
@@ -335,7 +320,3 @@ def _warm_cosine(step: int, steps: int) -> float:
 @torch.no_grad()
 def _update_average(average: UNet2DModel, unet: UNet2DModel, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
