@@ -39,10 +39,10 @@ WIDTH, COLUMN = 132, 30
 def family_text(family: str, present: Mapping[str, Any]) -> str:
     """Text of a family's file; values in `present` stay where a method still has the parameter."""
     folder, methods, example = METHODS[family]
-    parts = [HEADER.format(Family=family.capitalize(), family=family, folder=folder, example=example)]
+    parts = [HEADER.format(Family=family.capitalize(), family=family, folder=folder, example=example) + "\n"]
     for name, method in methods.items():
         parts.append(_block(name, method.parameters, present.get(name) or {}))
-    return "\n".join(parts)
+    return "".join(parts).rstrip("\n") + "\n"
 
 
 def defaults_of(method: Callable[..., Any]) -> dict[str, Any]:
@@ -72,28 +72,33 @@ def _first_sentence(text: str) -> str:
 
 
 def _block(name: str, method: Callable[..., Any], present: Mapping[str, Any]) -> str:
+    """A method's block and the blank line below it, which DVC drops after a list."""
     meanings, defaults = meanings_of(method), defaults_of(method)
     if not defaults:
-        return f"{name}: {{}}\n"
+        return f"{name}: {{}}\n\n"
     lines = [f"{name}:"]
     for key, default in defaults.items():
         value = present.get(key, default)
-        published = [] if value == default else [f"published: {_yaml(default)}"]
+        published = [] if value == default else [f"published: {_in_line(default)}"]
         comment = "; ".join([*published, *filter(None, [meanings.get(key)])])
-        line = f"  {key}: {_yaml(value)}"
-        if comment:
-            line = f"{line.ljust(COLUMN - 2)}  # "
-            comment = textwrap.shorten(comment, max(40, WIDTH - len(line)), placeholder=" …")
-        lines.append(f"{line}{comment}")
-    return "\n".join(lines) + "\n"
+        _, first, *rest = as_dvc_writes({name: {key: value}}).splitlines()
+        # A comment cannot stand within a text that goes on in the next line.
+        if comment and (not rest or isinstance(value, list | dict)):
+            first = f"{first.ljust(COLUMN - 2)}  # "
+            first += textwrap.shorten(comment, max(40, WIDTH - len(first)), placeholder=" …")
+        lines += [first, *rest]
+    return "\n".join(lines) + ("\n" if value and isinstance(value, list) else "\n\n")
 
 
-def _yaml(value: Any) -> str:
-    """A value in one line, as DVC would write it."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return (
-            "[" + ", ".join("{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in item.items()) + "}" for item in value) + "]"
-        )
+def as_dvc_writes(values: Mapping[str, Any]) -> str:
+    """The YAML that `dvc exp run -S` leaves behind: in any other form one value set would change lines that it does not touch."""
+    stream, yaml = StringIO(), YAML()
+    yaml.default_flow_style = False
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+def _in_line(value: Any) -> str:
     stream, yaml = StringIO(), YAML(typ="safe", pure=True)
     yaml.default_flow_style = True
     yaml.width = 4096

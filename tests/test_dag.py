@@ -20,16 +20,18 @@ from unpoison.robust import ROBUST
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "src" / "unpoison"
-STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 # A family's `__init__` is a table of its methods. A stage that runs one method depends on that method's file by template,
 # and not on the table, so that a new method reruns no other.
 TABLES = {LIBRARY / family / "__init__.py" for family in ("attacks", "detection", "purification", "robust")}
 # Stage to the folder of its methods, the template that names one, and the methods that it can run.
 FAMILIES = {
     "poison": ("attacks", "${attack.name}", ATTACKS),
-    "detect": ("detection", "${item.method}", DETECTORS),
-    "purify": ("purification", "${item.method}", PURIFIERS),
-    "train_robust": ("robust", "${item.method}", ROBUST),
+    "detect": ("detection", "${item}", DETECTORS),
+    "purify": ("purification", "${item}", PURIFIERS),
+    "train_robust": ("robust", "${item}", ROBUST),
 }
 DEFENCES = ("extract", "train_prior", "generate_variations", "distill_student", "train_robust", "purify", "detect")
 # What each folder of the library may import; the order is that of docs/pipeline.md, the lowest first.
@@ -150,7 +152,7 @@ def test_no_training_sees_the_test() -> None:
 
 
 def test_prepare_depends_on_its_source() -> None:
-    assert "${data.path}" in STAGES["prepare"]["deps"]
+    assert "${data.path}/" in STAGES["prepare"]["deps"]
 
 
 def test_every_stage_script_is_a_stage() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from method_params import METHODS, defaults_of, family_text, meanings_of
 from parameters import FAMILIES, PARAMS, read_yaml
@@ -127,6 +129,46 @@ def test_file_says_how_to_set_one_value_and_keeps_to_its_width(family: str) -> N
     assert example[2] in defaults_of(METHODS[family][1][example[1]].parameters)
     # A value that takes most of the line leaves its comment forty characters.
     assert [line for line in text.splitlines() if len(line) > 132 and "{" not in line] == []
+
+
+ONE_VALUE = [
+    (PARAMS, "seed=7"),
+    (PARAMS, "attack.poison_rate=0.00001"),
+    (PARAMS, "data.image_size=32"),
+    (PARAMS, "distill.train.epochs=3"),
+    (PARAMS, "report.note=a line"),
+    (FAMILIES["attacks"], "badnets.location=center"),
+    (FAMILIES["attacks"], "ftrojan.magnitude=20.0"),
+    (FAMILIES["detectors"], "cd.steps=99"),
+    (FAMILIES["purifiers"], "fst.alpha=0.9"),
+    (FAMILIES["robust"], "distillation.alpha=0.9"),
+]
+
+
+@pytest.mark.parametrize(("path", "override"), ONE_VALUE, ids=str)
+def test_dvc_changes_the_one_line_that_it_is_asked_to(path: Path, override: str, tmp_path: Path) -> None:
+    # The function behind `dvc exp run -S`: it writes the whole file anew.
+    copy = tmp_path / "params.yaml"
+    before = (ROOT / path).read_text(encoding="utf-8")
+    copy.write_text(before, encoding="utf-8")
+    apply_overrides(copy, [override])
+    lines = list(zip(before.splitlines(), copy.read_text(encoding="utf-8").splitlines(), strict=True))
+    assert len([line for line, new in lines if line != new]) == 1
+
+
+@EVERY
+def test_a_value_of_every_kind_keeps_the_form_that_dvc_writes(family: str, tmp_path: Path) -> None:
+    kinds = itertools.cycle(
+        [None, "a # b", "#ff0000", "", "no", "1e5", 1e-05, 40.0, True, [], {}, [1, [2, 3]], [{"a": 1, "b": []}], "ä " * 80]
+    )
+    present = {
+        name: {key: next(kinds) for key in defaults_of(method.parameters)} for name, method in METHODS[family][1].items()
+    }
+    text = family_text(family, present)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    apply_overrides(tmp_path / "params.yaml", ["++zzz=1"])
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == f"{text}zzz: 1\n"
+    assert written(text, tmp_path) == present
 
 
 def test_meanings_are_first_sentences() -> None:
