@@ -13,6 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from common import CHECKED, run_stage
+
 import numpy as np
 
 import generate_variations
@@ -20,7 +24,6 @@ import poison
 import prepare
 import report
 import train_prior
-from common import CHECKED, run_stage
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS, SINGLE

@@ -1,16 +1,85 @@
-"""What every stage script shares: where artefacts lie, how a stage ends, what it cost."""
+"""What every stage script shares: the library it uses, where artefacts lie, how a stage ends, what it cost.
+
+A script imports this module before all others: it finds the library beside it, and says in one line what is missing.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 
-from unpoison.core.errors import UserError
-from unpoison.core.files import write_json
+STAGES = Path(__file__).resolve().parent
+LIBRARY = STAGES.parent / "src" / "unpoison"
+
+
+def use_own_code() -> None:
+    """Import the library from `src/` beside the stages, whatever library the environment points to, or end with one line.
+
+    DVC hashes the code of its own working copy. In a queue, a second clone or a worktree, an installed library or
+    `PYTHONPATH` is that of another copy, and its outputs would be kept under the hash of code that did not make them.
+    """
+    sys.path[:0] = [str(STAGES), str(LIBRARY.parent)]
+    try:
+        import_module("unpoison")
+    except ImportError as error:
+        sys.exit(f"error: {LIBRARY}: cannot be imported ({error}); allowed: a whole copy of the repository")
+    own = {path.stem: path for path in STAGES.glob("*.py")} | {"unpoison": LIBRARY / "__init__.py"}
+    for name, path in own.items():
+        # Something may have been imported before this script was: by `sitecustomize`, or by a hook of an installation.
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if module is not None and (file is None or Path(file).resolve() != path.resolve()):
+            sys.exit(f"error: {name}: loaded from {file}, allowed: {path}, whose code DVC hashes; check PYTHONPATH")
+
+
+def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook`: one line for what lies in the machine or the environment, a traceback for what is a bug."""
+    if issubclass(kind, KeyboardInterrupt):
+        _end(f"interrupted; nothing half-written is left, and work kept in {SCRATCH} is not done again", 130)
+    if isinstance(error, BrokenPipeError):
+        # Python's last flush would fail in the same way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _end("standard output: closed before the stage had ended, allowed: open until then", 1)
+    own = {path.stem for path in STAGES.glob("*.py")} | {"unpoison"}
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in own:
+        _say(f"{sys.executable}: {error}; allowed: the environment that `make setup` makes: PATH=.venv/bin:$PATH")
+    elif isinstance(error, OSError) or kind.__name__ == "SafetensorError":
+        # The writer of weights hands on what the system says, as an exception of its own.
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        _say(f"{where}{getattr(error, 'strerror', None) or error}; no output was replaced")
+    elif isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError":
+        _say(f"memory: {str(error) or 'not enough'}; allowed: less data at once, or a machine with more")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _end(message: str, status: int) -> None:
+    _say(message)
+    os._exit(status)
+
+
+def _say(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+for stream in (sys.stdout, sys.stderr):
+    # Names of files and classes may hold what a terminal's encoding lacks: escapes then, and no traceback.
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+SCRATCH = Path(os.environ.get("UNPOISON_SCRATCH") or ".unpoison")
+"""Unfinished and reusable work, outside what DVC tracks: it survives a kill, `dvc checkout` and `dvc exp run`."""
+sys.excepthook = explain
+use_own_code()
+
+from unpoison.core.errors import UserError, one_line  # noqa: E402
+from unpoison.core.files import write_json  # noqa: E402
 
 CHECKED = Path("data/checked")
 BASE = Path("data/base")
@@ -30,8 +99,6 @@ TRAINING = Path("reports/training")
 METRICS = Path("reports/metrics.json")
 CURVES = Path("reports/curves")
 GRADED = Path("data/graded.json")
-# Unfinished and reusable work, outside what DVC tracks: it survives a kill, `dvc checkout` and `dvc exp run`.
-SCRATCH = Path(os.environ.get("UNPOISON_SCRATCH", ".unpoison"))
 COSTS = SCRATCH / "costs"
 
 
@@ -46,34 +113,59 @@ def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = Fal
     """
     start = time.perf_counter()
     try:
-        if "WORLD_SIZE" not in os.environ:
+        if SCRATCH.exists() and not SCRATCH.is_dir():
+            raise UserError(f"UNPOISON_SCRATCH: {str(SCRATCH)!r} given, which is a file; allowed: a folder")
+        if not _in_group(name, together):
             _start_processes(together)
-        elif not together and os.environ["WORLD_SIZE"] != "1":
-            raise UserError(f"{name}: {os.environ['WORLD_SIZE']} processes given, allowed: 1")
         outputs = main()
     except UserError as error:
         # Of several processes each says so: the first to end takes the others with it.
         sys.exit(f"error: {error}")
     if os.environ.get("RANK", "0") == "0":
         _record_cost(name, time.perf_counter() - start)
-        print(f"{name}: wrote {', '.join(map(str, outputs))}", flush=True)
+        say(f"{name}: wrote {', '.join(map(str, outputs))}")
     leave()
+
+
+def say(text: str) -> None:
+    """Print a line of a stage, whatever the names in it hold."""
+    print(one_line(text), flush=True)
 
 
 def leave() -> None:
     """End the process. Taking torch's libraries down takes half a second and nothing is left to do."""
     if "WORLD_SIZE" in os.environ:
         return  # the group of processes takes leave of each other
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed from the start
+            stream.flush()
     os._exit(0)
+
+
+def _in_group(name: str, together: bool) -> bool:
+    """Whether `torchrun` started this process, as one of several or of one."""
+    size = os.environ.get("WORLD_SIZE")
+    if size is None:
+        return False
+    for key, first in (("WORLD_SIZE", 1), ("RANK", 0)):
+        value = os.environ.get(key, "nothing")
+        if not _is_number(value, first) or (key == "RANK" and int(value) >= int(size)):
+            raise UserError(f"{key}: {value!r} given, allowed: what torchrun sets; or unset WORLD_SIZE")
+    if not together and size != "1":
+        raise UserError(f"{name}: {size} processes given, allowed: 1")
+    return True
+
+
+def _is_number(text: str, first: int) -> bool:
+    """Whether a text is a whole number from `first` to 9999: with more digits than that it would be a slip."""
+    return re.fullmatch("[0-9]{1,4}", text) is not None and int(text) >= first
 
 
 def _start_processes(together: bool) -> None:
     """Run the stage in as many processes as `UNPOISON_PROCESSES` says, where it can use them, and end with them."""
     given = os.environ.get("UNPOISON_PROCESSES", "1")
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"UNPOISON_PROCESSES: {given!r} given, allowed: a whole number from 1")
+    if not _is_number(given, 1):
+        raise UserError(f"UNPOISON_PROCESSES: {given!r} given, allowed: a whole number from 1 to 9999")
     if together and int(given) > 1:
         threads = max(1, (os.cpu_count() or 1) // int(given))
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -90,4 +182,8 @@ def _start_processes(together: bool) -> None:
 def _record_cost(name: str, seconds: float) -> None:
     """Keep a stage's seconds and peak memory for `make costs`. They differ from run to run, so no artefact holds them."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    write_json(COSTS / f"{name}.json", {"seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)})
+    try:
+        write_json(COSTS / f"{name}.json", {"seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)})
+    except OSError as error:
+        # The stage has ended well: what it cost is not worth failing for.
+        say(f"{name}: its cost is not recorded ({error})")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
 from common import BACKDOORED, BASE, FEATURES, POISONED, SCORES, run_stage
+
 from parameters import FAMILIES, PARAMS, load_params, own_parameters, seed_of
 from unpoison import models
 from unpoison.core.errors import file_of, keys_of

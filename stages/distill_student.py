@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from common import BACKDOORED, STUDENT, TRAINING, run_stage
 
 import numpy as np
 
-from common import BACKDOORED, STUDENT, TRAINING, run_stage
 from parameters import OFF, load_params, seed_of, with_variations
 from robust_training import train_robustly
 from training import recipe_of, write_curve

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import (
     BACKDOORED,
@@ -19,6 +22,7 @@ from common import (
     TRUTH,
     run_stage,
 )
+
 from parameters import Params, load_params, methods_of
 from unpoison import models
 from unpoison.core.errors import UserError

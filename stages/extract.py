@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
 from common import BACKDOORED, BASE, FEATURES, POISONED, run_stage
+
 from unpoison import models
 from unpoison.compute.inference import passes
 from unpoison.data.features import write_features

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, run_stage
+
+import numpy as np
+
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.manifest import write_absent

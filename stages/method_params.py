@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from common import say
 
 from ruamel.yaml import YAML
 
@@ -111,4 +117,4 @@ if __name__ == "__main__":
         path.parent.mkdir(exist_ok=True)
         text = family_text(family, read_yaml(path) if path.is_file() else {})
         path.write_text(text, encoding="utf-8")
-        print(f"wrote {path}")
+        say(f"wrote {path}")

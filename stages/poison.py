@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import ATTACKER_TRAINING, ATTACKER_TRIGGERS, BASE, POISONED, SCRATCH, TRUTH, run_stage
+
+import numpy as np
+
 from parameters import FAMILIES, PARAMS, Params, block, load_params, section, seed_of
 from unpoison import models
 from unpoison.attacks import ATTACKS

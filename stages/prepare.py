@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from common import BASE, SCRATCH, run_stage
+
 import numpy as np
 from annotated_types import Ge
 
-from common import BASE, SCRATCH, run_stage
 from parameters import PARAMS, Params, checked, load_params
 from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.core.hyperparameters import check, one_of

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import (
     BACKDOORED,
@@ -23,6 +26,7 @@ from common import (
     VARIATIONS,
     run_stage,
 )
+
 from parameters import Params, checked, load_params
 from unpoison.core.files import new_file
 from unpoison.core.manifest import is_made_from

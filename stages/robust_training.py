@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import BACKDOORED, BASE, POISONED, VARIATIONS
+
 from parameters import FAMILIES, PARAMS, Params, own_parameters, seed_of
 from training import write_curve
 from unpoison import models

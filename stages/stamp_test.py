@@ -5,9 +5,13 @@ A stage of its own, so that no training sees the test split, and none runs again
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
 from common import ATTACKER_TRIGGERS, BASE, TRIGGERED, run_stage
+
 from parameters import FAMILIES
 from unpoison.attacks import restored
 from unpoison.core.errors import file_of

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import ATTACKER_TRAINING, BACKDOORED, BASE, POISONED, TRAINING, run_stage
+
+import numpy as np
+
 from parameters import PARAMS, load_params, seed_of
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import BASE, PRIOR, SCRATCH, TRAINING, run_stage
+
+import pandas as pd
+
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.files import new_file, sha256_json

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
 from common import BASE, ROBUST, TRAINING, run_stage
+
 from parameters import PARAMS, load_params, seed_of
 from robust_training import train_robustly
 from training import fresh_model, network_of, recipe_of

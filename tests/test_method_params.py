@@ -159,10 +159,26 @@ def test_dvc_changes_the_one_line_that_it_is_asked_to(path: Path, override: str,
 @EVERY
 def test_a_value_of_every_kind_keeps_the_form_that_dvc_writes(family: str, tmp_path: Path) -> None:
     kinds = itertools.cycle(
-        [None, "a # b", "#ff0000", "", "no", "1e5", 1e-05, 40.0, True, [], {}, [1, [2, 3]], [{"a": 1, "b": []}], "ä " * 80]
+        [
+            None,
+            "a # b",
+            "#ff0000",
+            "",
+            "no",
+            "1e5",
+            1e-05,
+            40.0,
+            True,
+            [],
+            {},
+            [1, [2, 3]],
+            [{"a": 1, "b": []}],
+            "ä " * 80,
+        ]
     )
     present = {
-        name: {key: next(kinds) for key in defaults_of(method.parameters)} for name, method in METHODS[family][1].items()
+        name: {key: next(kinds) for key in defaults_of(method.parameters)}
+        for name, method in METHODS[family][1].items()
     }
     text = family_text(family, present)
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")

@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import run_stage
+
 import numpy as np
 import pytest
 import torch
 
-from common import run_stage
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
 from unpoison import models
 from unpoison.core.errors import UserError
@@ -283,6 +284,7 @@ def test_the_readmes_three_lines_run(project: Path) -> None:
 @pytest.mark.parametrize("stage", ["train_prior", "generate_variations"])
 def test_kill_9_then_the_same_bytes(project: Path, stage: str) -> None:
     shutil.copytree(ROOT / "stages", project / "stages")
+    (project / "src").symlink_to(ROOT / "src")
     shutil.rmtree(project / ".unpoison")
     made = {"train_prior": ("models/prior", "reports/training/prior.csv"), "generate_variations": ("data/variations",)}[
         stage

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+LONGEST = 1600
+"""Bytes of a message at most: a value or a name of any length may be in it."""
 
 
 class UserError(ValueError):
@@ -14,8 +18,34 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # One line, whatever a library's own message within it brings along.
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text that a terminal shows as it stands: one line, escapes for what is not printable, the middle of a long one cut out.
+
+    File names, values and a library's own messages may hold anything: line breaks, control characters, half a megabyte.
+    """
+    # Long ones are cut before anything looks at each character, and again as escapes make them longer.
+    text = _shortened(text)
+    text = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
+    return _shortened("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
+
+
+def _shortened(text: str) -> str:
+    """The first two thirds and the end of a text that has more than `LONGEST` bytes."""
+    if len(text) <= LONGEST // 4:
+        return text
+    raw = text.encode(errors="surrogatepass")
+    if len(raw) <= LONGEST:
+        return text
+    # Bytes of a character that the cut divides are dropped; a lone surrogate stays for the caller to escape.
+    first, last = raw[: LONGEST * 2 // 3], raw[-(LONGEST // 3 - 8) :]
+    while last[0] & 0xC0 == 0x80:
+        last = last[1:]
+    while first[-1] & 0xC0 == 0x80:
+        first = first[:-1]
+    return f"{first[:-1].decode(errors='surrogatepass')} … {last.decode(errors='surrogatepass')}"
 
 
 class ParameterError(UserError):
