@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
@@ -79,7 +79,7 @@ def _first_sentence(text: str) -> str:
 
 def _block(name: str, method: Callable[..., Any], present: Mapping[str, Any]) -> str:
     """A method's block and the blank line below it, which DVC drops after a list."""
-    meanings, defaults = meanings_of(method), defaults_of(method)
+    meanings, defaults, hints = meanings_of(method), defaults_of(method), get_type_hints(method)
     if not defaults:
         return f"{name}: {{}}\n\n"
     lines = [f"{name}:"]
@@ -87,13 +87,24 @@ def _block(name: str, method: Callable[..., Any], present: Mapping[str, Any]) ->
         value = present.get(key, default)
         published = [] if value == default else [f"published: {_in_line(default)}"]
         comment = "; ".join([*published, *filter(None, [meanings.get(key)])])
+        comment = f"  # {textwrap.shorten(comment, WIDTH - 4, placeholder=' …')}" if comment else ""
         _, first, *rest = as_dvc_writes({name: {key: value}}).splitlines()
-        # A comment cannot stand within a text that goes on in the next line.
-        if comment and (not rest or isinstance(value, list | dict)):
-            first = f"{first.ljust(COLUMN - 2)}  # "
-            first += textwrap.shorten(comment, max(40, WIDTH - len(first)), placeholder=" …")
-        lines += [first, *rest]
+        # Above what is or may be a list: `-S KEY=[]` breaks a file where a comment stands between a key and its list.
+        if rest or _may_be_a_list(hints[key]):
+            lines += [*filter(None, [comment]), first, *rest]
+        else:
+            lines.append(_beside(first, comment) if comment else first)
     return "\n".join(lines) + ("\n" if value and isinstance(value, list) else "\n\n")
+
+
+def _beside(line: str, comment: str) -> str:
+    """A line with its comment, which a long value leaves forty characters."""
+    line = line.ljust(COLUMN - 2)
+    return line + f"  {textwrap.shorten(comment.strip(), max(42, WIDTH - len(line) - 2), placeholder=' …')}"
+
+
+def _may_be_a_list(hint: Any) -> bool:
+    return get_origin(hint) is list or any(map(_may_be_a_list, get_args(hint)))
 
 
 def as_dvc_writes(values: Mapping[str, Any]) -> str:
