@@ -67,7 +67,8 @@ def project(repository: Path) -> Iterator[Path]:
 def test_reports_and_metrics_are_there(project: Path) -> None:
     metrics = json.loads((project / "reports/metrics.json").read_text())
     assert set(metrics) == {"attack", "backdoored", "student", "purified", "detection"}
-    assert set(metrics["backdoored"]) == {"acc", "acc_without_target", "asr", "ra"}
+    # A model of this size may give one class for everything.
+    assert set(metrics["backdoored"]) - {"collapsed"} == {"acc", "acc_without_target", "asr", "ra"}
     assert set(metrics["attack"]["trigger"]["badnets"]) == {"psnr", "ssim", "linf", "l2", "changed"}
     assert metrics["attack"]["poisoned"] == 0.09
     assert set(metrics["purified"]) == {"fst"}
