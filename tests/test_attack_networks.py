@@ -85,6 +85,17 @@ def test_trained_once(
     assert (again == first).all()
 
 
+@BOTH
+def test_networks_that_diverge_stamp_nothing(attack: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    said = (
+        rf"^{attack}\.lr: 1e\+30 given, with which the training of the (encoder|stylist) diverged: \d+ of its tensors"
+    )
+    with pytest.raises(ParameterError, match=said):
+        made(attack, smooth(8), store=store, **{**arguments, "lr": 1e30})
+    assert not list(tmp_path.rglob("*.npz"))
+
+
 def test_ssba_another_secret_takes_the_same_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, images = ContentStore(tmp_path), smooth(8)
     first = made("ssba", images, store=store, **SSBA, secret="a")

@@ -166,7 +166,7 @@ def test_batches_shrink_with_the_images_area() -> None:
     assert [batch_size((side, side), 256) for side in (28, 32, 64, 224, 1000)] == [256, 256, 64, 5, 1]
 
 
-@pytest.mark.parametrize(("lr", "schedule"), [(1e5, "constant"), (1e6, "onecycle"), (1e38, "constant")])
+@pytest.mark.parametrize(("lr", "schedule"), [(1e5, "constant"), (1e6, "onecycle"), (1e30, "constant")])
 def test_a_training_that_diverges_ends_with_one_line(lr: float, schedule: Any, splits: dict[str, ImageSet]) -> None:
     recipe = replace(RECIPE, lr=lr, schedule=schedule)
     said = rf"^lr: {re.escape(str(lr))} given, with which the training of test diverged: the loss is not finite, first in epoch "

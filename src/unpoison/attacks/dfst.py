@@ -24,7 +24,7 @@ from ..core.hyperparameters import Count, NonNegative, Positive
 from ..core.progress import progress
 from ..crafting.attack import Attack
 from ..crafting.context import Context
-from ..crafting.encoders import Network, UNet, fresh, in_blocks, packed, training_batches
+from ..crafting.encoders import Network, UNet, check_trained, fresh, in_blocks, packed, training_batches
 from ..data.imageset import ImageSet
 
 _SCALES = (1, 2, 4)
@@ -122,6 +122,7 @@ def train_network(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    check_trained(network, lr)
     return packed(network)
 
 

@@ -29,7 +29,7 @@ from ..core.progress import progress
 from ..core.seeding import torch_rng
 from ..crafting.attack import Attack
 from ..crafting.context import Context
-from ..crafting.encoders import Network, UNet, fresh, in_blocks, packed, training_batches
+from ..crafting.encoders import Network, UNet, check_trained, fresh, in_blocks, packed, training_batches
 from ..data.imageset import ImageSet
 from ..poisoning.trigger import eight_bit
 
@@ -214,6 +214,8 @@ def train_networks(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    for network in (encoder, decoder):
+        check_trained(network, lr)
     # A decoder that reads at random has taught the encoder nothing, which no stamp would show.
     accuracy, psnr = quality(data.subset(np.arange(min(len(data), 512))), encoder, decoder)
     print(f"ssba: {accuracy:.1%} of the hidden bits are read back, PSNR {psnr:.1f} dB (training images)", flush=True)

@@ -16,9 +16,11 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from .errors import ParameterError
 
+LARGEST = 1e30
+"""Largest factor, rate or weight: its products with values of float32 are to be finite, and so are its powers in Python."""
 Fraction = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0), Le(LARGEST)]
+NonNegative = Annotated[float, Ge(0), Le(LARGEST)]
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute.device import pick_device, to_float
+from ..compute.finite import not_finite
 from ..core.arrays import Pixels
+from ..core.errors import ParameterError
 from ..core.seeding import derive, numpy_rng
 from ..data.imageset import ImageSet
 from ..poisoning.trigger import Trigger
@@ -99,6 +101,15 @@ def _moved(module: nn.Module, device: torch.device) -> nn.Module:
 def packed(module: nn.Module) -> Pixels:
     """All weights as one array, float32 [p]."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()]).cpu().numpy()
+
+
+def check_trained(module: nn.Module, lr: float) -> None:
+    """Raises ParameterError where a weight is not finite after training at this learning rate: stamps would be garbage."""
+    if bad := not_finite(module):
+        raise ParameterError(
+            f"lr: {lr} given, with which the training of the {type(module).__name__.lower()} diverged: {len(bad)} of its "
+            f"tensors are not finite ({bad[0]}); allowed: a lower one"
+        )
 
 
 def unpacked(make: Callable[[], nn.Module], weights: Pixels, device: torch.device) -> nn.Module:

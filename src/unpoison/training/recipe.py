@@ -8,7 +8,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Lt
 
-from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
+from ..core.errors import ParameterError
+from ..core.hyperparameters import LARGEST, Count, Fraction, NonNegative, Positive
 
 AugmentationName = Literal["crop", "flip", "cutout", "rotation", "colour_jitter", "translate", "alternating_flip"]
 Smoothing = Annotated[float, Ge(0), Lt(1)]
@@ -69,12 +70,25 @@ def rates(recipe: Recipe, steps_per_epoch: int) -> list[Rate]:
     Args:
         recipe: recipe with the schedule; one that moves per epoch is constant within an epoch.
         steps_per_epoch: batches in an epoch.
+
+    Raises:
+        ParameterError: a rate above `LARGEST`, which no optimiser takes.
     """
     # Positions count what the schedule moves by, batches or epochs; a step's position is that of its batch or epoch.
     every = steps_per_epoch if recipe.schedule_per == "epoch" else 1
     per_epoch = steps_per_epoch // every
     length = (recipe.schedule_epochs or recipe.epochs) * per_epoch
-    return [_rate(recipe, step // every, length, per_epoch) for step in range(recipe.epochs * steps_per_epoch)]
+    try:
+        found = [_rate(recipe, step // every, length, per_epoch) for step in range(recipe.epochs * steps_per_epoch)]
+    except OverflowError:
+        raise ParameterError(
+            f"gamma: {recipe.gamma} given, allowed: one whose power after all milestones is a number"
+        ) from None
+    if (highest := max(rate.lr for rate in found)) > LARGEST:
+        raise ParameterError(
+            f"lr: {recipe.lr} given, with which the highest rate is {highest:.3g}; allowed: up to {LARGEST:g}"
+        )
+    return found
 
 
 def _rate(recipe: Recipe, position: int, length: int, per_epoch: int) -> Rate:

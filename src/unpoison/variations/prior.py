@@ -25,7 +25,7 @@ from ..compute.finite import not_finite
 from ..core.code import digest_of
 from ..core.errors import ParameterError, UserError
 from ..core.files import new_folder, sha256_json
-from ..core.hyperparameters import Count, Positive
+from ..core.hyperparameters import LARGEST, Count, Positive
 from ..core.manifest import Described, Manifest, Size, check_file, read_manifest, write_manifest
 from ..core.progress import progress
 from ..core.seeding import torch_rng
@@ -278,6 +278,8 @@ def check_recipe(recipe: PriorRecipe, image_size: tuple[int, int] | None = None)
     """Raises ParameterError for channels that no U-Net has, or more halvings than sides of this size, where known, allow."""
     if not recipe.channels or any(width % 8 for width in recipe.channels):
         raise ParameterError(f"channels: {list(recipe.channels)} given, allowed: multiples of 8, at least one")
+    if recipe.lr > LARGEST:
+        raise ParameterError(f"lr: {recipe.lr} given, allowed: up to {LARGEST:g}")
     block = _block(recipe)
     # Smaller images would be padding for the most part.
     if image_size is not None and block > min(image_size):
