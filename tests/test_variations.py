@@ -73,7 +73,7 @@ def test_prior_round_trip_and_tampering(prior: Prior, tmp_path: Path) -> None:
 def test_impossible_priors_are_refused(splits: dict[str, ImageSet], tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"^channels: \[8, 8, 8, 8, 8\] with unshuffle 4 given"):
         train_prior(splits["public"], PriorRecipe(channels=[8] * 5, unshuffle=4), seed=0, scratch=tmp_path)
-    with pytest.raises(ParameterError, match=r"^channels: \[12\] given, allowed: multiples of 8"):
+    with pytest.raises(ParameterError, match=r"^channels: \[12\] given, allowed: one to eight multiples of 8"):
         train_prior(splits["public"], PriorRecipe(channels=[12]), seed=0, scratch=tmp_path)
     with pytest.raises(ParameterError, match=r"^public: 0 images, allowed: at least 10"):
         train_prior(splits["public"].subset(np.arange(0)), PriorRecipe(), seed=0, scratch=tmp_path)

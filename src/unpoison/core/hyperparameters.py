@@ -21,7 +21,8 @@ LARGEST = 1e30
 Fraction = Annotated[float, Ge(0), Le(1)]
 Positive = Annotated[float, Gt(0), Le(LARGEST)]
 NonNegative = Annotated[float, Ge(0), Le(LARGEST)]
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(10**9)]
+Epochs = Annotated[int, Ge(1), Le(10_000)]  # of a loss per sample each
 Whole = Annotated[int, Ge(0)]
 
 
@@ -57,7 +58,8 @@ def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, An
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         given = "nothing" if first["type"] == "missing" else repr(first["input"])
-        raise ParameterError(f"{key}: {given} given; {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        said = first["msg"].replace("1" + 30 * "0", f"{LARGEST:g}")  # pydantic writes all zeros
+        raise ParameterError(f"{key}: {given} given; {said[0].lower()}{said[1:]}") from None
     return {name: getattr(checked, name) for name in values}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..compute.device import pick_device
 from ..compute.finite import check_network
-from ..core.hyperparameters import Count, NonNegative, Positive
+from ..core.hyperparameters import Count, Epochs, NonNegative, Positive
 from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
@@ -30,7 +30,7 @@ def purify(
     reserve: ImageSet,
     *,
     seed: int = 0,
-    epochs: Count = 10,
+    epochs: Epochs = 10,
     batch_size: Count = 128,
     lr: Positive = 0.01,
     weight_decay: NonNegative = 0.0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Literal
 
-from ..core.hyperparameters import Count, NonNegative, Positive
+from ..core.hyperparameters import Count, Epochs, NonNegative, Positive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.loop import fit
@@ -23,7 +23,7 @@ def purify(
     reserve: ImageSet,
     *,
     seed: int = 0,
-    epochs: Count = 10,
+    epochs: Epochs = 10,
     batch_size: Count = 128,
     lr: Positive = 0.01,
     weight_decay: NonNegative = 0.0,

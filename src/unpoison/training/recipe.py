@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 from annotated_types import Ge, Lt
 
 from ..core.errors import ParameterError
-from ..core.hyperparameters import LARGEST, Count, Fraction, NonNegative, Positive
+from ..core.hyperparameters import LARGEST, Count, Epochs, Fraction, NonNegative, Positive
 
 AugmentationName = Literal["crop", "flip", "cutout", "rotation", "colour_jitter", "translate", "alternating_flip"]
 Smoothing = Annotated[float, Ge(0), Lt(1)]
@@ -40,7 +40,7 @@ class Recipe:
         augment: names out of `training.augment`, applied in this order.
     """
 
-    epochs: Count = 20
+    epochs: Epochs = 20
     batch_size: Count = 128
     drop_last: bool = False
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -50,8 +50,8 @@ class Recipe:
     weight_decay: NonNegative = 5e-4
     schedule: Literal["onecycle", "cosine", "multistep", "constant"] = "onecycle"
     schedule_per: Literal["batch", "epoch"] = "batch"
-    schedule_epochs: Count | None = None
-    milestones: list[Count] | tuple[Count, ...] | None = None
+    schedule_epochs: Epochs | None = None
+    milestones: list[Epochs] | tuple[Epochs, ...] | None = None
     gamma: Positive = 0.1
     label_smoothing: Smoothing = 0.0
     augment: list[AugmentationName] | tuple[AugmentationName, ...] = ()

@@ -59,7 +59,7 @@ class PriorRecipe:
     """
 
     steps: Count = 1000
-    batch_size: Count = 64
+    batch_size: Annotated[int, Ge(1), Le(65_536)] = 64
     lr: Positive = 2e-3
     ema_decay: Annotated[float, Gt(0), Lt(1)] = 0.995
     unshuffle: Annotated[int, Gt(0), Le(8)] = 2
@@ -276,8 +276,10 @@ def load_prior(folder: Path) -> Prior:
 
 def check_recipe(recipe: PriorRecipe, image_size: tuple[int, int] | None = None) -> None:
     """Raises ParameterError for channels that no U-Net has, or more halvings than sides of this size, where known, allow."""
-    if not recipe.channels or any(width % 8 for width in recipe.channels):
-        raise ParameterError(f"channels: {list(recipe.channels)} given, allowed: multiples of 8, at least one")
+    levels = len(recipe.channels)
+    if not 1 <= levels <= 8 or any(width % 8 or width > 2048 for width in recipe.channels):
+        given = f"{str(list(recipe.channels[:8]))[:-1]}, …]" if levels > 8 else list(recipe.channels)
+        raise ParameterError(f"channels: {given} given, allowed: one to eight multiples of 8, up to 2048")
     if recipe.lr > LARGEST:
         raise ParameterError(f"lr: {recipe.lr} given, allowed: up to {LARGEST:g}")
     block = _block(recipe)

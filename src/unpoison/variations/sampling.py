@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ..compute.device import autocast, to_float
 from ..core.errors import ParameterError, UserError
-from ..core.hyperparameters import Count
 from ..core.seeding import torch_rng
 from .colour import match_colours
 from .prior import SCHEDULE, Prior
@@ -42,9 +41,9 @@ class SamplerSettings:
     """
 
     strength: Annotated[float, Gt(0), Le(1)] = 0.6
-    steps: Count = 10
+    steps: Annotated[int, Ge(1), Le(SCHEDULE["num_train_timesteps"])] = 10
     scheduler: Literal["ddim", "dpmsolver++"] = "ddim"
-    num_variations: Count = 1
+    num_variations: Annotated[int, Ge(1), Le(100)] = 1
     color_transfer: bool = True
 
     def as_json(self) -> dict[str, Any]:
