@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from parameters import load_params
+from test_pipeline import make_project
+from tiny import run
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS: dict[str, Any] = json.loads((ROOT / "reports" / "metrics.json").read_text())
@@ -83,6 +85,6 @@ def test_the_lock_file_has_the_parameters_and_stages_of_this_tree() -> None:
 
 @pytest.mark.slow
 def test_a_run_of_ones_own_reaches_the_figures(tmp_path: Path) -> None:
-    from test_pipeline import make_project
-
-    check(json.loads((make_project(tmp_path / "clone", {}) / "reports" / "metrics.json").read_text()))
+    folder = make_project(tmp_path / "clone", {})
+    run(folder, "dvc", "repro")
+    check(json.loads((folder / "reports" / "metrics.json").read_text()))

@@ -31,7 +31,7 @@ def stages_run(output: str) -> set[str]:
 
 
 def make_project(folder: Path, changes: dict) -> Path:
-    """A repository of its own at `folder`, with changed parameters, after one `dvc repro`."""
+    """A repository of its own at `folder`, with changed parameters; nothing has run yet."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,15 @@ def make_project(folder: Path, changes: dict) -> Path:
     run(folder, "git", "init", "-q")
     run(folder, "git", "config", "user.email", "test@example.org")
     run(folder, "git", "config", "user.name", "test")
-    run(folder, "dvc", "repro")
     return folder
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny project, committed."""
+    """A tiny project, committed after a run of all stages."""
     folder = make_project(tmp_path_factory.mktemp("project") / "clone", TINY)
+    run(folder, sys.executable, str(ROOT / "tests" / "one_process.py"))
+    run(folder, "dvc", "commit", "--force")
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "run")
     return folder
