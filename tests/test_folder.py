@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,27 @@ def test_links_in_a_folder_are_followed_but_not_in_circles(tmp_path: Path) -> No
     opened = open_folder(source)
     assert opened.names["train"] == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
     assert opened.problems == [("a/3.png", "neither a file nor a link to one")]
+
+
+def test_a_path_that_is_longer_than_the_system_takes_is_a_defect(tmp_path: Path) -> None:
+    source = layout(tmp_path / "set", "a/1", "b/1")
+    place = os.open(source, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=place)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    opened = open_folder(source)
+    assert opened.names["train"] == ["a/1.png", "b/1.png"]
+    assert [reason for _, reason in opened.problems] == ["a folder that cannot be read: File name too long"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "absent", "link"])
+def test_a_path_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"no such file or folder|embedded null byte"):
+        open_folder(tmp_path / name)
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

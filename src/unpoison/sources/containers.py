@@ -22,7 +22,7 @@ from .zips import read_zip, walk_zip
 
 Item = TypeVar("Item")
 _MAX_EXPANSION = 1000  # images hardly compress; an archive that grows more than this is a bomb
-_FREE_EXPANSION = 1 << 30  # bytes that any archive may expand to: small archives of blank images compress well
+_FREE_EXPANSION = 256 << 20  # bytes that any archive may expand to: small archives of blank images compress well
 _FREE_FILES = 10_000  # files that any archive may hold; past them each takes at least a byte of it
 
 

@@ -32,8 +32,9 @@ def walk_folder(root: Path) -> Iterator[Found]:
                 waiting.append(hidden.pop())
         name, real = waiting.pop()
         if real in seen:
-            if not _is_hidden(name):
-                yield Found(name, again(seen[real] or "."), told=True)
+            # A link back to a folder around it, by whatever way, hides nothing.
+            if seen[real] and not name.startswith(f"{seen[real]}/") and not _is_hidden(name):
+                yield Found(name, again(seen[real]), told=True)
             continue
         seen[real] = name
         try:

@@ -182,12 +182,15 @@ class _Archive(tarfile.TarFile):
     """A tar that is whole only with its two closing blocks."""
 
     firstmember: tarfile.TarInfo | None
+    closed_by_blocks = False
 
     def next(self) -> tarfile.TarInfo | None:
         first = self.firstmember
         if first is not None:
             self.firstmember = None
             return first
+        if self.closed_by_blocks:
+            return None
         stream = cast(_Stream, self.fileobj)
         stream.seek(self.offset)
         stream.allow(_HEADER)
@@ -195,6 +198,7 @@ class _Archive(tarfile.TarFile):
         if len(block) == _BLOCK and not any(block):
             block = stream.read(_BLOCK)
             if len(block) == _BLOCK and not any(block):
+                self.closed_by_blocks = True
                 return None
             raise tarfile.ReadError("cut off: one of the two blocks that close a tar")
         if len(block) < _BLOCK:
