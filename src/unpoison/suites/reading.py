@@ -84,9 +84,6 @@ def _suite(name: str, values: Block) -> Suite:
             raise ParameterError(f"{key}: {getattr(keys, key)!r} given, allowed: at least one")
     _check_overrides(keys.set, "set")
     _check_varied(keys.vary, "vary", list(keys.vary)[:1])
-    for heading in keys.columns:
-        if not isinstance(heading, str):
-            raise ParameterError(f"columns: {heading!r} given as a heading, allowed: a text")
     methods = _named(keys.methods, "methods", Method)
     experiments: dict[str, Experiment] = {}
     for key, block in _names(keys.experiments, "experiments"):
@@ -207,7 +204,7 @@ def _column(block: Any, where: str) -> Column:
 def _check_overrides(values: Overrides, where: str) -> None:
     """Keys to plain values; the seed and the place of the data are not a suite's to say."""
     for key, value in values.items():
-        if not isinstance(key, str) or not KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise ParameterError(f"{where}: {key!r} given, allowed: SECTION.KEY or FILE:SECTION.KEY")
         if key in ("seed", "data.path"):
             raise ParameterError(
