@@ -77,7 +77,7 @@ def test_samples_of_one_score_share_their_rank_and_the_page_says_so() -> None:
     assert sorted(listed) == list(range(COUNT))
     assert 20 < np.mean(listed[10:20]) < 30, "an order by number has the mean 14.5"
     page = suspects_of(run)
-    assert "one: 30 samples share the score at the cut; which 10 of them are shown was drawn at random." in page
+    assert "one: 30 samples share the score at the cut; which 10 of them are shown means nothing." in page
     # Of the page and of the list the same ones.
     shown = re.findall(r"<figcaption>(\d\d)\.png label", page)
     assert [int(name) for name in shown] == listed[:20]

@@ -22,6 +22,7 @@ from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..poisoning.policy import check_classes
 from ..poisoning.truth import Truth
+from .escaping import visible
 from .metrics import block_at, figure_at, found_at
 
 
@@ -124,7 +125,7 @@ def read_curve(path: Path, columns: Sequence[str], *, shares: Sequence[str] = ()
     except (ValueError, OSError, Warning, OverflowError) as error:
         raise UserError(f"{path}: not readable as a table ({error})") from None
     if absent := [column for column in columns if column not in table]:
-        raise UserError(f"{path}: columns {', '.join(map(str, table.columns))} found, {absent[0]} is missing")
+        raise UserError(f"{path}: columns {visible(', '.join(map(str, table.columns))[:200])} found, {absent[0]} is missing")
     for column in dict.fromkeys((*columns, *shares)):
         check_column(path, table[column], share=column in shares)
     return table
@@ -141,7 +142,7 @@ def check_column(path: Path, column: pd.Series[Any], *, share: bool) -> None:
         place = int(np.argmax(wrong))
         allowed = "fractions from 0 to 1" if share else "finite numbers"
         # The header is line 1.
-        raise UserError(f"{path}: line {place + 2}: {column.name}: {column.iloc[place]!r} found, allowed: {allowed}")
+        raise UserError(f"{path}: line {place + 2}: {column.name}: {str(column.iloc[place])[:40]!r} found, allowed: {allowed}")
 
 
 def read_roc(path: Path) -> pd.DataFrame:

@@ -10,6 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..core.arrays import Images, IntArray
+from ..data.ranks import order
+from ..data.ranks import ranks as rank_span
 from . import figures
 from .escaping import spreadsheet, visible
 from .page import Page
@@ -93,7 +95,7 @@ def suspects(page: Page, run: Run) -> None:
     end = "" if run.poisoned is None else " Marked in red: samples that are poisoned."
     page.text(f"By each detector, in order; all samples with their scores are in suspects.csv.{end}", both=False)
     for name, scored in run.scores.items():
-        top = by_suspicion(scored.values)[: run.settings.suspects]
+        top = order(scored.values)[: run.settings.suspects]
         thumbnails = []
         for sample, image in zip(top, run.data.gather(top), strict=True):
             caption = f"{run.sources[sample]} label {run.data.classes[run.data.labels[sample]]}"
@@ -101,15 +103,6 @@ def suspects(page: Page, run: Run) -> None:
             thumbnails.append((figures.thumbnail(image), caption, marked))
         page.text(f"{name}:{_tied(scored.values, len(top))}", both=False)
         page.thumbnails(thumbnails)
-
-
-def by_suspicion(values: Floats) -> IntArray:
-    """The samples, the most suspicious first: int64 [n]. Those of equal score come in an order drawn once for all.
-
-    A set often lies class by class, so that the order of its samples would put whole classes in front.
-    """
-    drawn = np.random.default_rng(0).permutation(len(values))
-    return np.lexsort((drawn, -values))
 
 
 def _tied(values: Floats, shown: int) -> str:
@@ -120,7 +113,7 @@ def _tied(values: Floats, shown: int) -> str:
     same, above = int((values == cut).sum()), int((values > cut).sum())
     if above + same == shown:
         return ""
-    return f" {same} samples share the score at the cut; which {shown - above} of them are shown was drawn at random."
+    return f" {same} samples share the score at the cut; which {shown - above} of them are shown means nothing."
 
 
 def suspects_table(run: Run) -> pd.DataFrame:
@@ -133,13 +126,13 @@ def suspects_table(run: Run) -> pd.DataFrame:
     ranks = []
     for name, scored in run.scores.items():
         table[f"{name}_score"] = scored.values
-        table[f"{name}_rank"] = pd.Series(scored.values).rank(ascending=False, method="average")
+        table[f"{name}_rank"] = np.mean(rank_span(scored.values), axis=0)
         ranks.append(table[f"{name}_rank"])
     if not ranks:
         return table
     # Ranks, as scores of different detectors have no common scale.
     table["mean_rank"] = pd.concat(ranks, axis=1).mean(axis=1)
-    return table.iloc[by_suspicion(-table["mean_rank"].to_numpy())]
+    return table.iloc[order(-table["mean_rank"].to_numpy())]
 
 
 def suspects_csv(run: Run) -> str:
