@@ -37,7 +37,6 @@ from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
 from unpoison.models import checkpoint
 from unpoison.poisoning import triggered as triggered_
-from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.reporting import inputs
@@ -57,10 +56,7 @@ def main() -> list[Path]:
     params = load_params()
     data = open_poisoned(BASE, POISONED)
     about, sources = read_about(BASE), read_sources(BASE, "train")
-    inputs.check_about(BASE / store.MANIFEST, about)
-    inputs.check_sources(BASE / "train" / store.SOURCES, sources, data)
     truth = read_truth(TRUTH, poisoned=data)
-    inputs.check_truth(TRUTH / truth_.DESCRIPTION, truth, data)
     run = Run(
         settings=settings(params),
         data=data,
@@ -93,7 +89,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
     if not is_made_from(BACKDOORED, checkpoint.DESCRIPTION, poisoned=poisoned):
         return found
     present = {"poisoned": poisoned, "backdoored": checkpoint.digest_of(BACKDOORED)}
-    found["model"] = inputs.read_description(BACKDOORED / checkpoint.DESCRIPTION)
+    found["model"] = checkpoint.read_about(BACKDOORED).model_dump()
     found["losses"] = inputs.read_losses(TRAINING / "losses" / "losses.npy", data)
     curves = {"backdoored": TRAINING / "backdoored.csv"}
     if is_made_from(STUDENT, checkpoint.DESCRIPTION, backdoored=present["backdoored"]):
@@ -110,7 +106,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
     for folder in sorted(SCORES.glob("*")):
         if is_made_from(folder, scores_.DESCRIPTION, **present):
             found["scores"][folder.name] = load_scores(folder, method=folder.name, count=len(data))
-            inputs.check_scores(folder, found["scores"][folder.name], data)
+            inputs.check_masks(folder, found["scores"][folder.name], data)
     if is_made_from(GRADED.parent, GRADED.name, **present):
         found["metrics"] = read_metrics(METRICS, len(data.classes), attacked=attacked)
         found["roc"] = inputs.read_roc(CURVES / "roc.csv")

@@ -16,7 +16,8 @@ import pytest
 import report
 from hostile.harness import Accepted, Case, Refused, knock
 from hostile.unwatched import answered
-from unpoison.core.files import write_json, write_manifest
+from unpoison.core.files import write_json
+from unpoison.core.manifest import write_manifest
 from unpoison.data.scores import Assumption, Scores, save_scores
 from unpoison.data.store import new_overlay, open_poisoned, open_split, write_base
 from unpoison.poisoning.policy import Policy
@@ -64,7 +65,9 @@ def project(folder: Path, *, scores: Scores | None = None, target: int = 0) -> N
     model = Path("models/backdoored")
     model.mkdir(parents=True)
     (model / "model.safetensors").write_bytes(b"weights")
-    about = {"format": "unpoison-model-1", "classes": list(CLASSES), "network": {"name": "resnet18", "arguments": {}}}
+    network = {"name": "resnet18", "arguments": {}, "num_classes": 2, "image_size": [4, 4], "channels": 3}
+    network |= {"mean": [0.5], "std": [0.25]}
+    about = {"format": "unpoison-model-1", "classes": list(CLASSES), "network": network}
     made_by = {"seed": 0, "machine": "a machine", "recipe": {"epochs": 2}}
     write_manifest(model, "model.json", {**about, "made_by": made_by, "made_from": {"poisoned": digest}})
     present = {
@@ -189,17 +192,17 @@ CASES = [
     Case(
         "metrics-nan",
         metrics("backdoored", "asr", value="HERE", text="NaN"),
-        Refused(IN_METRICS + "backdoored.asr: nan found"),
+        Refused(IN_METRICS + ".*NaN found"),
     ),
     Case(
         "metrics-infinite",
         metrics("backdoored", "acc", value="HERE", text="-Infinity"),
-        Refused(IN_METRICS + "backdoored.acc: -inf"),
+        Refused(IN_METRICS + ".*-Infinity found"),
     ),
     Case(
         "metrics-too-large",
         metrics("backdoored", "acc", value="HERE", text="1e999"),
-        Refused(IN_METRICS + "backdoored.acc: inf"),
+        Refused(IN_METRICS + ".*1e999 found"),
     ),
     Case(
         "metrics-huge",
@@ -303,21 +306,21 @@ CASES = [
     Case(
         "losses-of-other-samples",
         losses(np.ones((2, COUNT + 1), np.float32)),
-        Refused(r"losses\.npy: float32 \[2, 7\] found"),
+        Refused(r"losses\.npy: float32 of shape \(2, 7\) found"),
     ),
-    Case("losses-flat", losses(np.ones(COUNT, np.float32)), Refused(r"losses\.npy: float32 \[6\] found")),
+    Case("losses-flat", losses(np.ones(COUNT, np.float32)), Refused(r"losses\.npy: float32 of shape \(6,\) found")),
     Case(
         "losses-infinite",
         losses(np.full((2, COUNT), np.inf, np.float32)),
-        Refused(r"losses\.npy: .* none of them infinite"),
+        Refused(r"losses\.npy: 12 losses are infinite"),
     ),
-    Case("losses-text", losses(np.array([["a"] * COUNT])), Refused(r"losses\.npy: <U1 \[1, 6\] found")),
+    Case("losses-text", losses(np.array([["a"] * COUNT])), Refused(r"losses\.npy: not a readable")),
     Case("losses-objects", replaced(LOSSES, _bytes_of(np.array([None], object))), Refused(r"losses\.npy: ")),
     Case("scores-of-other-samples", scores(np.arange(5.0)), Refused(r"data/scores/ss.*(5|float32 \[5\])")),
     Case(
         "masks-of-no-sample",
         scores(np.arange(6.0), masks=np.zeros((1, 4, 4), np.float16), index=np.array([6])),
-        Refused(r"data/scores/ss: masks \[1, 4, 4\] of samples \[1\]"),
+        Refused(r"data/scores/ss/aux\.npz: index"),
     ),
     Case(
         "masks-of-another-size",
@@ -327,12 +330,12 @@ CASES = [
     Case(
         "masks-without-samples",
         scores(np.arange(6.0), masks=np.zeros((1, 4, 4), np.float16)),
-        Refused(r"data/scores/ss: masks"),
+        Refused(r"data/scores/ss/aux\.npz: arrays"),
     ),
     Case(
         "target-of-no-class",
         lambda folder: project(folder, target=5),
-        Refused(r"data/truth/truth\.json: policy\.target: 5"),
+        Refused(r"data/truth/truth\.json: parts\.0\.policy\.target: 5"),
     ),
     Case("sources-fewer", fewer_sources, Refused(r"data/base/train/sources\.txt")),
     Case(
@@ -343,12 +346,12 @@ CASES = [
     Case(
         "model-without-a-seed",
         resealed("models/backdoored", lambda about: about["made_by"].pop("seed"), "model.json"),
-        Refused(r"model\.json: made_by\.seed: nothing found"),
+        Accepted(lambda texts: "| seed | not recorded |" in texts[1]),
     ),
     Case(
         "model-recipe-number",
         resealed("models/backdoored", lambda about: about["made_by"].update(recipe=3), "model.json"),
-        Refused(r"model\.json: made_by\.recipe: 3 found"),
+        Accepted(lambda texts: "| training | 3 |" in texts[1]),
     ),
 ]
 WATCHED = ("as-it-is", "deep", "huge", "binary", "objects", "very", "cut", "nul")

@@ -91,7 +91,7 @@ SUITES = [
         text("a: &a [[[[[[[[[[[x]]]]]]]]]]]\nb: &b [[[[[[[[[[[*a]]]]]]]]]]]"),
         Refused("blocks in blocks"),
     ),
-    Case("large", text(SUITE + "#" * 200_000), Refused(HERE + r"\d+ bytes found")),
+    Case("large", text(SUITE + "#" * 200_000), Refused(HERE + "longer than 131072 bytes")),
     Case("digits-without-end", text(SUITE.replace("0.02", "9" * 5000)), Refused(HERE + "not readable as YAML")),
     Case("a-day-that-is-none", text(SUITE + "set: {a.b: 2026-13-45}\n"), Refused(HERE)),
     Case("a-date", with_("set/a.b", date(2026, 11, 25)), Refused(HERE + r"set\.a\.b: .*date")),
@@ -143,8 +143,8 @@ SUITES = [
         "width-without-end", with_("columns", {"x": {"metric": "m", "form": "999999999.3f"}}), Refused(HERE + ".*form")
     ),
     Case("heading-number", with_("columns", {3: {"metric": "m"}}), Refused(HERE + r"columns\.3\.\[key\]: 3 given")),
-    Case("link-out", linked, Refused(HERE + "not a file of this folder")),
-    Case("fifo", fifo, Refused(HERE + "not a file of this folder")),
+    Case("link-out", linked, Refused(HERE + "a link that leads out")),
+    Case("fifo", fifo, Refused("a pipe or device found")),
     Case("markup", with_("title", "<script> [x](http://e.example) | $y$"), BOTH),
 ]
 

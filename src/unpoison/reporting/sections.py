@@ -43,7 +43,9 @@ def what_was_run(page: Page, run: Run) -> None:
     if run.sampler is not None:
         rows.append(("variations", _inline(run.sampler)))
     if run.model is not None:
-        rows += [("seed", str(made_by["seed"])), ("trained on", str(made_by["machine"]))]
+        rows += [
+            (name, str(made_by.get(key, "not recorded"))) for name, key in (("seed", "seed"), ("trained on", "machine"))
+        ]
     page.table(Table(("", "setting"), rows, frozenset({1})))
 
 
@@ -145,7 +147,8 @@ def _data(run: Run) -> str:
     """Data set, counts and shape in words, with warnings where files or trust are missing."""
     height, width, channels = run.data.base.shape[1:]
     counts = ", ".join(f"{count} {split}" for split, count in run.about["counts"].items())
-    text = f"{run.about['name']} ({run.about['source']}): {counts}; {height}x{width}x{channels}"
+    name, source = (run.about.get(key) or f"no {key}" for key in ("name", "source"))
+    text = f"{name} ({source}): {counts}; {height}x{width}x{channels}"
     if left_out := run.about.get("defects"):
         text += f"; files that could not be used and were left out: {left_out}, listed in data/base/defects.txt"
     if run.truth is None and run.about.get("trusted") == "train":
@@ -195,6 +198,8 @@ def _figure(values: Mapping[str, Any], key: str) -> str:
     return "–" if values.get(key) is None else f"{values[key]:.3f}"
 
 
-def _inline(block: Mapping[str, Any]) -> str:
+def _inline(block: Any) -> str:
     """A block of settings in one line, without those that are null."""
+    if not isinstance(block, Mapping):
+        return str(block)
     return ", ".join(f"{key} {value}" for key, value in block.items() if value is not None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import ParameterError, UserError, file_of, keys_of
+from ..core.files import open_file
 from ..core.hyperparameters import Fraction, check
 from .suite import METRICS, Column, Experiment, Method, MetricName, Overrides, Published, Scale, Suite
 from .yaml_file import LARGEST, read_yaml
@@ -57,12 +58,11 @@ def read_suite(name: str, folder: Path) -> Suite:
     """
     path = path_of(name, folder)
     shown = f"{folder.name}/{name}.yaml"
-    # A link may lead anywhere, and a file without an end is read for ever.
-    if not path.is_file() or path.resolve().parent != folder.resolve():
-        raise UserError(f"{shown}: not a file of this folder, allowed: a suite")
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{shown}: {path.stat().st_size} bytes found, allowed: up to {LARGEST}")
-    values = read_yaml(path.read_bytes(), shown)
+    if path.resolve().parent != folder.resolve():
+        raise UserError(f"{shown}: a link that leads out of {folder.name}, allowed: a file in it")
+    with open_file(path) as file:
+        # One byte more than is allowed tells a file that is too long from one that fits.
+        values = read_yaml(file.read(LARGEST + 1), shown)
     with file_of(shown):
         return _suite(name, values)
 

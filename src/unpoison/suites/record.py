@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ParameterError, UserError
-from ..core.files import new_file
+from ..core.files import new_file, open_file
 from ..reporting.escaping import JOINERS, from_spreadsheet, spreadsheet, visible
 from ..reporting.metrics import block_at, check_figures
 
@@ -74,8 +74,6 @@ def repair(path: Path) -> str:
     Raises:
         UserError: no record, or one with other damage, which is for its author to judge.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file, allowed: a record of runs")
     whole, end, half = _text(path).rpartition("\n")
     _runs(path, whole + end)
     if half:
@@ -85,9 +83,8 @@ def repair(path: Path) -> str:
 
 def _text(path: Path) -> str:
     """The text of a record, with the ends of lines as they are written here, whoever saved it last."""
-    if not path.is_file():
-        raise UserError(f"{path}: not a file, allowed: a record of runs")
-    data = path.read_bytes()
+    with open_file(path) as file:
+        data = file.read()
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

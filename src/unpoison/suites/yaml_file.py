@@ -25,7 +25,7 @@ def read_yaml(text: str | bytes, shown: str) -> dict[str, Any]:
         UserError: a text that is no YAML, no block of keys, past a limit, or with characters that no reader shows.
     """
     if len(text) > LARGEST:
-        raise UserError(f"{shown}: {len(text)} bytes found, allowed: up to {LARGEST}")
+        raise UserError(f"{shown}: longer than {LARGEST} bytes, allowed: up to that")
     try:
         _check_extent(text)
         values = YAML(typ="safe", pure=True).load(text)
