@@ -180,3 +180,14 @@ def test_a_byte_and_the_text_of_its_escape_are_two_classes(tmp_path: Path) -> No
         (tmp_path / "set" / label / "0.png").write_bytes(content)
     found = held(tmp_path / "set")
     assert found.samples == {r"\xff/0.png": (r"\xff", b"1"), r"\\xff/0.png": (r"\\xff", b"2")}
+
+
+def test_a_class_is_not_lost_for_the_names_of_its_files(tmp_path: Path) -> None:
+    files = dict.fromkeys([*flat("cat", "dog"), "notes/read.me"], b"x")
+    (tmp_path / "set.zip").write_bytes(zip_bytes(files))
+    assert held_notes(tmp_path) == ["notes holds no image: 1 files ignored, such as notes/read.me"]
+    (tmp_path / "set.zip").write_bytes(zip_bytes(files | {"bird/img0": b"\x89PNG", "bird/img1": b"\x89PNG"}))
+    with pytest.raises(
+        UserError, match="bird has 2 files, such as bird/img0, an image by its content and not by its name"
+    ):
+        held_notes(tmp_path)

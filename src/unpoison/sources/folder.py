@@ -12,12 +12,15 @@ import numpy as np
 from ..core.arrays import Images
 from ..core.errors import ParameterError
 from .containers import list_members, read_members
-from .layout import Layout, arrange, label_of
-from .names import cut, is_hidden, listed, shown
+from .layout import Arrangement, Layout, arrange, label_of
+from .names import cut, hides, listed, short, shown
 from .source import Rows, Source
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm")
 NOT_READ = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".tga", ".ico", ".svg")
+MARKS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"P6")
+"""How a JPEG, PNG, WebP, BMP or PPM file begins."""
+NAMED = 5  # folders without an image that are named
 
 
 @dataclass
@@ -119,14 +122,39 @@ def _sort_out(path: Path, layout: Layout) -> _Listing:
             # Interned, as a million samples share a few names.
             label = sys.intern(shown(label_of(levels[0])))
             listing.samples.setdefault(part, []).append((name, label))
+    _check_lost(path, contents.files, arrangement, listing)
     listing.problems.sort()
     listing.ignored.sort()
     return listing
 
 
+def _check_lost(path: Path, files: list[str], arrangement: Arrangement, listing: _Listing) -> None:
+    """Note class folders without an image. Raises ParameterError where they have images that are not called like one."""
+    classes = {label for _, label in listing.samples.get("train", [])}
+    if len(classes) < 2:
+        return  # the message about that has the ignored files in it
+    lost: dict[str, list[str]] = {}
+    for name in files:
+        if not name.lower().endswith(IMAGES + NOT_READ) and not hides(name) and "/" in name:
+            part, levels = arrangement.place(name)
+            if part == "train" and len(levels) > 1 and (label := shown(label_of(levels[0]))) not in classes:
+                lost.setdefault(label, []).append(name)
+    for label, names in list(lost.items())[:NAMED]:
+        listing.notes.append(f"{cut(label)} holds no image: {len(names)} files ignored, such as {short(names[0])}")
+    # Read only where the name says nothing: a text that lies beside images in an archive is not worth another pass.
+    unknown = {names[0]: label for label, names in lost.items() if "." not in names[0].rpartition("/")[2]}
+    for name, content in read_members(path, unknown.keys(), listing.links) if unknown else ():
+        if isinstance(content, bytes) and content.startswith(MARKS):
+            label = unknown[name]
+            raise ParameterError(
+                f"path: {shown(str(path))}: {cut(label)} has {len(lost[label])} files, such as {short(name)}, an image by its "
+                f"content and not by its name; allowed: names that end in {', '.join(IMAGES)}"
+            )
+
+
 def _ignored(name: str) -> bool:
     """Whether a file is no image by its name: it hides, a file server made it, or it is called otherwise."""
-    return any(map(is_hidden, name.split("/"))) or not name.lower().endswith(IMAGES + NOT_READ)
+    return hides(name) or not name.lower().endswith(IMAGES + NOT_READ)
 
 
 def _unused(listing: _Listing) -> str:

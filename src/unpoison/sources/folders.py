@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .links import again
 from .member import Found, size_problem
-from .names import is_hidden
+from .names import hides
 
 
 def walk_folder(root: Path) -> Iterator[Found]:
@@ -33,7 +33,7 @@ def walk_folder(root: Path) -> Iterator[Found]:
         name, real = waiting.pop()
         if real in seen:
             # A link back to a folder around it, by whatever way, hides nothing.
-            if seen[real] and not name.startswith(f"{seen[real]}/") and not _is_hidden(name):
+            if seen[real] and not name.startswith(f"{seen[real]}/") and not hides(name):
                 yield Found(name, again(seen[real]), told=True)
             continue
         seen[real] = name
@@ -42,14 +42,14 @@ def walk_folder(root: Path) -> Iterator[Found]:
             with os.scandir(real) as entries:
                 items = sorted(entries, key=lambda item: item.name)
         except OSError as error:
-            yield Found(name or ".", f"a folder that cannot be read: {error.strerror}", told=not _is_hidden(name))
+            yield Found(name or ".", f"a folder that cannot be read: {error.strerror}", told=not hides(name))
             continue
         for item in items:
             below = f"{name}/{item.name}" if name else item.name
             if not _is_folder(item):
                 yield _file(below, item)
             elif not item.is_symlink():
-                (hidden if is_hidden(item.name) else waiting).append((below, f"{real.rstrip('/')}/{item.name}"))
+                (hidden if hides(item.name) else waiting).append((below, f"{real.rstrip('/')}/{item.name}"))
             elif not f"{real}/".startswith(f"{(target := os.path.realpath(item.path)).rstrip('/')}/"):
                 links.append((below, target))
 
@@ -66,12 +66,8 @@ def _file(name: str, item: os.DirEntry[str]) -> Found:
     try:
         if not item.is_file():
             # Without a dot it may have been the folder of a class, which would be gone without a word.
-            lost = item.is_symlink() and "." not in item.name and not _is_hidden(name)
+            lost = item.is_symlink() and "." not in item.name and not hides(name)
             return Found(name, "neither a file nor a link to one", told=lost)
         return Found(name, size_problem(item.stat().st_size))
     except OSError as error:
-        return Found(name, f"unreadable: {error.strerror}", told="." not in item.name and not _is_hidden(name))
-
-
-def _is_hidden(name: str) -> bool:
-    return any(map(is_hidden, name.split("/")))
+        return Found(name, f"unreadable: {error.strerror}", told="." not in item.name and not hides(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .member import Found
-from .names import is_hidden, short
+from .names import hides, short
 
 _STEPS = 40  # links on the way to a file, as many as Linux follows
 _LONGEST = 4096  # letters of a path, likewise
@@ -26,7 +26,7 @@ def follow(links: Mapping[str, str], problems: Mapping[str, str]) -> tuple[list[
     stands_for: dict[str, str] = {}
     folders = _folders(problems) if links else set()
     for name in links:
-        target, hides = _target(name, links), any(map(is_hidden, name.split("/")))
+        target, is_hidden = _target(name, links), hides(name)
         if target is not None and target in problems:
             problem = problems[target] and f"a link to {short(target)}, which is unusable: {problems[target]}"
             found.append(Found(name, problem))
@@ -35,10 +35,10 @@ def follow(links: Mapping[str, str], problems: Mapping[str, str]) -> tuple[list[
         elif target is not None and target in folders:
             # Each folder is read once, at the place it really has. A link back to where it lies leads in a circle.
             if target and not name.startswith(f"{target}/"):
-                found.append(Found(name, again(target), told=not hides))
+                found.append(Found(name, again(target), told=not is_hidden))
         else:
             # Without a dot it may be the name of a class, which would be gone without a word.
-            found.append(Found(name, NO_FILE, told="." not in name.rpartition("/")[2] and not hides))
+            found.append(Found(name, NO_FILE, told="." not in name.rpartition("/")[2] and not is_hidden))
     return found, stands_for
 
 

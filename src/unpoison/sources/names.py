@@ -55,9 +55,9 @@ def path_problem(name: str) -> str:
     return "" if normal(name) else "a file without a name"
 
 
-def is_hidden(part: str) -> bool:
-    """Whether a file or folder of this name hides or belongs to the system; `..` does not hide, it leads out."""
-    return (part.startswith(".") and part != "..") or part.lower() in SYSTEM
+def hides(name: str) -> bool:
+    """Whether a file, or a folder it lies in, hides or belongs to the system; `..` does not hide, it leads out."""
+    return any((part.startswith(".") and part != "..") or part.lower() in SYSTEM for part in name.split("/"))
 
 
 def _letter(letter: str) -> str:

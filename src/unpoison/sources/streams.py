@@ -44,7 +44,7 @@ def format_of(path: Path) -> Format:
     with path.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
     # A tar first: its first file may be called like another format's mark, and its last one may be a zip.
-    if _is_header(head):
+    if is_header(head):
         return "tar"
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
@@ -60,7 +60,8 @@ def format_of(path: Path) -> Format:
     raise tarfile.ReadError("empty" if not head else "neither a tar, compressed or not, nor a zip")
 
 
-def _is_header(block: bytes) -> bool:
+def is_header(block: bytes) -> bool:
+    """Whether a tar may begin with this block: a header with its checksum, or zeros."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

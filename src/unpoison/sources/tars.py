@@ -1,9 +1,8 @@
-"""Tar archives, read strictly as a stream: what the standard library takes for the end, or for nothing, is damage here."""
+"""Files of a tar archive, plain or compressed, read as a stream."""
 
 from __future__ import annotations
 
 import io
-import re
 import tarfile
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
@@ -11,22 +10,11 @@ from typing import Any, BinaryIO, cast
 
 from .member import Found, size_problem
 from .names import normal, path_problem, short
-from .streams import Decompressed, Format
+from .streams import Decompressed, Format, is_header
+from .tar_headers import BLOCK, TarHeader, TarHeaders, TarStream
 
-_BLOCK = tarfile.BLOCKSIZE
-_HEADER = 1 << 20
-"""Most bytes of the headers of one file: long names and extended headers say themselves how long they are."""
-_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
-# POSIX's own keywords of extended headers; those of vendors have a dot. An unknown one without a dot is a damaged one.
-_KEYWORDS = frozenset(
-    b"atime charset comment ctime gid gname hdrcharset linkpath mtime path size uid uname devmajor devminor".split()
-)
-_OF_ONE_FILE = (b"path", b"linkpath", b"size", b"GNU.sparse.")
-_LABEL, _VOLUME, _DUMP = (
-    b"V",
-    b"M",
-    b"D",
-)  # GNU tar's own: a name for the whole, a file's second half, a list of a folder
+# GNU tar's own: a name for the whole, the second half of a file, the list of a folder.
+_LABEL, _VOLUME, _DUMP = b"V", b"M", b"D"
 
 
 def walk_tar(path: Path, kind: Format, check: Callable[[int], None], notes: list[str]) -> Iterator[Found]:
@@ -81,148 +69,21 @@ def read_tar(path: Path, kind: Format, check: Callable[[int], None], wanted: Set
                 return
 
 
-class _Stream:
-    """A file read forwards, a limited number of bytes at a time; the one interface that `tarfile` needs."""
-
-    def __init__(self, file: BinaryIO, raw: Decompressed | None) -> None:
-        self.raw = raw
-        self._file = file
-        self._position = 0
-        self._back = b""
-        self._left = 0
-
-    def allow(self, size: int) -> None:
-        """Let the next reads take `size` bytes together: a header must not decide how much memory is taken."""
-        self._left = size
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= self._left:
-            raise tarfile.ReadError(f"a header of more than {_HEADER >> 10} KiB")
-        data, self._back = self._back[:size], self._back[size:]
-        if len(data) < size:
-            data += self._file.read(size - len(data))
-        self._position += len(data)
-        self._left -= len(data)
-        return data
-
-    def unread(self, data: bytes) -> None:
-        """Put what was read last back in front."""
-        self._back = data + self._back
-        self._position -= len(data)
-        self._left += len(data)
-
-    def seek(self, position: int) -> None:
-        if position < self._position:
-            raise tarfile.StreamError("a header that leads backwards")
-        if self.raw is None:
-            self._file.seek(position)
-            self._back = b""
-        else:
-            skip = position - self._position
-            self._back, skip = self._back[skip:], max(0, skip - len(self._back))
-            while skip and (data := self._file.read(min(skip, 1 << 20))):
-                skip -= len(data)
-        self._position = position
-
-
-class _Header(tarfile.TarInfo):
-    """A header whose extended records are whole."""
-
-    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        # Looked at first and then read again by tarfile, which stops at the first record it does not understand.
-        stream = cast(_Stream, archive.fileobj)
-        data = stream.read(-(-self.size // _BLOCK) * _BLOCK)
-        following = stream.read(_BLOCK)
-        is_global = self.type == tarfile.XGLTYPE
-        _check_records(data[: self.size], following, is_global=is_global)
-        stream.unread(data + following)
-        info: tarfile.TarInfo = super()._proc_pax(archive)  # type: ignore[misc]
-        if is_global:
-            # They are copied for every file; none that is left says anything about pixels.
-            archive.pax_headers = {}
-        return info
-
-
-def _check_records(data: bytes, following: bytes, *, is_global: bool) -> None:
-    """Raises tarfile.ReadError where extended records do not fill their header, or contradict the header that follows."""
-    position, is_text = 0, b"hdrcharset=BINARY\n" not in data
-    while position < len(data):
-        match = _RECORD.match(data, position)
-        end = position + int(match[1]) if match else 0
-        if match is None or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise tarfile.ReadError("a damaged extended header")
-        keyword, value = match[2], data[match.end() : end - 1]
-        if (b"." not in keyword and keyword not in _KEYWORDS) or (keyword == b"size" and not value.isdigit()):
-            raise tarfile.ReadError(f"a damaged extended header ({short(keyword.decode('ascii', 'replace'))})")
-        if is_global and keyword.startswith(_OF_ONE_FILE):
-            raise tarfile.ReadError("a header that gives every file the same name or size")
-        if keyword == b"path" and is_text and not _agrees(following, value):
-            raise tarfile.ReadError(
-                f"a damaged extended header (path {short(value.decode('utf-8', 'surrogateescape'))})"
-            )
-        position = end
-
-
-def _agrees(header: bytes, path: bytes) -> bool:
-    """Whether a file's path may be the one that its plain header, which has a checksum, holds as far as it can."""
-    name, prefix = (field.split(b"\0")[0] for field in (header[:100], header[345:500]))
-    plain = prefix + b"/" + name if prefix else name
-    try:
-        text, stand_in = path.decode(), plain.decode("utf-8", "replace")
-    except UnicodeDecodeError:
-        return plain == path
-    # Writers shorten what is too long, and put a question mark for a letter that is not ASCII.
-    return len(text) != len(stand_in) or all(letter in ("?", own) for letter, own in zip(stand_in, text, strict=True))
-
-
-class _Archive(tarfile.TarFile):
-    """A tar that is whole only with its two closing blocks."""
-
-    firstmember: tarfile.TarInfo | None
-    closed_by_blocks = False
-
-    def next(self) -> tarfile.TarInfo | None:
-        first = self.firstmember
-        if first is not None:
-            self.firstmember = None
-            return first
-        if self.closed_by_blocks:
-            return None
-        stream = cast(_Stream, self.fileobj)
-        stream.seek(self.offset)
-        stream.allow(_HEADER)
-        block = stream.read(_BLOCK)
-        if len(block) == _BLOCK and not any(block):
-            block = stream.read(_BLOCK)
-            if len(block) == _BLOCK and not any(block):
-                self.closed_by_blocks = True
-                return None
-            raise tarfile.ReadError("cut off: one of the two blocks that close a tar")
-        if len(block) < _BLOCK:
-            raise tarfile.ReadError("cut off: without the two blocks that close a tar")
-        stream.unread(block)
-        try:
-            return self.tarinfo.fromtarfile(self)
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"damaged header at byte {self.offset}: {error}") from None
-
-
 class _Opened:
     """An archive and its stream, for a `with` block."""
 
     def __init__(self, path: Path, kind: Format, check: Callable[[int], None]) -> None:
         self._path, self._kind, self._check = path, kind, check
 
-    def __enter__(self) -> tuple[_Archive, _Stream]:
+    def __enter__(self) -> tuple[TarHeaders, TarStream]:
         self._file = self._path.open("rb", buffering=1 << 16)
         try:
             raw = None if self._kind == "tar" else Decompressed(self._file, self._kind, self._check)
-            stream = _Stream(self._file if raw is None else cast(BinaryIO, io.BufferedReader(raw, 1 << 18)), raw)
+            stream = TarStream(self._file if raw is None else cast(BinaryIO, io.BufferedReader(raw, 1 << 18)), raw)
             # Names as Python has those of a folder, whatever the locale.
-            archive = _Archive(fileobj=cast(Any, stream), tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
+            archive = TarHeaders(
+                fileobj=cast(Any, stream), tarinfo=TarHeader, encoding="utf-8", errors="surrogateescape"
+            )
         except BaseException:
             self._file.close()
             raise
@@ -232,13 +93,13 @@ class _Opened:
         self._file.close()
 
 
-def _headers(archive: _Archive) -> Iterator[tarfile.TarInfo]:
+def _headers(archive: TarHeaders) -> Iterator[tarfile.TarInfo]:
     """Headers one by one, none of them kept."""
     while (info := archive.next()) is not None:
         yield info
 
 
-def _sparse_problem(archive: _Archive, info: tarfile.TarInfo) -> str:
+def _sparse_problem(archive: TarHeaders, info: tarfile.TarInfo) -> str:
     """What is wrong with the list of a sparse file's pieces, which has no checksum: they are ascending and all there."""
     pieces = cast("list[tuple[int, int]] | None", info.sparse)
     end = stored = 0
@@ -246,12 +107,12 @@ def _sparse_problem(archive: _Archive, info: tarfile.TarInfo) -> str:
         if start < end or size < 0 or start + size > info.size:
             return "a damaged list of a sparse file's pieces"
         end, stored = start + size, stored + size
-    if pieces is not None and -(-stored // _BLOCK) * _BLOCK != archive.offset - info.offset_data:
+    if pieces is not None and -(-stored // BLOCK) * BLOCK != archive.offset - info.offset_data:
         return "a damaged list of a sparse file's pieces"
     return ""
 
 
-def _check_end(stream: _Stream, notes: list[str]) -> None:
+def _check_end(stream: TarStream, notes: list[str]) -> None:
     """Read on to the end of the file, where compressed data have their last checksum, and see what is there."""
     behind = 0
     while True:
@@ -261,12 +122,8 @@ def _check_end(stream: _Stream, notes: list[str]) -> None:
         rest = piece.lstrip(b"\0")
         if rest and not behind:
             # Blocks of zeros are padding. A header is another archive, of which tar itself would say nothing.
-            start = (len(piece) - len(rest)) // _BLOCK * _BLOCK
-            try:
-                tarfile.TarInfo.frombuf(piece[start : start + _BLOCK], "utf-8", "surrogateescape")
-            except tarfile.HeaderError:
-                pass
-            else:
+            start = (len(piece) - len(rest)) // BLOCK * BLOCK
+            if is_header(piece[start : start + BLOCK]):
                 raise tarfile.ReadError("another tar follows behind the first; allowed: one (tar -A joins them)")
         behind += len(piece) if behind else len(rest)
     behind += stream.raw.behind if stream.raw else 0
