@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.arrays import IntArray, Pixels
+from ..core.errors import ParameterError
 from ..poisoning.trigger import Rounding, Trigger
 
 
@@ -65,7 +66,21 @@ def laid_out(pattern: Pixels, images: Tensor) -> Tensor:
     """A pattern [1 or c, h, w] as [1, c, h, w] on the images' device, in the memory layout that `stamp` gives images.
 
     Tensors of the same layout are gone through in one sweep, in half the time that different layouts take.
+
+    Raises:
+        ParameterError: a pattern of another width, or of as many rows or channels as neither one nor the images have.
     """
+    # A single value would be spread over the image without a word; single rows and channels are.
+    if any(side not in sides for side, sides in zip(pattern.shape, _allowed(images), strict=True)):
+        raise ParameterError(
+            f"pattern: {list(pattern.shape)} given, allowed for these images: {list(images.shape[1:])}"
+        )
     # Expanded first: a pattern of one channel shares its memory until the layout needs a copy.
     full = torch.from_numpy(pattern).to(images).expand(images.shape[1:])[None]
     return full.contiguous(memory_format=torch.channels_last)
+
+
+def _allowed(images: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Numbers of channels, rows and columns that a pattern for these images may have."""
+    channels, height, width = images.shape[1:]
+    return (1, channels), (1, height), (width,)
