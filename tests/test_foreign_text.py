@@ -206,6 +206,13 @@ def test_a_terminal_of_any_encoding_is_told_and_obeys_nothing() -> None:
     assert escaping.terminal("a\nb\x1b") == "a\nb\\x1b"
 
 
+def test_a_reader_that_has_enough_ends_the_program_without_a_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream, pytest.raises(SystemExit):
+        escaping.say("a", file=stream)
+
+
 def test_mains_print_names_on_a_terminal_that_is_not_utf8() -> None:
     text = '{"metrics.json": {"größe\\u001b": {"old": 0.1, "new": 0.2}}}'
     done = subprocess.run(

@@ -16,14 +16,16 @@ from dvc.utils.hydra import to_hydra_overrides
 
 from check_params import check_all
 from parameters import load_params
-from suite_files import FILE, NAMES, ROOT, VARIED, changed, read
+from suite_files import FILE, NAMES, ROOT, VARIED, changed, ran, read
 from unpoison.attacks import ATTACKS
 from unpoison.core.errors import UserError
 from unpoison.suites.__main__ import main
-from unpoison.suites.git import git
+from unpoison.suites.git import Repository, git
 from unpoison.suites.params import override, params_at, params_of, value_at
 from unpoison.suites.reading import read_suite
+from unpoison.suites.record import read_record, write_record
 from unpoison.suites.suite import rows_of
+from unpoison.suites.table import markdown, table_csv
 
 
 def test_every_value_of_what_varies_is_an_experiment(tmp_path: Path) -> None:
@@ -274,3 +276,63 @@ def test_outside_a_repository(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"^error: git rev-parse --show-toplevel: fatal: not a git repository"):
         main(["table", "attacks"])
+
+
+def test_git_that_is_not_there_or_says_what_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init", "-q")
+    with pytest.raises(UserError, match=r"^git rev-parse --verify HEAD: fatal: Needed a single revision$"):
+        git(tmp_path, "rev-parse", "--verify", "HEAD")
+    (tmp_path / "params.yaml").write_bytes(b"a: \xff")
+    git(tmp_path, "add", "-A")
+    with pytest.raises(UserError, match=r"^git show :params\.yaml: what it prints is not UTF-8 from byte 3 on$"):
+        git(tmp_path, "show", ":params.yaml")
+    # Within a hook Git's variables name the repository of the hook, whatever folder is asked for.
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert git(tmp_path, "ls-files") == "params.yaml"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"^git ls-files: no program `git` found"):
+        git(tmp_path, "ls-files")
+
+
+def test_a_damaged_record_changes_nothing_and_is_repaired(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, repository = read(tmp_path, FILE), Repository(tmp_path)
+    monkeypatch.setattr(Repository, "here", classmethod(lambda _: repository))
+    record, page = repository.report("tiny.runs.csv"), repository.report("tiny.md")
+    write_record(record, [ran(suite, "badnets", seed, *[0.5] * 6) for seed in (0, 1)])
+    main(["table", "tiny"])
+    whole, before = record.read_bytes(), page.read_bytes()
+    capsys.readouterr()
+    for damaged in (
+        whole[:-10],
+        whole.replace(b"0.5", b"50", 1),
+        whole.replace(b"cpu", b'"cpu', 1),
+        b"",
+        whole + whole,
+    ):
+        record.write_bytes(damaged)
+        with pytest.raises(SystemExit, match=r"^error: .*tiny\.runs\.csv: line \d+ "):
+            main(["table", "tiny"])
+        assert (record.read_bytes(), page.read_bytes()) == (damaged, before)
+    record.write_bytes(whole[:-10])
+    main(["repair", "tiny"])
+    assert "reports/suites/tiny.runs.csv: taken away: small,badnets,1," in capsys.readouterr().out
+    assert record.read_bytes() == whole[: whole[:-1].rindex(b"\n") + 1]
+    main(["repair", "tiny"])
+    assert "no line is cut off" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: SUITE: '\.\./tiny' given, allowed: tiny$"):
+        main(["repair", "../tiny"])
+
+
+def test_names_of_data_in_commands_are_quoted_and_in_cells_are_text(tmp_path: Path) -> None:
+    suite = read(tmp_path, FILE)
+    hostile = "folder $(touch x)`|<img src=x>"
+    page = markdown(suite, [ran(suite, "badnets", 0, *[0.5] * 6, data=hostile)])
+    assert "`make suite SUITE=tiny SCALE=small DATA='$(touch x)'\\|<img src=x>'`" in page
+    assert r"| small scale: 200 digits; folder \$(touch x)\`\|\<img src=x> | badnets |" in page
+    formula = ran(suite, "badnets", 0, *[0.5] * 6, data="=1+1")
+    assert ",'=1+1,badnets," in table_csv(suite, [formula])
+    write_record(tmp_path / "x.runs.csv", [formula])
+    assert ",'=1+1," in (tmp_path / "x.runs.csv").read_text()
+    assert read_record(tmp_path / "x.runs.csv") == [formula]

@@ -260,6 +260,9 @@ RECORDS = [
     Case("record-settings", line(4, "0123abcd", "0123"), Refused("line 4 .*settings: '0123' given")),
     Case("record-name-leads-out", line(4, "badnets", "../x"), Refused("line 4 .*experiment: '../x' given")),
     Case("record-columns-of-others", record(RECORD.replace("settings,", "", 1)), Refused("line 1 names other columns")),
+    Case(
+        "record-column-formula", record(RECORD.replace("backdoored.asr", "=asr")), Refused("line 1 names other columns")
+    ),
     Case("record-column-twice", record(RECORD.replace("asr", "acc", 1)), Refused("line 1 names other columns")),
     Case("record-formula", line(2, "digits", "'=1+1"), Accepted(lambda runs: runs[0][2] == "=1+1")),
 ]
@@ -315,6 +318,7 @@ EXPERIMENTS = [
     Case("message-cut", experiment(MADE[:30], GRADED), Accepted([None, {"backdoored.acc": 0.5}])),
     Case("message-deep", experiment("[" * 100_000, GRADED), Accepted([None, {"backdoored.acc": 0.5}])),
     Case("metrics-nan", experiment(MADE, '{"backdoored": {"acc": NaN}}'), Refused("backdoored.acc: nan found")),
+    Case("metrics-name", experiment(MADE, '{"=1\\n": 1}'), Refused(r"'=1\\n' found as a name")),
     Case("metrics-list", experiment(MADE, "[1]"), Refused("a list found, allowed: a JSON object")),
     Case("metrics-text", experiment(MADE, '{"a": {"b": "1"}}'), Refused("a.b: '1' found, allowed: a finite number")),
     Case(

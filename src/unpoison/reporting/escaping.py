@@ -8,6 +8,7 @@ or a terminal obeys, stands everywhere as Python writes it in a text: `\\n`, `\\
 from __future__ import annotations
 
 import html as html_
+import os
 import re
 import sys
 import unicodedata
@@ -122,4 +123,9 @@ def say(text: str, *, end: str = "\n", file: TextIO | None = None) -> None:
     """Print lines of foreign text, on a terminal of any encoding: what it cannot show stands in escapes."""
     stream = sys.stdout if file is None else file
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(terminal(text).encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
+    try:
+        print(terminal(text).encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        # Whoever reads has enough (`… | head`). Python's last flush would fail in the same way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ SHARES = frozenset(
 )
 """Figures that are fractions in [0, 1]."""
 DEEPEST = 8
+NAME = re.compile(r"[\w*][\w.*-]{0,199}")
+"""Names of figures, which become those of columns; with dots where blocks are flattened."""
 
 
 def read_metrics(path: Path, classes: int, *, attacked: bool) -> dict[str, Any]:
@@ -61,6 +64,10 @@ def check_figures(values: Any, where: str = "", depth: int = 0) -> None:
         if depth > DEEPEST:
             raise ParameterError(f"{where}: blocks in blocks found, allowed: {DEEPEST} levels")
         for key, value in values.items():
+            if not NAME.fullmatch(key):
+                raise ParameterError(
+                    f"{where or 'a block'}: {key[:80]!r} found as a name, allowed: letters, digits, _ and -"
+                )
             check_figures(value, f"{where}.{key}" if where else key, depth + 1)
         return
     names = where.split(".")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..core.errors import UserError
+from ..reporting.escaping import JOINERS, visible
 from .git import Repository, git, surroundings
 from .params import override, scenario_at, value_at
 from .record import Run, figures_of
@@ -91,9 +92,10 @@ def read_run(folder: Path, row: Row, known: Known) -> Run:
         seed=row.seed,
         settings=made["settings"],
         commit=known.baseline[:8],
-        data=f"{data} {Path(path).name}" if data == "folder" else data,
-        device=made["device"],
-        torch=made["torch"],
+        # As the record will hold them, so that a run is found there again.
+        data=visible(f"{data} {Path(path).name}" if data == "folder" else data, keep=JOINERS),
+        device=visible(made["device"], keep=JOINERS),
+        torch=visible(made["torch"], keep=JOINERS),
         seconds=made["seconds"],
         metrics=metrics,
     )

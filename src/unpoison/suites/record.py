@@ -14,7 +14,7 @@ from typing import Any
 from ..core.errors import ParameterError, UserError
 from ..core.files import new_file, open_file
 from ..reporting.escaping import JOINERS, from_spreadsheet, spreadsheet, visible
-from ..reporting.metrics import block_at, check_figures
+from ..reporting.metrics import NAME, block_at, check_figures
 
 KEYS = ("scale", "experiment", "seed", "settings", "commit", "data", "device", "torch", "seconds")
 # Cells that say which run a line is of; seeds of up to ten digits, numbers as a float holds them.
@@ -95,7 +95,7 @@ def _runs(path: Path, text: str) -> list[Run]:
     """The runs of a record's lines. No cell holds an end of line, so that a line of the file is a line of the table."""
     header, *lines = text.split("\n")[:-1] or [""]
     names, places = _cells(path, 1, header), dict[tuple[str, str, str, int], int]()
-    if tuple(names[: len(KEYS)]) != KEYS or len(set(names)) < len(names) or not all(names):
+    if tuple(names[: len(KEYS)]) != KEYS or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
         raise UserError(f"{path}: line 1 names other columns, allowed: {', '.join(KEYS)}, then metrics, each once")
     runs = []
     for number, line in enumerate(lines, 2):
