@@ -21,7 +21,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Adam7's seven passes: first column and row, and steps.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _BLOCK = 1 << 20
-_MOST = 200_000  # chunks
+_MOST = 100_000  # chunks
 
 
 def check(data: bytes, most: int) -> Checked:

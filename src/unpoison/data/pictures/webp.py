@@ -10,7 +10,7 @@ from .exif import orientation_of
 # Flags of the header VP8X.
 _PROFILE, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
 _PICTURE = (b"VP8 ", b"VP8L")
-_MOST = 200_000  # chunks
+_MOST = 100_000  # chunks
 
 
 def check(data: bytes, most: int) -> Checked:
