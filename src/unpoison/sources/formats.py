@@ -188,7 +188,9 @@ def svhn(train: Path, test: Path) -> Source:
         except Exception as error:  # scipy's reader ends in any exception
             raise UserError(f"{path}: not readable as MATLAB's format ({error})") from None
         shape, kind = found.get("X", ((), "absent"))
-        labels_shape = found.get("y", ((), ""))[0]
+        if "y" not in found:
+            raise UserError(f"{path}: y is absent, allowed: a label for each image")
+        labels_shape = found["y"][0]
         if kind != "uint8" or len(shape) != 4 or shape[:3] != (32, 32, 3) or not 0 < shape[3] <= _MOST_BYTES // 3072:
             raise UserError(f"{path}: X is {kind} {list(shape)}, allowed: uint8 [32, 32, 3, n]")
         if labels_shape not in ((shape[3], 1), (1, shape[3])):

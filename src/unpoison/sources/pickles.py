@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .containers import shown
+
 _NUMBERS = re.compile(r"[iuf][1248]|b1")
 _MOST_OPERATIONS = 2_000_000
 # What plain values and arrays are written with. Among those left out are the ones that make objects of other classes, look
@@ -87,7 +89,7 @@ def load_plain(data: bytes) -> Any:
         _check_operations(data)
         value = _Restricted(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a damaged pickle ends in any exception
-        raise ValueError(f"not a readable pickle of plain data: {error or type(error).__name__}") from None
+        raise ValueError(f"not a readable pickle of plain data: {shown(str(error)) or type(error).__name__}") from None
     return value
 
 

@@ -89,6 +89,7 @@ def load_picture(name: str, checked: Checked, *, near: int | None = None) -> tup
         raise DefectError(f"unreadable: not a {name} file that is understood") from None
     except Exception as error:  # decoders of hostile files end in any exception; each one is reported with its words
         words = " ".join(str(error).split()) or type(error).__name__
+        words = words if words.isprintable() else repr(words)[1:-1]
         raise DefectError(f"{'truncated' if 'truncated' in words.lower() else 'unreadable'}: {words}") from None
 
 
