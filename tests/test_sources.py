@@ -232,3 +232,75 @@ def test_plain_pickles_of_either_python_are_read() -> None:
     old = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85cnumpy\ndtype\n"
     old += b"U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x03abctb."
     assert load_plain(old).tolist() == [97, 98, 99]
+
+
+def repacked(name: str, root: Path, kind: str) -> None:
+    """The files of a published set, packed in another way."""
+    for file in PUBLISHED[name].files:
+        path = root / file.name
+        content = gzip.decompress(path.read_bytes())
+        if kind == "another level":
+            path.write_bytes(gzip.compress(content, 1, mtime=77))
+        elif kind == "two members":
+            path.write_bytes(gzip.compress(content[:700]) + gzip.compress(content[700:]))
+        elif kind == "unpacked":
+            path.unlink()
+            (root / file.name.removesuffix(".gz")).write_bytes(content)
+        elif kind == "unpacked under the old name":
+            path.write_bytes(content)
+        else:
+            path.unlink()
+            with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+                tar.extractall(root, filter="data")
+
+
+def with_contents(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make what the files in `root` hold the published content, under digests of files that nobody has."""
+    files = []
+    for file in PUBLISHED[name].files:
+        if "" in file.content:
+            content = {"": f"sha256:{hashlib.sha256(gzip.decompress((root / file.name).read_bytes())).hexdigest()}"}
+        else:
+            with tarfile.open(root / file.name) as tar:
+                found = {Path(each.name).name: tar.extractfile(each) for each in tar if each.isfile()}
+                content = {
+                    n: f"sha256:{hashlib.sha256(found[n].read()).hexdigest()}" for n in file.content if found.get(n)
+                }
+        files.append(replace(file, digest="sha256:0", content=content))
+    monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], files=tuple(files)))
+
+
+PACKINGS = ["another level", "two members", "unpacked", "unpacked under the old name", "a folder"]
+
+
+@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
+def test_a_published_set_that_was_packed_anew_is_the_same(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "a folder" and "mnist" in name:
+        kind = "unpacked"
+    SETS[name].make(tmp_path)
+    with_contents(name, tmp_path, monkeypatch)
+    whole = open_published(name, tmp_path)
+    repacked(name, tmp_path, kind)
+    again = open_published(name, tmp_path)
+    for part, labels in whole.labels.items():
+        assert (again.labels[part] == labels).all()
+        rows = {part: np.arange(len(labels))}
+        for (*_, left), (*_, right) in zip(whole.read(rows), again.read(rows), strict=True):
+            assert (np.asarray(left) == np.asarray(right)).all()
+
+
+def test_a_changed_content_is_refused_however_it_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_idx(tmp_path)
+    with_contents("mnist", tmp_path, monkeypatch)
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[-1] ^= 1
+    for changed in (gzip.compress(bytes(content)), path.read_bytes()[:-9], b"", bytes(content)):
+        path.write_bytes(changed)
+        with pytest.raises(
+            UserError, match=r"t10k-labels.*and what it holds is not what that one holds; delete it and"
+        ):
+            open_published("mnist", tmp_path)
