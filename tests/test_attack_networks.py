@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from unpoison.attacks import SINGLE, dfst, ssba
 from unpoison.core.arrays import Images
 from unpoison.core.content_store import ContentStore
-from unpoison.core.errors import ParameterError
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import make_trigger
@@ -94,6 +95,16 @@ def test_networks_that_diverge_stamp_nothing(attack: str, arguments: dict[str, A
     with pytest.raises(ParameterError, match=said):
         made(attack, smooth(8), store=store, **{**arguments, "lr": 1e30})
     assert not list(tmp_path.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("weight", [1e30, np.nan])
+@BOTH
+def test_values_that_are_not_finite_become_no_image(attack: str, arguments: dict[str, Any], weight: float) -> None:
+    images = smooth(4)
+    trigger = made(attack, images, **arguments)
+    broken = replace(trigger, weights=np.full_like(trigger.weights, weight))
+    with pytest.raises(UserError, match=r"^\w+: gives values that are not finite"):
+        stamp(broken, images, np.arange(4), train=True)
 
 
 def test_ssba_another_secret_takes_the_same_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

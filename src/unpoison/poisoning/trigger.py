@@ -155,6 +155,7 @@ def stamp(
 
     Raises:
         ValueError: a trigger that was kept for training alone, asked for the test.
+        UserError: values that are not finite.
     """
     if not train:
         trigger.check_complete()
@@ -166,6 +167,11 @@ def stamp(
             # A view, channels last: triggers get [n, c, h, w] without a copy that turns the axes.
             batch = torch.from_numpy(np.ascontiguousarray(images[part])).permute(0, 3, 1, 2).to(device).float()
             values = applied(trigger, batch, keys[part], train=train)
+            # NaN would become some grey, and what overflows white.
+            if not values.isfinite().all():
+                raise UserError(
+                    f"{type(trigger).__name__}: gives values that are not finite; allowed: a sound network or pattern"
+                )
             stamped[part] = eight_bit(values, trigger.rounding).permute(0, 2, 3, 1).cpu().numpy()
     return stamped
 
