@@ -226,7 +226,9 @@ def test_a_model_that_has_diverged_gets_no_scores(
 def test_the_masks_that_are_kept_prefer_no_sample_among_equals() -> None:
     kept = cd._extremes(np.zeros(1000, np.float32), list(range(1000)))
     assert len(set(kept)) == 16
-    assert 3 < sum(key < 500 for key in kept) < 13
+    # Neither end takes the samples that happen to be numbered first, or last.
+    assert sum(key < 500 for key in kept[:8]) in range(1, 8)
+    assert sum(key < 500 for key in kept[8:]) in range(1, 8)
     mixed = np.zeros(1000, np.float32)
     mixed[[700, 300]] = [2, -2]
     assert cd._extremes(mixed, list(range(1000)))[0] == 700
