@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 from common import BASE, SCRATCH, run_stage
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from parameters import PARAMS, Params, checked, load_params
 from unpoison.core.errors import ParameterError, file_of, keys_of
@@ -25,7 +25,9 @@ from unpoison.sources.published import PUBLISHED, open_published
 from unpoison.sources.source import Source
 from unpoison.sources.splits import MOST, SplitSettings
 
-Size = Annotated[int, Ge(10)]
+MOST_DIGITS = 100_000
+"""More digits than these take gigabytes to make, and the scans behind them are fewer than two thousand."""
+Size = Annotated[int, Ge(10), Le(MOST_DIGITS)]
 SOURCES = ("digits", "folder", *PUBLISHED)
 
 
@@ -64,8 +66,11 @@ class Settings(SplitSettings, BuildSettings):
         if self.name == "digits":
             classes, sizes = len(digits.CLASSES), {"train": sys.maxsize, "test": sys.maxsize}
             for split in ("reserve", "public"):
-                if 0 < (size := self.digits_sizes[split]) < classes:
-                    raise ParameterError(f"{split}: {size} given, allowed: 0 or at least {classes}, one per class")
+                size = self.digits_sizes[split]
+                if 0 < size < classes or size > MOST_DIGITS:
+                    raise ParameterError(
+                        f"{split}: {size} given, allowed: 0 or at least {classes}, one per class, and up to {MOST_DIGITS}"
+                    )
         elif self.name in PUBLISHED:
             known = PUBLISHED[self.name]
             classes, sizes = known.classes, {"train": known.train, "test": known.test}

@@ -90,6 +90,7 @@ def test_a_large_jpeg_is_looked_at_again_where_its_last_pixel_is_of_middle_grey(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pictures, "_SMALL", 0)
+    monkeypatch.setattr(pictures, "_HELD", 0)
     for share in (0.1, 0.5, 0.9):
         with pytest.raises(DefectError, match="truncated: the picture data end before the last pixel"):
             decode(cut_with_end(JPEG, share), None, "crop")

@@ -45,6 +45,11 @@ def test_numbers_of_the_trusted_splits_that_are_null() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        ({"digits": {"train": 10**12}}, r"data\.digits\.train: 1000000000000 given"),
+        (
+            {"public": 10**12},
+            r"data\.public: 1000000000000 given, allowed: 0 or at least 10, one per class, and up to 100000",
+        ),
         ({"train_limit": 9}, r"data\.train_limit: 9 given, allowed: at least 10, one training sample for each class"),
         ({"name": "cifar100", "train_limit": 99}, r"data\.train_limit: 99 given, allowed: at least 100"),
         ({"name": "gtsrb", "train_limit": 42}, r"data\.train_limit: 42 given, allowed: at least 43"),

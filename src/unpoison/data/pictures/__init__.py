@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from . import bmp, jpeg, png, pnm, webp
-from .checked import Checked, DefectError
+from .checked import Checked, DefectError, cut_off
 
 __all__ = ["FORMATS", "MAX_FILE_BYTES", "MAX_PIXELS", "Checked", "DefectError", "check_picture", "load_picture"]
 
@@ -35,6 +35,7 @@ FORMATS: dict[str, Callable[[bytes, int], Checked]] = {
 """Pillow's names of the formats that are read, and what checks each. Its rarer and more fragile readers stay out."""
 
 _STRIP = 1 << 20  # pixels that are converted at a time
+_HELD = 1 << 22  # pixels of which two pictures are held at once
 _SMALL = 1 << 16  # pixels of a JPEG that is always looked at to its last bit
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -128,11 +129,16 @@ def _may_lack_data(image: Image.Image, checked: Checked) -> bool:
 
 def _with_all_data(image: Image.Image, checked: Checked, near: int | None) -> Image.Image:
     """The picture again, which is the same where more data follow its own: else some were missing."""
-    # A scan has no length, but its decoder stops at the last pixel. One picture at a time is held in memory.
+    # A scan has no length, but its decoder stops at the last pixel.
+    if image.width * image.height <= _HELD:
+        if _decoded("JPEG", checked.longer, near).tobytes() != image.tobytes():
+            raise cut_off("the picture data end before the last pixel")
+        return image
+    # Of larger pictures one at a time is held in memory.
     seen = _digest(image)
     image.close()
     if _digest(_decoded("JPEG", checked.longer, near)) != seen:
-        raise DefectError("truncated: the picture data end before the last pixel")
+        raise cut_off("the picture data end before the last pixel")
     return _decoded("JPEG", checked.data, near)
 
 
