@@ -13,6 +13,8 @@ from parameters import FAMILIES, PARAMS, load_params, own_parameters, seed_of
 from unpoison import models
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.hyperparameters import one_of
+from unpoison.core.manifest import check_made_from
+from unpoison.data import features as features_
 from unpoison.data.features import read_features
 from unpoison.data.scores import save_scores
 from unpoison.data.store import open_poisoned, open_split
@@ -25,10 +27,12 @@ def main(method: str) -> list[Path]:
         detector = one_of(method, DETECTORS, key="detect.methods")
     seed, arguments = seed_of(params), own_parameters(params, "detectors", method, detector.parameters)
     data, reserve = open_poisoned(BASE, POISONED), open_split(BASE, "reserve")
-    model, features = models.load(BACKDOORED), read_features(FEATURES)
+    made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
+    check_made_from(BACKDOORED, models.DESCRIPTION, poisoned=data.digest)
+    check_made_from(FEATURES, features_.DESCRIPTION, **made_from)
+    model, features = models.load(BACKDOORED, data), read_features(FEATURES)
     with file_of(FAMILIES["detectors"]), keys_of(method):
         scores = detector.score(model, data, reserve, features, seed=seed, **arguments)
-    made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
     save_scores(scores, SCORES / method, method=method, parameters=arguments, made_from=made_from)
     print(f"detect@{method}: {len(data)} samples, {scores.forward_passes:g} forward passes each", flush=True)
     return [SCORES / method]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BACKDOORED, STUDENT, TRAINING, run_stage
+from common import BACKDOORED, STUDENT, TRAINING, VARIATIONS, run_stage
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from parameters import OFF, load_params, seed_of, with_variations
 from robust_training import train_robustly
 from training import recipe_of, write_curve
 from unpoison import models
-from unpoison.core.manifest import write_absent
+from unpoison.core.manifest import check_made_from, write_absent
 from unpoison.core.seeding import derive
+from unpoison.data import store
 from unpoison.robust.distillation import ROBUST
 from unpoison.training.loop import History
 
@@ -27,6 +28,8 @@ def main() -> list[Path]:
         write_absent(STUDENT, OFF)
         write_curve(curve, History([], np.zeros((0, 0), np.float32)))
         return [STUDENT, curve]
+    # The teacher is of the set that the variations are of.
+    check_made_from(VARIATIONS, store.MANIFEST, poisoned=models.read_about(BACKDOORED).made_from.get("poisoned", ""))
     teacher = models.load(BACKDOORED)
 
     def make_model() -> models.Classifier:

@@ -50,10 +50,12 @@ def main() -> list[Path]:
     test = open_split(BASE, "test")
     truth = read_truth(TRUTH, classes=len(test.classes))
     triggered = read_triggered(TRIGGERED, BASE)
+    if list(triggered) != ([] if truth is None else truth.names):
+        raise UserError(f"{TRIGGERED}: not of the triggers that {TRUTH} knows; run the stage that makes it")
     present["backdoored"] = models.digest_of(BACKDOORED)
 
     def grade(folder: Path) -> dict[str, Any]:
-        model = models.load(folder)
+        model = models.load(folder, test)
         try:
             graded = model_metrics(model, test, truth, triggered)
         except UserError as error:

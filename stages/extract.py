@@ -11,12 +11,15 @@ from common import BACKDOORED, BASE, FEATURES, POISONED, run_stage
 
 from unpoison import models
 from unpoison.compute.inference import passes
+from unpoison.core.manifest import check_made_from
 from unpoison.data.features import write_features
 from unpoison.data.store import open_poisoned
 
 
 def main() -> list[Path]:
-    data, model = open_poisoned(BASE, POISONED), models.load(BACKDOORED)
+    data = open_poisoned(BASE, POISONED)
+    check_made_from(BACKDOORED, models.DESCRIPTION, poisoned=data.digest)
+    model = models.load(BACKDOORED, data)
     made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
     write_features(FEATURES, passes(model, data), len(data), made_from)
     return [FEATURES]

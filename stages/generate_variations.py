@@ -14,8 +14,11 @@ import numpy as np
 
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
 from unpoison.core.errors import file_of, keys_of
-from unpoison.core.manifest import write_absent
+from unpoison.core.files import sha256_file
+from unpoison.core.manifest import check_made_from, write_absent
+from unpoison.data import store
 from unpoison.data.store import new_base, open_poisoned
+from unpoison.variations import prior as prior_
 from unpoison.variations.generate import generate
 from unpoison.variations.prior import load_prior
 from unpoison.variations.sampling import SamplerSettings, executed_steps
@@ -34,6 +37,7 @@ def main() -> list[Path]:
     if not with_variations(params):
         write_absent(VARIATIONS, OFF)
         return [VARIATIONS]
+    check_made_from(PRIOR, prior_.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST))
     data, prior, start = open_poisoned(BASE, POISONED), load_prior(PRIOR), time.perf_counter()
     with file_of(PARAMS), keys_of("variations"):
         entries = generate(data, prior, sampler, seed=seed, store=SCRATCH / "store")

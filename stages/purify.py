@@ -27,7 +27,7 @@ def main(method: str) -> list[Path]:
     if not len(reserve):
         raise UserError(f"{BASE}/reserve: 0 trusted images, allowed: at least 10; raise data.reserve")
     with file_of(FAMILIES["purifiers"]), keys_of(method):
-        purified = purifier.purify(models.load(BACKDOORED), reserve, seed=seed, **arguments)
+        purified = purifier.purify(models.load(BACKDOORED, reserve), reserve, seed=seed, **arguments)
     models.save(
         purified,
         PURIFIED / method,

@@ -113,8 +113,7 @@ def recover(folder: Path) -> None:
     for aside in asides:
         if not os.path.lexists(folder):
             # Another process may do the same at this moment, or be between its own two renames, and go on from there.
-            with _gone():
-                aside.rename(folder)
+            _moved(aside, folder)
         elif not _alive(aside):
             _remove(aside)
 
@@ -122,21 +121,28 @@ def recover(folder: Path) -> None:
 def _exchange(staging: Path, folder: Path) -> None:
     """Put `staging` in the place of `folder` by two renames, and then remove what stood there."""
     aside = staging.with_suffix(".replaced")
-    while True:
-        with _gone():
-            folder.rename(aside)
-        try:
-            staging.rename(folder)
-        except OSError as error:
-            # Another process has put its own folder there between the two; it is replaced like any other.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                with _gone():
-                    aside.rename(folder)
-                raise
+    try:
+        _moved(folder, aside)
+        # Another process may put its own folder there between the two; it is replaced like any other.
+        while not _moved(staging, folder):
+            staging.stat()
             _remove(aside)
-        else:
-            break
+            _moved(folder, aside)
+    except OSError:
+        _moved(aside, folder)
+        raise
     _remove(aside)
+
+
+def _moved(source: Path, target: Path) -> bool:
+    """Give `source` the name `target`. False where it is not there, or another process has put something at `target`."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 @contextmanager
@@ -198,10 +204,11 @@ def _age(path: Path) -> float:
 
 def _remove(path: Path) -> None:
     """Remove a file or a folder, whatever it holds."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    # Tried and not asked: between question and answer another process may move it.
+    try:
         path.unlink(missing_ok=True)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
