@@ -104,6 +104,8 @@ def _sparse_problem(archive: TarHeaders, info: tarfile.TarInfo) -> str:
     pieces = cast("list[tuple[int, int]] | None", info.sparse)
     end = stored = 0
     for start, size in pieces or ():
+        if not size:
+            continue  # a place for a piece that GNU tar has not used
         if start < end or size < 0 or start + size > info.size:
             return "a damaged list of a sparse file's pieces"
         end, stored = start + size, stored + size
