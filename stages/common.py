@@ -184,6 +184,6 @@ def _record_cost(name: str, seconds: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     try:
         write_json(COSTS / f"{name}.json", {"seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)})
-    except OSError as error:
+    except (OSError, UserError) as error:
         # The stage has ended well: what it cost is not worth failing for.
         say(f"{name}: its cost is not recorded ({error})")

@@ -6,14 +6,14 @@ This is where keys and files meet the library, which knows neither: a `Parameter
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
+from unpoison.core.files import open_file
 from unpoison.core.hyperparameters import check, one_of
+from unpoison.core.yaml_file import LARGEST, parse_yaml
 
 PARAMS = Path("params.yaml")
 FAMILIES = {
@@ -38,15 +38,42 @@ def load_params(root: Path = Path()) -> Params:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML 1.2 file of sections, as DVC reads it: `1e-05`, which it writes for 0.00001, is a number there."""
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run stages from the repository's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a {type(values).__name__} found, allowed: a block of sections")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run stages from the repository's root")
+    with open_file(path) as file:
+        values = parse_yaml(file.read(LARGEST + 1), str(path))
+    for name, value in values.items():
+        check_value(value, f"{path}: {name}")
+        check_key(name, str(path))
     return values
+
+
+def check_key(key: Any, where: str) -> None:
+    """Raises UserError for a key that is no text: `no`, `1` and `[a, b]` may stand where a key does."""
+    if not isinstance(key, str):
+        raise UserError(f"{where}: {key!r} given as a key, allowed: text")
+
+
+def check_value(value: Any, where: str) -> None:
+    """Raises UserError for what a parameter cannot be; YAML has dates, sets and whole numbers of any length besides.
+
+    Args:
+        value: value of a key, checked to its last item.
+        where: file and key for the message.
+    """
+    if type(value) is dict:
+        for key, item in value.items():
+            check_key(key, where)
+            check_value(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            check_value(item, f"{where}[{number}]")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{where}: a whole number of {value.bit_length()} bits given, allowed: up to 2**63 - 1")
+    elif isinstance(value, date):
+        raise UserError(f"{where}: {value.isoformat()} given, which is a date; allowed: text in quotes, or a number")
+    elif value is not None and not isinstance(value, str | bool | int | float):
+        raise UserError(f"{where}: a {type(value).__name__} given, allowed: text, number, list or block of keys")
 
 
 def section(params: Params, name: str) -> dict[str, Any]:

@@ -176,7 +176,9 @@ def test_library_knows_no_configuration() -> None:
         if path.name != "pickles.py":  # the restricted reader of CIFAR's archives
             forbidden.append("import pickle")
         if path.parent.name != "suites":  # the runner of suites reads their files
-            forbidden += ["import yaml", "ruamel", '"params.yaml']
+            forbidden += ["import yaml", '"params.yaml']
+        if path.parent.name != "suites" and path.name != "yaml_file.py":
+            forbidden.append("ruamel")
         for word in forbidden:
             assert word not in text, f"{path}: {word}"
 

@@ -131,6 +131,8 @@ def make(
         raise ParameterError(f"size: {size} given, allowed with location dynamic: null, it is drawn per image")
     if place == "dynamic" and pattern == "single_pixel":
         raise ParameterError("location: 'dynamic' given, allowed with single_pixel: what keeps its size")
+    if size is not None:
+        context.need_room("size", size)  # before anything of that size is drawn
     drawn = patch(pattern, size, context.train.channels)
     height, width = drawn.mask.shape[1:]
     context.need_room("size", min(height, width))
