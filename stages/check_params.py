@@ -111,7 +111,7 @@ def _check_blocks(params: Params, family: str, methods: Mapping[str, Any]) -> No
 
 def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
     """Check the attack as far as possible before the data are read: in full for the digits, whose shape is known."""
-    chosen = poison.settings(params)
+    chosen = poison.settings(params, digits.CLASSES if data.name == "digits" else None)
     if data.name != "digits" or not chosen.intents:
         return
     labels = np.arange(data.digits_sizes["train"]) % len(digits.CLASSES)
@@ -119,12 +119,12 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
     context = chosen.context(ImageSet(blank, labels, digits.CLASSES), seed, ContentStore(None))
     with poison.attack_keys():
         for wanted in chosen.intents:
-            check_classes(wanted.policy, len(digits.CLASSES))
+            check_classes(wanted.policy, len(digits.CLASSES), digits.CLASSES)
             # What takes time to make is not made for a check.
             if not wanted.method.assets:
                 make_trigger(wanted, context)
         policies = [wanted.policy for wanted in chosen.intents]
-        assign_samples(policies, [None] * len(policies), labels, len(digits.CLASSES), seed=seed)
+        assign_samples(policies, [None] * len(policies), labels, len(digits.CLASSES), seed=seed, names=digits.CLASSES)
 
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:

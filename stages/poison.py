@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,8 @@ class Settings:
         return Context(train=train, seed=seed, network=self.network, recipe=self.recipe, store=store)
 
 
-def settings(params: Params) -> Settings:
+def settings(params: Params, classes: Sequence[str] | None = None) -> Settings:
+    """The section `attack` and the attack's own parameters; `classes` are the names that classes may be given by."""
     policy = section(params, "attack")
     name, surrogate = policy.pop("name", None), policy.pop("surrogate", {})
     with file_of(PARAMS), keys_of("attack"):
@@ -54,7 +55,7 @@ def settings(params: Params) -> Settings:
     sections = params[FAMILIES["attacks"].as_posix()]
     own = {key: block(sections.get(key), f"{FAMILIES['attacks']}: {key}") for key in ATTACKS}
     with attack_keys():
-        intents = intents_of(str(name), ATTACKS, policy, own)
+        intents = intents_of(str(name), ATTACKS, policy, own, classes)
     return Settings(str(name), intents, *_surrogate(surrogate))
 
 
@@ -84,7 +85,8 @@ def _surrogate(given: Any) -> tuple[dict[str, Any], Recipe]:
 
 def main() -> list[Path]:
     params = load_params()
-    seed, chosen, train = seed_of(params), settings(params), open_split(BASE, "train")
+    train = open_split(BASE, "train")
+    seed, chosen = seed_of(params), settings(params, train.classes)
     poisoned: Poisoned | None = None
     if chosen.intents:
         with attack_keys():

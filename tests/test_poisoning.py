@@ -140,7 +140,7 @@ def test_impossible_policies(policy: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"poison_rate": 1.0}, r"^poison_rate: 1\.0 given, which leaves no sample in class 1; allowed: less"),
+        ({"poison_rate": 1.0}, r"^poison_rate: 1\.0 given, which leaves no sample in class 1; allowed: up to 0\.9"),
         ({"poison_count": 900}, r"^poison_count: 900 given, which leaves no sample in class 1"),
         ({"poison_rate": 1.0, "random_poisoning": True}, r"^poison_rate: 1\.0 given, which leaves no sample in"),
     ],

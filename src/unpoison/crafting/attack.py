@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.arrays import IntArray
 from ..core.errors import ParameterError, keys_of
 from ..core.hyperparameters import check
-from ..poisoning.policy import Policy
+from ..poisoning.policy import Policy, in_numbers
 from ..poisoning.trigger import Trigger
 from .context import Context
 
@@ -110,23 +110,35 @@ def intent(attack: str, method: Attack, policy: Block, arguments: Block) -> Inte
 
 
 def intents_of(
-    attack: str, attacks: Mapping[str, Attack | Plan], policy: Block, sections: Mapping[str, Block]
+    attack: str,
+    attacks: Mapping[str, Attack | Plan],
+    policy: Block,
+    sections: Mapping[str, Block],
+    classes: Sequence[str] | None = None,
 ) -> list[Intent]:
     """One intent per trigger of an attack, whether it is an `Attack` or a `Plan`.
 
     Args:
         attack: a name out of `attacks`.
         attacks: every attack by name.
-        policy: attributes of `Policy`.
+        policy: attributes of `Policy`; classes by number or by name.
         sections: parameters of every attack, by its name; absent ones have their defaults.
+        classes: class names; None where they are not known yet, and names of classes are not looked up.
 
     Raises:
-        ParameterError: as `intent`.
+        ParameterError: as `intent`, and as `in_numbers`.
     """
+    policy = in_numbers(policy, classes)
     method, own = attacks[attack], sections.get(attack, {})
     if isinstance(method, Attack):
         return [intent(attack, method, policy, own)]
     # A plan's own parameters are checked here, those of its attacks by `intent`, each under its own name.
     with keys_of(attack):
         checked = check(own, method.parameters)
+        # The blocks of a plan have targets of their own.
+        for key, blocks in checked.items():
+            if isinstance(blocks, list):
+                for number, block in enumerate(blocks):
+                    with keys_of(f"{key}[{number}]"):
+                        blocks[number] = in_numbers(block, classes) if isinstance(block, dict) else block
     return method.intents(attacks, policy, checked, sections)

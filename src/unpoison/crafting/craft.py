@@ -24,7 +24,7 @@ def make_trigger(intent: Intent, context: Context) -> Trigger:
         ParameterError: what the attack's `make` refuses, named `ATTACK.KEY`; a policy of classes that do not exist.
     """
     # Classes first: a network trained for a class that does not exist would be minutes lost.
-    check_classes(intent.policy, len(context.train.classes))
+    check_classes(intent.policy, len(context.train.classes), context.train.classes)
     with keys_of(intent.attack):
         return intent.method.make(replace(context, target=intent.policy.target), **intent.arguments)
 
@@ -57,7 +57,7 @@ def craft(attack: str, intents: Sequence[Intent], context: Context) -> Poisoned:
         with keys_of(intent.attack):
             orders.append(trigger.order(context.train))
     policies = [intent.policy for intent in intents]
-    mask, number_of = assign_samples(policies, orders, labels, classes, seed=context.seed)
+    mask, number_of = assign_samples(policies, orders, labels, classes, seed=context.seed, names=context.train.classes)
     # Only now is it known which images are to be optimised one by one.
     final = [
         optimised(intent, trigger, context, np.flatnonzero(number_of == number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from ..core.arrays import IntArray, Mask
 from ..core.errors import ParameterError
 from ..core.seeding import numpy_rng, uniform
-from .policy import Policy, check_classes
+from .policy import Policy, check_classes, class_name
 
 
 class Choice(NamedTuple):
@@ -35,6 +36,7 @@ def choose_samples(
     seed: int,
     order: NDArray[np.float64] | None = None,
     free: Mask | None = None,
+    names: Sequence[str] | None = None,
 ) -> Choice:
     """The samples of one trigger. From the same seed a lower rate takes a subset of those of a higher rate.
 
@@ -45,18 +47,23 @@ def choose_samples(
         seed: seed of the attacker.
         order: rank of each candidate, highest first and -inf never, float64 [n]; None: at random.
         free: samples that no other trigger has taken, bool [n]; None: all.
+        names: class names, for messages.
 
     Raises:
         ParameterError: a class that does not exist; more samples asked for than there are candidates.
     """
-    check_classes(policy, classes)
+    check_classes(policy, classes, names)
     free = np.ones(len(labels), bool) if free is None else free
     # A rate is a share of all candidates, also of those that another trigger has taken, so that the number of one trigger's
     # samples does not depend on the others.
     eligible = policy.candidates(labels) & (True if order is None else order > -np.inf)
     candidates = np.flatnonzero(eligible & free)
     if not len(candidates):
-        raise ParameterError(f"label_policy: {policy.label_policy} given, for which no training sample is a candidate")
+        target = int((labels == policy.target).sum())
+        raise ParameterError(
+            f"label_policy: {policy.label_policy} given, for which no training sample is a candidate: "
+            f"{target} are of the target class {class_name(policy.target, names)}, {len(labels) - target} of others"
+        )
     count = _count(policy, int(eligible.sum()), len(candidates), len(labels))
     # The first of one permutation, so that a lower rate's samples are a subset of a higher rate's. An order sorts this
     # permutation, and as the sort is stable, equal ranks stay in random order.
@@ -84,6 +91,7 @@ def assign_samples(
     classes: int,
     *,
     seed: int,
+    names: Sequence[str] | None = None,
 ) -> tuple[Mask, NDArray[np.int8]]:
     """The samples of every trigger, before any image is touched.
 
@@ -93,6 +101,7 @@ def assign_samples(
         labels: true labels, int64 [n].
         classes: number of classes.
         seed: seed of the attacker.
+        names: class names, for messages.
 
     Returns:
         The poisoned samples, bool [n], and the number of the trigger that stamps a sample, int8 [n], -1 for none.
@@ -109,7 +118,7 @@ def assign_samples(
             raise ParameterError(
                 f"cover_ratio: {policy.cover_ratio} given, allowed with an attack that chooses its samples: 0"
             )
-        choice = choose_samples(policy, labels, classes, seed=seed, order=order, free=number_of < 0)
+        choice = choose_samples(policy, labels, classes, seed=seed, order=order, free=number_of < 0, names=names)
         # One draw as an example of an epoch; -1 is the number of none.
         if policy.random_poisoning:
             drawn = drawn_at_random(policy, labels, np.arange(len(labels)), seed=seed, epoch=-1)
@@ -124,8 +133,35 @@ def assign_samples(
     if len(emptied):
         rate, count = policies[0].poison_rate, policies[0].poison_count
         what = f"poison_rate: {rate}" if count is None else f"poison_count: {count}"
-        raise ParameterError(f"{what} given, which leaves no sample in class {emptied[0]}; allowed: less")
+        allowed = _most(policies[0], orders[0], labels, classes, seed) if len(policies) == 1 else "less"
+        raise ParameterError(
+            f"{what} given, which leaves no sample in class {class_name(int(emptied[0]), names)}; allowed: {allowed}"
+        )
     return mask, number_of
+
+
+def _most(policy: Policy, order: NDArray[np.float64] | None, labels: IntArray, classes: int, seed: int) -> str:
+    """The largest rate, or count, of one trigger that leaves a sample in every class, for a message."""
+    if policy.random_poisoning:
+        return "below 1"
+
+    def chosen(count: int) -> Choice:
+        return choose_samples(replace(policy, poison_count=count), labels, classes, seed=seed, order=order)
+
+    # Samples of a lower count are among those of a higher one, so that halving the range finds the last that is allowed.
+    least, above = 0, int((policy.candidates(labels) & (True if order is None else order > -np.inf)).sum())
+    candidates = above
+    while above - least > 1:
+        middle = (least + above) // 2
+        given = labels.copy()
+        poison = chosen(middle).poison
+        given[poison] = policy.new_labels(labels[poison], classes)
+        least, above = (least, middle) if len(np.setdiff1d(labels, given)) else (middle, above)
+    if policy.poison_count is not None:
+        return f"up to {least}"
+    # Rounded down: rounded up it might take one sample more.
+    whole = candidates if policy.rate_of == "candidates" else len(labels)
+    return f"up to {math.floor(least / whole * 10_000) / 10_000:g}"
 
 
 def drawn_at_random(policy: Policy, labels: IntArray, keys: IntArray, *, seed: int, epoch: int) -> Mask:

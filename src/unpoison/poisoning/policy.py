@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,23 +99,65 @@ class Policy:
         return [self.target, *(self.sources if self.label_policy == "source_specific" else [])]
 
 
-def check_classes(policy: Policy, classes: int) -> None:
+def class_name(number: int, names: Sequence[str] | None) -> str:
+    """A class for a message: its number, and its name where that says more."""
+    name = str(number) if names is None or number >= len(names) else names[number]
+    return str(number) if name == str(number) else f"{number} ({name})"
+
+
+def in_numbers(policy: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Attributes of `Policy` in which classes given by name are replaced by their numbers.
+
+    A whole number is a class's number and a text is its name, also a text of digits: folders may be called `10`.
+
+    Args:
+        policy: attributes of `Policy`.
+        names: class names; None where they are not known yet, which lets any name pass as class 0.
+
+    Raises:
+        ParameterError: a name that no class has.
+    """
+
+    def number(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or names is None:
+            return 0 if isinstance(value, str) else value
+        if value in names:
+            return list(names).index(value)
+        listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names[:20]))
+        more = ", …" if len(names) > 20 else ""
+        raise ParameterError(
+            f"{key}: {value!r} given, allowed: the number or the name of a class, out of {listed}{more}"
+        )
+
+    given = dict(policy)
+    for key in ("target", "sources", "cover_classes"):
+        if isinstance(value := given.get(key), list):
+            given[key] = [number(key, item) for item in value]
+        elif key in given:
+            given[key] = number(key, value)
+    return given
+
+
+def check_classes(policy: Policy, classes: int, names: Sequence[str] | None = None) -> None:
     """Raises ParameterError for a class that does not exist, or a policy that contradicts itself."""
     # Every class by its number first, so that the checks after it may compare classes.
     named = {"target": [policy.target], "sources": policy.sources, "cover_classes": policy.cover_classes or []}
     for key, values in named.items():
         for value in values:
             if value >= classes:
-                raise ParameterError(f"{key}: {value} given, allowed: 0 to {classes - 1}")
+                last = class_name(classes - 1, names)
+                raise ParameterError(f"{key}: {value} given, allowed: 0 to {last}, or the name of a class")
     if policy.label_policy == "source_specific" and (not policy.sources or policy.target in policy.sources):
         raise ParameterError(
             f"sources: {policy.sources} given, allowed with source_specific: classes other than the target "
-            f"{policy.target}, at least one"
+            f"{class_name(policy.target, names)}, at least one"
         )
     # Nothing is stamped for covers unless there is a ratio, so the classes may then stay in params.yaml.
     clash = sorted(set(policy.cover_classes or []) & set(policy.wanted_classes()))
     if clash and policy.cover_ratio:
-        raise ParameterError(f"cover_classes: {clash[0]} given, allowed: neither the target nor one of the sources")
+        raise ParameterError(
+            f"cover_classes: {class_name(clash[0], names)} given, allowed: neither the target nor one of the sources"
+        )
     # A full turn gives every sample its own label.
     if policy.label_policy == "all2all" and policy.shift % classes == 0:
         raise ParameterError(f"shift: {policy.shift} given, allowed: no multiple of the {classes} classes")
