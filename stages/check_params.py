@@ -25,6 +25,7 @@ import prepare
 import report
 import train_prior
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
+from sizes import check_sizes
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.compute.device import hardware
@@ -90,6 +91,7 @@ def check_all(params: Params) -> None:
             f"{PARAMS}: data.public: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
         )
     _check_methods(params, data)
+    check_sizes(params, data, recipe)
 
 
 def _check_data(data: prepare.Settings) -> None:

@@ -52,8 +52,8 @@ def check_batch_of_one(model: Classifier, data: ImageSet, recipe: Recipe) -> Non
             if "more than 1 value per channel" not in str(error):
                 raise
             height, width = data.image_size
+            images = f"images of {height}x{width} px" if len(data) > 1 else f"1 image of {height}x{width} px"
             raise ParameterError(
-                f"batch_size: {recipe.batch_size} given for {len(data)} image{'s' * (len(data) > 1)} of {height}x{width} px, "
-                "allowed for this network: at least 2, of 2 images or more (trusted ones: data.reserve), as batch norm would "
-                "average over a single value"
+                f"batch_size: {recipe.batch_size} given for {images}, allowed for this network: at least 2, of 2 images or "
+                "more (trusted ones: data.reserve), as batch norm would average over a single value"
             ) from None

@@ -1,0 +1,57 @@
+"""What follows from the images' size where it is known before they are read: halvings of the prior, batches of one image."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parameters import FAMILIES, PARAMS, Params, methods_of, own_parameters, with_variations
+from prepare import Settings
+from training import fresh_model, network_of, recipe_of
+from unpoison.core.errors import file_of, keys_of
+from unpoison.data.imageset import ImageSet
+from unpoison.purification import PURIFIERS
+from unpoison.sources import digits
+from unpoison.training.checks import check_batch_of_one
+from unpoison.training.recipe import Recipe
+from unpoison.variations.prior import PriorRecipe, check_recipe
+
+# Side and channels of the sets whose images are all of one size.
+SHAPES = {
+    "digits": (digits.SIDE, 3),
+    "cifar10": (32, 3),
+    "cifar100": (32, 3),
+    "mnist": (28, 1),
+    "fashion_mnist": (28, 1),
+    "svhn": (32, 3),
+}
+
+
+def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
+    """Raises UserError for what would stop a stage only when it has the images."""
+    side, channels = SHAPES.get(data.name, (None, 3))
+    side = data.image_size or side if data.name != "digits" else side
+    if side is None:
+        return
+    if with_variations(params):
+        with file_of(PARAMS), keys_of("prior"):
+            check_recipe(prior, (side, side))
+    for name in ("train", "distill.train") if with_variations(params) else ("train",):
+        with file_of(PARAMS), keys_of(name):
+            _check_batches(params, recipe_of(params, name), 2, side, channels)
+    for name in methods_of(params, "purify", PURIFIERS):
+        own = own_parameters(params, "purifiers", name, PURIFIERS[name].parameters)
+        recipe = Recipe(batch_size=own.get("batch_size", Recipe.batch_size))
+        with file_of(FAMILIES["purifiers"]), keys_of(name):
+            _check_batches(params, recipe, data.most("reserve"), side, channels)
+
+
+def _check_batches(params: Params, recipe: Recipe, images: int, side: int, channels: int) -> None:
+    """Raises ParameterError where batches of one image leave batch norm a single value to average over."""
+    # Only then is a network built, which takes longer than all other checks together.
+    if recipe.batch_size > 1 and images != 1:
+        return
+    images = min(images, 2)
+    blank = np.broadcast_to(np.zeros((), np.uint8), (images, side, side, channels))
+    data = ImageSet(blank, np.zeros(images, np.int64), ("a", "b"))
+    network = {key: value for key, value in network_of(params).items() if key != "pretrained"}
+    check_batch_of_one(fresh_model(network, data, seed=0), data, recipe)

@@ -1,0 +1,78 @@
+"""What follows from the images' size is said before a stage runs, where the size is known."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import check_params
+from parameters import load_params
+from unpoison.core.errors import UserError
+
+DEFAULT = load_params(Path(__file__).resolve().parent.parent)
+
+
+def checked(**changes: Any) -> None:
+    params: Any = deepcopy(dict(DEFAULT))
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        inner = params
+        for name in sections:
+            inner = inner[name]
+        inner[last] = value
+    check_params.check_all(params)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "svhn"])
+def test_published_sets_go_with_the_default_prior(name: str) -> None:
+    checked(data__name=name)
+
+
+@pytest.mark.parametrize("side", [8, 9, 28, 30, 224])
+def test_sides_from_8_up_go_with_the_default_prior(side: int) -> None:
+    checked(data__name="folder", data__path=str(Path(__file__).parent), data__image_size=side)
+
+
+FOLDER = {"data__name": "folder", "data__path": str(Path(__file__).parent), "data__image_size": 16}
+PURIFIERS = "params/purifiers.yaml"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"data__name": "mnist", "prior__channels": [8] * 6},
+            r"^params\.yaml: prior\.channels: \[8, 8, 8, 8, 8, 8\] with uns",
+        ),
+        (
+            {"prior__channels": [8, 12]},
+            r"^params\.yaml: prior\.channels: \[8, 12\] given, allowed: one to eight multiples of 8",
+        ),
+        (
+            {**FOLDER, "train__batch_size": 1},
+            r"^params\.yaml: train\.batch_size: 1 given for images of 16x16 px, .*at least 2",
+        ),
+        (
+            {**FOLDER, "distill__train__batch_size": 1},
+            r"^params\.yaml: distill\.train\.batch_size: 1 given for images of 16x16",
+        ),
+        (
+            {**FOLDER, f"{PURIFIERS}__fst__batch_size": 1},
+            r"^params/purifiers\.yaml: fst\.batch_size: 1 given for images of 16x16",
+        ),
+        (
+            {**FOLDER, "data__reserve": 1, "detect__methods": []},
+            r"^params/purifiers\.yaml: ft\.batch_size: .* 1 image .*data\.res",
+        ),
+    ],
+)
+def test_what_does_not_go_is_said_at_once(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        checked(**changes)
+
+
+def test_batches_of_one_image_are_fine_where_maps_are_larger() -> None:
+    checked(train__batch_size=1)
