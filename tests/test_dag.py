@@ -156,7 +156,7 @@ def test_prepare_depends_on_its_source() -> None:
 
 
 def test_every_stage_script_is_a_stage() -> None:
-    shared = {"common", "parameters", "training", "robust_training", "method_params"}
+    shared = {"common", "parameters", "training", "robust_training", "method_params", "sizes"}
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())
 
