@@ -112,6 +112,10 @@ def test_the_layout_that_is_asked_for(tmp_path: Path) -> None:
     assert found["classes"] == ["cat", "dog"]
     assert found["test"] == ["test/cat/0.png", "test/dog/0.png"]
     assert "extra is left out: not called like a part" in held_notes(tmp_path, "parts")
+    with pytest.raises(
+        UserError, match=r"0 classes .*; test, train taken for parts, layout: classes takes them for classes"
+    ):
+        opened(tmp_path, *flat("test", "train"))
     assert opened(tmp_path, *flat("bus", "train"), layout="classes")["classes"] == ["bus", "train"]
     with pytest.raises(UserError, match="layout: parts given, but no folder is called train; found: bus, car"):
         opened(tmp_path, *flat("bus", "car"), layout="parts")

@@ -15,7 +15,7 @@ from ..core.errors import ParameterError, UserError
 from .folders import walk_folder
 from .links import follow
 from .member import MAX_FILE_BYTES, Found
-from .names import short, shown
+from .names import path_shown, short
 from .streams import format_of
 from .tars import read_tar, walk_tar
 from .zips import read_zip, walk_zip
@@ -96,12 +96,12 @@ def _damage_named(path: Path, items: Iterator[Item]) -> Iterator[Item]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise ParameterError(f"path: {shown(str(path))}: no such file or folder") from None
+        raise ParameterError(f"path: {path_shown(path)}: no such file or folder") from None
     # Every kind: on damaged bytes the libraries raise whatever their code comes to, and no list of kinds is whole.
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ParameterError(
-            f"path: {shown(str(path))}: {type(error).__name__} after {count} files ({short(reason)}); allowed: a folder, "
+            f"path: {path_shown(path)}: {type(error).__name__} after {count} files ({short(reason)}); allowed: a folder, "
             ".tar, .tar.gz, .tar.xz, .tar.bz2 or .zip that is whole"
         ) from None
 
@@ -137,7 +137,7 @@ def _is_folder(path: Path) -> bool:
     """Whether it is a folder or a file. Raises ParameterError for anything else: a FIFO would wait for a writer for ever."""
     mode = path.stat().st_mode
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise ParameterError(f"path: {shown(str(path))}: a FIFO, socket or device; allowed: a folder or archive")
+        raise ParameterError(f"path: {path_shown(path)}: a FIFO, socket or device; allowed: a folder or archive")
     return stat.S_ISDIR(mode)
 
 
@@ -156,5 +156,5 @@ class _Limit:
 
     def refuse(self) -> None:
         raise ParameterError(
-            f"path: {shown(str(self._path))}: expands to more than {_MAX_EXPANSION} times its size; not read any further"
+            f"path: {path_shown(self._path)}: expands to more than {_MAX_EXPANSION} times its size; not read any further"
         )

@@ -13,7 +13,7 @@ from ..core.arrays import Images
 from ..core.errors import ParameterError
 from .containers import list_members, read_members
 from .layout import Arrangement, Layout, arrange, label_of
-from .names import cut, hides, listed, short, shown
+from .names import cut, hides, listed, path_shown, short, shown
 from .source import Rows, Source
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm")
@@ -33,6 +33,7 @@ class _Listing:
         ignored: names of files that are no samples.
         notes: lines on what was passed over.
         links: name of the file that is read for it, by name of each link inside an archive.
+        parts: folders that were taken for parts.
     """
 
     samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class _Listing:
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
 
 
 def open_folder(path: Path, layout: Layout = "auto") -> Source:
@@ -63,7 +65,7 @@ def open_folder(path: Path, layout: Layout = "auto") -> Source:
     classes = tuple(sorted({label for _, label in listing.samples.get("train", [])}))
     if len(classes) < 2:
         raise ParameterError(
-            f"path: {shown(str(path))}: {len(classes)} classes with images found ({listed(classes) or 'none'}), "
+            f"path: {path_shown(path)}: {len(classes)} classes with images found ({listed(classes) or 'none'}), "
             f"allowed: at least two, as CLASS/IMAGE, or as train/CLASS/IMAGE and test/CLASS/IMAGE{_unused(listing)}"
         )
     place = {label: number for number, label in enumerate(classes)}
@@ -73,7 +75,7 @@ def open_folder(path: Path, layout: Layout = "auto") -> Source:
         strange = sorted({label for _, label in samples} - set(classes)) if part != "public" else []
         if strange:
             raise ParameterError(
-                f"path: {shown(str(path))}: {part} has classes that train has not: {listed(strange)}; "
+                f"path: {path_shown(path)}: {part} has classes that train has not: {listed(strange)}; "
                 f"allowed: {listed(classes)}"
             )
         names[part] = [name for name, _ in samples]
@@ -112,6 +114,7 @@ def _sort_out(path: Path, layout: Layout) -> _Listing:
     # Then the layout, and last each image's part and class.
     arrangement = arrange(images, layout)
     listing.notes += arrangement.notes
+    listing.parts = sorted(arrangement.parts)
     for name in images:
         part, levels = arrangement.place(name)
         if not part:
@@ -147,7 +150,7 @@ def _check_lost(path: Path, files: list[str], arrangement: Arrangement, listing:
         if isinstance(content, bytes) and content.startswith(MARKS):
             label = unknown[name]
             raise ParameterError(
-                f"path: {shown(str(path))}: {cut(label)} has {len(lost[label])} files, such as {short(name)}, an image by its "
+                f"path: {path_shown(path)}: {cut(label)} has {len(lost[label])} files, such as {short(name)}, an image by its "
                 f"content and not by its name; allowed: names that end in {', '.join(IMAGES)}"
             )
 
@@ -159,7 +162,12 @@ def _ignored(name: str) -> bool:
 
 def _unused(listing: _Listing) -> str:
     """What was found instead of samples, for a message: it says why there are none."""
-    text = ""
+    # Classes may be called like parts: then their images lie in no class folder.
+    text = (
+        f"; {listed(map(shown, listing.parts))} taken for parts, layout: classes takes them for classes"
+        if listing.parts
+        else ""
+    )
     if listing.problems:
         name, reason = listing.problems[0]
         text += f"; {len(listing.problems)} files cannot be used, the first: {cut(name)} ({cut(reason)})"

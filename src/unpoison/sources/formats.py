@@ -19,8 +19,9 @@ import numpy as np
 
 from ..core.arrays import Images, IntArray
 from ..core.errors import UserError
-from .containers import list_members, read_members, shown
+from .containers import list_members, read_members
 from .folder import open_folder
+from .names import shown
 from .pickles import load_plain
 from .source import Rows, Source
 

@@ -178,12 +178,12 @@ def _exact(folder: str) -> str:
 
 
 def _part(folder: str) -> tuple[str, int] | None:
-    """The part that a folder is called like, and the rank of the name; `seg_train`, `testSet`, `val2017` count too."""
+    """The part that a folder is called like, and the rank of the name; `seg_train`, `testSet`, `val2017` rank last."""
     if part := _exact(folder):
         return part, PARTS[part].index(folder.lower())
     words = [_GLUED.sub("", word.lower()) for word in _WORD.findall(folder)]
     found = {
-        (part, PARTS[part].index(word))
+        (part, len(PARTS[part]) + PARTS[part].index(word))
         for word in (*words[:1], *words[-1:])
         for part in ("train", "test")
         if word in PARTS[part]

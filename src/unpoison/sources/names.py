@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 SHORT = 160
 """Most letters of a name or reason in a message; lists have them whole."""
@@ -29,9 +30,14 @@ def short(name: str) -> str:
     return cut(shown(name[:SHORT] + name[-SHORT:] if len(name) > 2 * SHORT else name))
 
 
-def cut(text: str) -> str:
+def cut(text: str, most: int = SHORT) -> str:
     """Text for a message, cut in the middle where it is too long."""
-    return text if len(text) <= SHORT else f"{text[: SHORT // 2]}…{text[-SHORT // 2 :]}"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
+
+
+def path_shown(path: Path) -> str:
+    """A user's own path for a message: longer than a name inside it may be."""
+    return cut(shown(str(path)), 1000)
 
 
 def listed(names: Iterable[str]) -> str:

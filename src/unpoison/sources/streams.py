@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal, Protocol
 Format = Literal["zip", "tar", "gzip", "bzip2", "xz"]
 MEMORY = 256 << 20
 """Most memory that a decoder of xz may take: `xz -9` needs 65 MiB, a header can ask for 4 GiB."""
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 _MAGIC: dict[bytes, Format] = {
     b"\x1f\x8b\x08": "gzip",
     b"BZh": "bzip2",
