@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .containers import shown
+from .names import shown
 
 _NUMBERS = re.compile(r"[iuf][1248]|b1")
 _MOST_OPERATIONS = 2_000_000
