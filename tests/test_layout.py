@@ -150,6 +150,19 @@ def test_a_second_test_folder_is_left_out_with_a_note(tmp_path: Path) -> None:
     assert open_folder(tmp_path / "set.zip").problems[0] == ("val/0.png", "lies in no class folder")
 
 
+def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
+    train = [f"tiny/train/{label}/images/{label}_0.JPEG" for label in ("n01", "n02")]
+    held_out = [f"tiny/{part}/images/{part}_{i}.JPEG" for part in ("test", "val") for i in range(2)]
+    table = b"val_0.JPEG\tn02\t0\t0\t62\t62\nval_1.JPEG\tn01\t3\t3\t9\t9\n"
+    files = {**dict.fromkeys(train + held_out, b"x"), "tiny/val/val_annotations.txt": table}
+    (tmp_path / "set.zip").write_bytes(zip_bytes(files))
+    source = open_folder(tmp_path / "set.zip")
+    assert source.classes == ("n01", "n02")
+    assert source.names["test"] == held_out[2:]
+    assert source.labels["test"].tolist() == [1, 0]
+    assert source.notes == ["test is left out: it has classes that train has not (images)"]
+
+
 def test_a_folder_of_the_same_name_is_passed_over(tmp_path: Path) -> None:
     # As Kaggle packs the scenes of Intel, with pictures to be labelled beside them.
     names = [*parted("seg_train/seg_train", "seg_test/seg_test"), *flat("seg_pred/seg_pred")]

@@ -20,6 +20,7 @@ IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm")
 NOT_READ = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".tga", ".ico", ".svg")
 MARKS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"P6")
 """How a JPEG, PNG, WebP, BMP or PPM file begins."""
+TABLE = "val_annotations.txt"
 NAMED = 5  # folders without an image that are named
 
 
@@ -112,11 +113,12 @@ def _sort_out(path: Path, layout: Layout) -> _Listing:
         else:
             images.append(name)
     # Then the layout, and last each image's part and class.
-    arrangement = arrange(images, layout)
+    labelled = _labelled(path, contents.files)
+    arrangement = arrange([labelled.get(name, name) for name in images], layout)
     listing.notes += arrangement.notes
     listing.parts = sorted(arrangement.parts)
     for name in images:
-        part, levels = arrangement.place(name)
+        part, levels = arrangement.place(labelled.get(name, name))
         if not part:
             listing.ignored.append(shown(name))
         elif len(levels) < 2 and part != "public":
@@ -129,6 +131,22 @@ def _sort_out(path: Path, layout: Layout) -> _Listing:
     listing.problems.sort()
     listing.ignored.sort()
     return listing
+
+
+def _labelled(path: Path, files: list[str]) -> dict[str, str]:
+    """The name that each image of Tiny-ImageNet's validation part would have in a folder of its class, by its own name.
+
+    The part has a folder `images`, and beside it a table of the images' classes.
+    """
+    tables = {name for name in files if name.rpartition("/")[2] == TABLE and not hides(name)}
+    names = {}
+    for table, content in read_members(path, tables) if tables else ():
+        folder = table.rpartition("/")[0]
+        lines = content.decode("utf-8", "replace").splitlines() if isinstance(content, bytes) else []
+        for image, label in (line.split("\t")[:2] for line in lines if "\t" in line):
+            if label and "/" not in image + label:
+                names[f"{folder}/images/{image}"] = f"{folder}/{label}/{image}"
+    return names
 
 
 def _check_lost(path: Path, files: list[str], arrangement: Arrangement, listing: _Listing) -> None:
