@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The first command on PATH that a DVC stage calls `python` must be the environment's.
-RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# The first command on PATH that a DVC stage calls `python` must be the environment's, and the library the one that lies here.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
-.PHONY: setup repro report costs params test test-slow fuzz suite suite-table suite-sheet lint bench clean
+.PHONY: setup git repro report costs params test test-slow fuzz suite suite-table suite-sheet lint bench clean
 
 setup: $(READY)
 
@@ -17,7 +17,13 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-repro: setup
+# DVC works in Git repositories alone. Said before anything is installed.
+git:
+	@git --version >/dev/null 2>&1 || { echo "error: git: not found, allowed: git on PATH" >&2; exit 1; }
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "error: $(CURDIR): no Git repository, allowed: a clone, or \`git init\` \
+here first" >&2; exit 1; }
+
+repro: git setup
 	$(RUN) dvc repro
 	@$(MAKE) --no-print-directory costs
 	@echo "report:  reports/index.html"
@@ -43,11 +49,11 @@ test: setup
 	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
 
 # One published table. SCALE: the suite's first if not given; DATA=folder or archive of images; FRESH=1: everything again.
-suite: setup
+suite: git setup
 	@$(RUN) python -m unpoison.suites run "$(SUITE)" $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") \
 		$(if $(filter 1,$(FRESH)),--fresh)
 
-suite-table: setup
+suite-table: git setup
 	@$(RUN) python -m unpoison.suites table "$(SUITE)"
 
 # A picture of every trigger of a suite; EXPERIMENTS="badnets sig": only these.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +100,23 @@ def _check_data(data: prepare.Settings) -> None:
         data.check_sizes()
     if data.name in ("folder", "imagenet") and not Path(data.path).exists():
         raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
+    _check_readable(Path(data.path))
+
+
+def _check_readable(source: Path) -> None:
+    """Raises UserError for what DVC cannot hash: before `prepare` may skip a file, DVC reads all that lies in `data.path`."""
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        given = f"{PARAMS}: data.path: {str(source)!r} given, where {str(path)!r} is"
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{given} a link that leads nowhere; allowed: files and folders that DVC can read")
+        if path.is_dir() and (path == source or not path.is_symlink()):
+            # The system says of each entry what it is: only what is no plain file is looked at.
+            with os.scandir(path) as entries:
+                waiting += [Path(entry) for entry in entries if not entry.is_file(follow_symlinks=False)]
+        elif path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{given} a pipe or device; allowed: files and folders that DVC can read")
 
 
 def _check_blocks(params: Params, family: str, methods: Mapping[str, Any]) -> None:

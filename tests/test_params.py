@@ -135,6 +135,30 @@ def test_bad_value(key: str, value: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def make_dangling(path: Path) -> None:
+    path.symlink_to("nothing")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(make_dangling, "a link that leads nowhere"), (os.mkfifo, "a pipe or device")]
+)
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_what_dvc_cannot_read_is_said_before_it_tries(make: Any, what: str, on_error: str, tmp_path: Path) -> None:
+    # DVC hashes the whole source before `prepare` runs: it fails at a link to nothing, and waits for ever at a pipe.
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    (tmp_path / "photos/loop").symlink_to("../photos")
+    params = changed("data.path", str(tmp_path / "photos"))
+    params["data"] |= {"on_error": on_error}
+    check_params.check_all(params)
+    make(tmp_path / "photos/cat/x.png")
+    with pytest.raises(
+        UserError, match=rf"data\.path: .*cat/x\.png' is {what}; allowed: files and folders that DVC can read"
+    ):
+        check_params.check_all(params)
+    with pytest.raises(UserError, match=what):
+        check_params.check_all(changed("data.path", str(tmp_path / "photos/cat/x.png")))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
