@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unpoison.core.arrays import Arrays, Images, IntArray
-from unpoison.core.content_store import ContentStore, Entries
+from unpoison.core.content_store import ContentStore, Entries, read_kept, write_kept
 from unpoison.core.files import temporary
 
 VALUES = np.random.default_rng(0).integers(0, 256, (50, 4, 3), dtype=np.uint8)
@@ -113,6 +113,36 @@ def test_a_damaged_shard_is_named_and_made_again(
     assert kept.made == 25
     assert (kept.gather() == VALUES).all()
     assert f"{shard}: damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "names", "fewer", "another's"])
+def test_a_shard_of_another_kind_is_made_again(change: str, tmp_path: Path) -> None:
+    entries(tmp_path, Counter(), batch=25)
+    one, other = sorted(tmp_path.rglob("*.npz"))
+    kept = read_kept(one)
+    assert kept is not None
+    if change == "another's":
+        # Whole, with its digest, in another's place.
+        one.write_bytes(other.read_bytes())
+    else:
+        changed: Arrays = {
+            "dtype": {"values": kept["values"].astype(np.int16)},
+            "shape": {"values": kept["values"].reshape(25, 3, 4)},
+            "names": {"names": kept["names"].repeat(2, 1)},
+            "fewer": {"values": kept["values"][:-1]},
+        }[change]
+        write_kept(one, kept | changed)
+    again = entries(tmp_path, Counter(), batch=25)
+    assert again.made == 25
+    assert (again.gather() == VALUES).all()
+
+
+def test_what_is_gone_before_it_is_read_is_made_again(tmp_path: Path) -> None:
+    entries(tmp_path, Counter())
+    kept = entries(tmp_path, counter := Counter())
+    shutil.rmtree(tmp_path)
+    assert (kept.gather() == VALUES).all()
+    assert counter.entries == 50
 
 
 def test_an_asset_is_made_once_for_all_that_determines_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

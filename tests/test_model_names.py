@@ -210,6 +210,11 @@ def test_another_process_trains_and_loads_and_imports_no_more_than_it_needs(tmp_
         assert relative(load_file(output)["logits"], model(IMAGES)) < 1e-5
 
 
+def test_one_number_stands_for_square_images() -> None:
+    for size in (32, (32, 32), [32, 32]):
+        assert models.build("resnet18", width=8, num_classes=5, image_size=size).description["image_size"] == [32, 32]
+
+
 def test_tampered_weights_are_refused(tmp_path: Path) -> None:
     models.save(small(), tmp_path / "m", classes=CLASSES, made_by={})
     path = tmp_path / "m" / "model.safetensors"

@@ -70,6 +70,23 @@ def test_wrong_pretrained_weights_are_refused(tmp_path: Path) -> None:
             UserError, match=f"weights.safetensors: not the weights of timm:test_resnet as built: {message}"
         ):
             models.build("timm:test_resnet", num_classes=5, image_size=(32, 32), pretrained=str(path))
+    # What a wrapper of the network leaves in front of the names, whatever it is.
+    for prefix in ("module.", "module._orig_mod.", "model.", "anything.else."):
+        save_file({f"{prefix}{name}": value for name, value in other.items()}, path)
+        with pytest.raises(
+            UserError, match=rf"as built: every name begins with '{prefix}', as a wrapper .*; take that off"
+        ):
+            models.build("timm:test_resnet", num_classes=5, image_size=(32, 32), pretrained=str(path))
+    for change, message in (
+        (
+            {"fc.bias": other["fc.bias"] * float("nan")},
+            r"fc\.bias has values that are not finite: made by training that div",
+        ),
+        ({"fc.bias": other["fc.bias"].double()}, r"fc\.bias is \(5,\) of float64, the network has \(5,\)"),
+    ):
+        save_file(other | change, path)
+        with pytest.raises(UserError, match=message):
+            models.build("timm:test_resnet", num_classes=5, image_size=(32, 32), pretrained=str(path))
     path.write_bytes(b"\x80\x04no safetensors")
     with pytest.raises(UserError, match="not a readable safetensors file"):
         models.build("timm:test_resnet", num_classes=5, image_size=(32, 32), pretrained=str(path))

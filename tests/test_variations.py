@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from unpoison.core.content_store import read_kept, write_kept
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.variations import prior as prior_module
+from unpoison.variations.checkpoints import Checkpoints
 from unpoison.variations.colour import match_colours
 from unpoison.variations.generate import generate, names_of
 from unpoison.variations.prior import Prior, PriorRecipe, load_prior, save_prior, train_prior
@@ -21,6 +23,7 @@ from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler,
 
 RECIPE = PriorRecipe(steps=12, batch_size=16, channels=[8, 8], unshuffle=4, checkpoint_every=4)
 CPU = torch.device("cpu")
+Trained = tuple[Prior, list[dict[str, float]]]
 # Of diffusers and NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -36,10 +39,16 @@ def prior(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactory)
     return trained
 
 
+@pytest.fixture(scope="module")
+def whole(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A training that nothing stopped."""
+    return train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path_factory.mktemp("whole") / "scratch")
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
-    splits: dict[str, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    splits: dict[str, ImageSet], whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, rows = train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path / "a")
+    trained_whole, rows = whole
     steps_done = []
     real = prior_module._update_average
 
@@ -55,7 +64,80 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     resumed, resumed_rows = train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path / "b")
     assert len(steps_done) == 10 + 4  # from the checkpoint at step 8, not from the start
     assert rows == resumed_rows
-    for a, b in zip(whole.unet.parameters(), resumed.unet.parameters(), strict=True):
+    for a, b in zip(trained_whole.unet.parameters(), resumed.unet.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def stopped(public: ImageSet, scratch: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that is cut off in a step."""
+    done: list[int] = []
+    real = prior_module._update_average
+
+    def stop(*arguments: object) -> None:
+        done.append(1)
+        if len(done) == after:
+            raise KeyboardInterrupt
+        real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prior_module, "_update_average", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_prior(public, RECIPE, seed=0, scratch=scratch)
+
+
+@pytest.mark.parametrize("damage", ["newest", "all", "shapes"])
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(
+    splits: dict[str, ImageSet],
+    whole: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
+    trained_whole, rows = whole
+    scratch = tmp_path / "b"
+    stopped(splits["public"], scratch, 10, monkeypatch)
+    older, newest = sorted(scratch.glob("*.npz"))
+    if damage == "shapes":
+        # Whole, and of another network.
+        for path in (older, newest):
+            kept = read_kept(path)
+            assert kept is not None
+            write_kept(path, {name: value for name, value in kept.items() if name != "unet.conv_in.bias"})
+    else:
+        for path in (newest,) if damage == "newest" else (older, newest):
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+    # Of another step: a file whose place is not its own is none.
+    (newest.with_name(newest.name.replace("08", "09"))).write_bytes(older.read_bytes())
+    resumed, resumed_rows = train_prior(splits["public"], RECIPE, seed=0, scratch=scratch)
+    assert ("from the checkpoint at step 4" in capsys.readouterr().out) == (damage == "newest")
+    assert rows == resumed_rows
+    for a, b in zip(trained_whole.unet.parameters(), resumed.unet.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not scratch.exists()
+
+
+def test_two_processes_train_one_prior_in_one_folder(
+    splits: dict[str, ImageSet], whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_whole, rows = whole
+    real, scratch = Checkpoints.save, tmp_path / "b"
+    others: list[list[dict[str, float]]] = []
+
+    def save(self: Checkpoints, given: list[dict[str, float]]) -> None:
+        # In the middle of one, another comes, goes on from what is there, and removes it at its end.
+        if not others:
+            others.append([])
+            others[0] = train_prior(splits["public"], RECIPE, seed=0, scratch=scratch)[1]
+        real(self, given)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    trained, trained_rows = train_prior(splits["public"], RECIPE, seed=0, scratch=scratch)
+    assert others == [rows]
+    assert trained_rows == rows
+    for a, b in zip(trained_whole.unet.parameters(), trained.unet.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

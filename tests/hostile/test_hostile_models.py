@@ -172,7 +172,7 @@ MODELS = [
     Case(
         "classes-past-memory",
         tampered(network(num_classes=1 << 40), within(ABOUT, lambda about: about.update(classes=["a"]))),
-        Refused("1 classes for 1099511627776 logits"),
+        Refused(r"network\.num_classes: 1099511627776 found"),
     ),
     Case(
         "a-giant-of-a-library",
