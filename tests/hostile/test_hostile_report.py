@@ -269,6 +269,8 @@ CASES = [
     Case(
         "roc-text", replaced(ROC, "fpr,ss\n0,0\n1,x\n"), Refused(r"roc\.csv: line 3: ss: 'x' found, allowed: fractions")
     ),
+    Case("roc-huge", replaced(ROC, "fpr,ss\n0,0\n1," + "9" * 5000), Refused(r"roc\.csv: ")),
+    Case("roc-huge-column", replaced(ROC, "fpr,ss\n0," + "9" * 500), Refused(r"roc\.csv: line 2: ss: '9+' found")),
     Case("roc-nan", replaced(ROC, "fpr,ss\n0,0\n1,\n"), Refused(r"roc\.csv: line 3: ss: .nan. found")),
     Case("roc-percent", replaced(ROC, "fpr,ss\n0,0\n1,97\n"), Refused(r"roc\.csv: line 3: ss: .97. found")),
     Case("roc-backwards", replaced(ROC, "fpr,ss\n1,0\n0,1\n"), Refused(r"roc\.csv: fpr: 2 rates found, .* rising")),

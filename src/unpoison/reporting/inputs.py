@@ -79,8 +79,7 @@ def check_column(path: Path, column: pd.Series[Any], *, share: bool) -> None:
     """Raises UserError where a column holds anything but finite numbers, or a share that is none."""
     if not len(column):
         return
-    figures = pd.to_numeric(column, errors="coerce") if column.dtype.kind not in "b" else column * np.nan
-    values = figures.to_numpy(np.float64)
+    values = np.array([_number(cell) for cell in column])
     wrong = ~np.isfinite(values) | (share & ((values < 0) | (values > 1)))
     if wrong.any() or column.dtype.kind not in "iuf":
         place = int(np.argmax(wrong))
@@ -89,6 +88,14 @@ def check_column(path: Path, column: pd.Series[Any], *, share: bool) -> None:
         raise UserError(
             f"{path}: line {place + 2}: {column.name}: {str(column.iloc[place])[:40]!r} found, allowed: {allowed}"
         )
+
+
+def _number(cell: Any) -> float:
+    """A cell's number, NaN where it holds none that a float can."""
+    try:
+        return float("nan") if isinstance(cell, bool | np.bool_) else float(cell)
+    except (ValueError, OverflowError):
+        return float("nan")
 
 
 def read_roc(path: Path) -> pd.DataFrame:
