@@ -409,3 +409,16 @@ SMALL = [
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_costs_and_differences(case: Case, tmp_path: Path) -> None:
     knock(small_door, case, tmp_path)
+
+
+def test_the_three_files_are_replaced_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = {tmp_path / name: name for name in ("one", "two", "three")}
+    for path in texts:
+        path.write_text("before")
+    with pytest.raises(UnicodeEncodeError):
+        report.write_together({**texts, tmp_path / "three": "half a pair \ud800"})
+    assert [path.read_text() for path in texts] == ["before"] * 3
+    assert len(list(tmp_path.iterdir())) == 3
+    report.write_together(texts)
+    assert [path.read_text() for path in texts] == ["one", "two", "three"]
