@@ -66,7 +66,7 @@ test-slow: setup
 
 # Mutated files at every reader, for MINUTES in all; READERS="NAME ...": only these. Findings: .unpoison/fuzz.
 fuzz: setup
-	$(RUN) PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests" OMP_NUM_THREADS=1 python -m hostile.fuzz --minutes $(or $(MINUTES),5) \
+	$(RUN) PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests:$(CURDIR)/stages" OMP_NUM_THREADS=1 python -m hostile.fuzz --minutes $(or $(MINUTES),5) \
 		$(if $(READERS),--readers $(READERS)) $(if $(SEED),--seed $(SEED))
 
 lint: setup
