@@ -13,8 +13,9 @@ from pathlib import Path
 import common
 
 import pytest
+import yaml
 
-from tiny import ENVIRONMENT, ROOT
+from tiny import ENVIRONMENT, ROOT, run
 from unpoison.core.errors import UserError, one_line
 
 # A stage that says which library it uses, and does what its argument asks for.
@@ -255,3 +256,19 @@ def test_messages_are_one_printable_line() -> None:
     assert one_line("a\x1b") == "a\\x1b"
     assert one_line("b" * 5000 + "end").endswith("end")
     assert str(UserError("a\tb")) == "a\\tb"
+
+
+def test_an_experiment_in_a_folder_of_its_own_uses_its_own_code(tmp_path: Path) -> None:
+    # DVC copies the commit elsewhere for `--temp` and for queues; the environment still points to the working copy.
+    folder = make_copy(tmp_path / "clone")
+    stage = {"cmd": "python stages/small.py", "deps": ["stages", "src"]}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"small": stage}}))
+    (folder / "params.yaml").write_text("seed: 0\n")
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "init", "-q")
+    for command in ("config user.email test@example.org", "config user.name test", "add -A", "commit -qm all"):
+        run(folder, "git", *command.split())
+    said = run(folder, "dvc", "exp", "run", "--temp")
+    (line,) = [line for line in said.splitlines() if line.endswith("/src/unpoison/__init__.py clone")]
+    assert not line.startswith(f"{folder}/src")
+    assert ".dvc" in line
