@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from hostile.harness import assert_line, clean, confine
 from unpoison.core.errors import UserError
@@ -127,6 +128,9 @@ def _work(name: str, end: float, number: int, folder: Path) -> None:
     # Opened before the watch begins, which would see them.
     state, current = (os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in ("state", "current"))
     touched = confine(place, seconds=int(end - time.time()) + 60)
+    # Watched is the reader alone: Hypothesis keeps files of its own.
+    touched.done = True
+    set_hypothesis_home_dir(folder / "hypothesis")
     values = []
     for data in seeds:
         clean(place)
@@ -150,7 +154,10 @@ def _work(name: str, end: float, number: int, folder: Path) -> None:
             executions += 1
             _replace(current, data)
             _replace(state, json.dumps([executions, time.time()]).encode())
+            touched.done = False
             problem = wrong(reader, values, data, place)
+            touched.done = True
+            _replace(state, json.dumps([executions, 0]).encode())
             problem = problem or "; ".join(touched.events)
             touched.events.clear()
             assert not problem, problem
@@ -159,7 +166,6 @@ def _work(name: str, end: float, number: int, folder: Path) -> None:
             check()
         except Exception as error:
             # The smallest input that Hypothesis found is the last one that was read.
-            touched.done = True
             place.with_name("finding").write_text("".join(traceback.format_exception(error))[-4000:], encoding="utf-8")
             os._exit(1)
         number += 1_000_003
@@ -196,7 +202,7 @@ def run(reader: Reader, minutes: float, number: int) -> tuple[int, str]:
 
 
 def _state(folder: Path) -> tuple[int, float]:
-    """Executions so far and when the last one began."""
+    """Executions so far, and when the one began that is under way; 0 where none is."""
     try:
         executions, last = json.loads((folder / "state").read_text())
     except (OSError, ValueError):
