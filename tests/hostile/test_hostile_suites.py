@@ -314,7 +314,9 @@ GRADED = json.dumps({"backdoored": {"acc": 0.5}})
 
 EXPERIMENTS = [
     Case("made-here", experiment(MADE, GRADED), Accepted(["0123abcd", {"backdoored.acc": 0.5}])),
-    Case("message-of-another", experiment('{"a": 1}', GRADED), Accepted([None, {"backdoored.acc": 0.5}])),
+    Case(
+        "message-of-another", experiment('{"settings": "0123abcd"}', GRADED), Accepted([None, {"backdoored.acc": 0.5}])
+    ),
     Case("message-cut", experiment(MADE[:30], GRADED), Accepted([None, {"backdoored.acc": 0.5}])),
     Case("message-deep", experiment("[" * 100_000, GRADED), Accepted([None, {"backdoored.acc": 0.5}])),
     Case("metrics-nan", experiment(MADE, '{"backdoored": {"acc": NaN}}'), Refused("backdoored.acc: nan found")),
