@@ -281,7 +281,8 @@ def test_the_readmes_three_lines_run(project: Path) -> None:
     assert names["clean"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("stage", ["train_prior", "generate_variations"])
+# Of the prior, checkpoint by checkpoint: test_variations.py. Of every stage, at random moments: bench/faults.py.
+@pytest.mark.parametrize("stage", [pytest.param("train_prior", marks=pytest.mark.slow), "generate_variations"])
 def test_kill_9_then_the_same_bytes(project: Path, stage: str) -> None:
     shutil.copytree(ROOT / "stages", project / "stages")
     (project / "src").symlink_to(ROOT / "src")
