@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny import ROOT, TINY, digests, run, run_any, run_stages, write_params
+from preloaded import preloaded
+from tiny import ENVIRONMENT, ROOT, TINY, digests, run, run_any, run_stages, write_params
 
 COPIED = (
     "stages",
@@ -47,14 +49,16 @@ def make_project(folder: Path, changes: dict) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny project, committed after a run of all stages."""
-    folder = make_project(tmp_path_factory.mktemp("project") / "clone", TINY)
-    run(folder, sys.executable, str(ROOT / "tests" / "one_process.py"))
-    run(folder, "dvc", "commit", "--force")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "run")
-    return folder
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny project, committed after `dvc repro`; its stages run without importing torch anew each time."""
+    folder = tmp_path_factory.mktemp("project")
+    with preloaded(folder / "bin"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "PATH", f"{folder / 'bin'}{os.pathsep}{ENVIRONMENT['PATH']}")
+        clone = make_project(folder / "clone", TINY)
+        run(clone, "dvc", "repro")
+        run(clone, "git", "add", "-A")
+        run(clone, "git", "commit", "-qm", "run")
+        yield clone
 
 
 @pytest.fixture
