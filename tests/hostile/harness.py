@@ -7,6 +7,7 @@ an audit hook, whoever does it.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -170,6 +171,8 @@ def _answer(door: Door, folder: Path, pipe: int) -> None:
     """In the new process: open the folder and send what came of it; never returns."""
     try:
         touched = confine(folder)
+        # A collection would look at, and so copy, every object of the process that this is a copy of.
+        gc.freeze()
         before = _peak()
         try:
             kind, value = "accepted", door(folder)
