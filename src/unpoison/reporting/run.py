@@ -13,6 +13,7 @@ from ..core.hyperparameters import Count
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..poisoning.triggered import Triggered
+from ..poisoning.policy import class_name
 from ..poisoning.truth import Truth
 
 
@@ -68,8 +69,8 @@ class Run:
     losses: Any = None
 
     def class_name(self, label: int) -> str:
-        """A class by number and name: `2 (10)`."""
-        return f"{label} ({self.data.classes[label]})"
+        """A class by number and name, `2 (10)`, or by number where that is its name."""
+        return class_name(label, self.data.classes)
 
     @property
     def poisoned(self) -> Mask | None:
