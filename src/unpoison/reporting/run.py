@@ -12,8 +12,8 @@ from ..core.arrays import Mask
 from ..core.hyperparameters import Count
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
-from ..poisoning.triggered import Triggered
 from ..poisoning.policy import class_name
+from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
 
 
