@@ -39,6 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def change(clone: Path, file: str, overrides: dict[str, Any]) -> None:
+    # ruamel's round trip, which keeps comments and builds plain values only.
     yaml, path = YAML(), clone / file
     values = yaml.load(path)
     for key, value in overrides.items():

@@ -142,6 +142,7 @@ def array(name: str, edit: Callable[[Any], NDArray[Any]]) -> Change:
     """What `edit` makes of the array in a .npy file."""
 
     def change(folder: Path) -> None:
+        # Written only: some edits put objects into the array, which readers must refuse.
         np.save(folder / name, edit(np.load(folder / name)), allow_pickle=True)
 
     return change
