@@ -159,3 +159,20 @@ def test_bad_parameters_leave_everything_as_it_was(project: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
     run(project, "git", "checkout", "-q", ".")
     assert {name: d for name, d in digests(project).items() if not name.startswith("data/checked")} == before
+
+
+@pytest.mark.slow
+def test_a_clone_that_has_run_nothing_takes_experiments_in_any_order(tmp_path: Path) -> None:
+    # Its lock file names outputs of the default run, which it has neither in the working tree nor in a cache.
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(ROOT), str(clone))
+    run(clone, "git", "config", "user.email", "test@example.org")
+    run(clone, "git", "config", "user.name", "test")
+    write_params(clone, TINY)
+    run(clone, "git", "commit", "-qam", "tiny")
+    with preloaded(tmp_path / "bin"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "PATH", f"{tmp_path / 'bin'}{os.pathsep}{ENVIRONMENT['PATH']}")
+        assert "poison" in stages_run(run(clone, "dvc", "exp", "run", "-S", "attack.poison_rate=0.05", "poison"))
+        run(clone, "git", "checkout", "-q", ".")
+        assert "report" in stages_run(run(clone, "dvc", "exp", "run"))
+    assert "Data and pipelines are up to date" in run(clone, "dvc", "status")
