@@ -6,7 +6,7 @@ libraries' own. They are imported only when one of theirs is asked for: the impo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,8 @@ from ..core.weights import WithoutMemory, shapes_of
 from ..data.imageset import ImageSet
 from .checkpoint import DESCRIPTION, ModelManifest, check_weights, digest_of, open_weights, read_about, save
 from .classifier import AUXILIARY_WEIGHT, Backbone, Classifier
-from .densenet import densenet121
-from .preactresnet import preactresnet18
+from .networks import NETWORKS
 from .pretrained import LibraryOptions, check_path
-from .resnet import resnet18, resnet34, resnet50
-from .vgg import vgg19_bn
 
 __all__ = [
     "AUXILIARY_WEIGHT",
@@ -41,14 +38,6 @@ __all__ = [
     "save",
 ]
 
-NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "preactresnet18": preactresnet18,
-    "vgg19_bn": vgg19_bn,
-    "densenet121": densenet121,
-}
 PREFIXES = ("torchvision", "timm")
 # Pixels of an image that a network from elsewhere is tried out with.
 _MOST_TRIED = 1 << 16

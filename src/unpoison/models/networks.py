@@ -1,0 +1,20 @@
+"""The networks of this package by name. What a stage runs (`core.code`) is the file of one of them, not this table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .classifier import Backbone
+from .densenet import densenet121
+from .preactresnet import preactresnet18
+from .resnet import resnet18, resnet34, resnet50
+from .vgg import vgg19_bn
+
+NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "preactresnet18": preactresnet18,
+    "vgg19_bn": vgg19_bn,
+    "densenet121": densenet121,
+}
