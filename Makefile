@@ -48,10 +48,11 @@ params: setup
 test: setup
 	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
 
-# One published table. SCALE: the suite's first if not given; DATA=folder or archive of images; FRESH=1: everything again.
+# One published table. SCALE: the suite's first if not given; DATA=folder or archive of images; EXPERIMENTS="badnets
+# blended-0.1": only these; FRESH=1: everything again.
 suite: git setup
 	@$(RUN) python -m unpoison.suites run "$(SUITE)" $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") \
-		$(if $(filter 1,$(FRESH)),--fresh)
+		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS)) $(if $(filter 1,$(FRESH)),--fresh)
 
 suite-table: git setup
 	@$(RUN) python -m unpoison.suites table "$(SUITE)"

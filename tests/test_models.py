@@ -42,6 +42,8 @@ TABLE = [
     Row("preactresnet18", {"width": 8, "final_norm": False}, 32, 64, (64, 4)),
     Row("vgg19_bn", {"width": 8}, 32, 64, (64, 1)),
     Row("densenet121", {"growth": 8}, 32, 256, (256, 4)),
+    Row("compact", {"width": 16}, 32, 64, (64, 2)),
+    Row("compact_resnet", {"width": 16}, 32, 64, (64, 2)),
     Row("torchvision:convnext_tiny", {}, 64, 768, (768, 2)),
     Row("torchvision:densenet121", {}, 64, 1024, (1024, 2)),
     Row("torchvision:efficientnet_b0", {}, 64, 1280, (1280, 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.training.augment import AUGMENTATIONS
 from unpoison.training.loop import fit
+from unpoison.training.muon import orthogonalised
 from unpoison.training.optimizer import Optimizer
 from unpoison.training.recipe import AugmentationName, Recipe, rates
 from unpoison.training.recipes import RECIPES, recipe_named
@@ -67,6 +69,7 @@ def test_schedules_per_batch_are_torchs_own() -> None:
         "onecycle": plain(schedulers.OneCycleLR, 12, max_lr=0.1, total_steps=13),
         "cosine": plain(schedulers.CosineAnnealingLR, 12, T_max=12),
         "multistep": plain(schedulers.MultiStepLR, 12, milestones=[6, 9], gamma=0.1),
+        "linear": plain(schedulers.LinearLR, 12, start_factor=1.0, end_factor=0.0, total_iters=12),
         "constant": [0.1] * 12,
     }
     for schedule, values in expected.items():
@@ -87,6 +90,7 @@ def test_schedules_per_batch_are_torchs_own() -> None:
         (Recipe(epochs=8, schedule="multistep", schedule_epochs=4), {1: 0.1, 2: 0.01, 3: 0.001, 7: 0.001}),
         (Recipe(epochs=4, schedule="multistep", milestones=[1, 3], gamma=0.5), {0: 0.1, 1: 0.05, 2: 0.05, 3: 0.025}),
         (Recipe(epochs=3, schedule="multistep", milestones=[]), {0: 0.1, 2: 0.1}),
+        (Recipe(epochs=4, schedule="linear", schedule_epochs=2), {0: 0.1, 1: 0.05, 2: 0, 3: 0}),
     ],
 )
 def test_lengths_and_milestones(recipe: Recipe, expected: dict[int, float]) -> None:
@@ -127,6 +131,45 @@ def test_steps_are_those_of_torchs_optimizers(name: str) -> None:
         assert torch.allclose(own, other, atol=1e-6)
     optimizer.zero_grad()
     assert all(parameter.grad is None for parameter in ours)
+
+
+def test_orthogonalised_update_has_the_singular_vectors_and_none_of_the_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(12, 5, generator=generator))[0]
+    right = torch.linalg.qr(torch.randn(5, 5, generator=generator))[0]
+    values = torch.tensor([1.0, 0.9, 0.5, 0.3, 0.1])
+    for matrix, orthogonal in ((left * values @ right, left @ right), ((left * values @ right).T, (left @ right).T)):
+        update = orthogonalised(matrix)
+        # The polynomial by hand on each singular value, three times over.
+        expected = values / matrix.norm()
+        for _ in range(3):
+            expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+        assert torch.allclose(torch.linalg.svdvals(update), expected.sort(descending=True)[0], atol=1e-5)
+        assert expected.min() > 0.5
+        assert expected.max() < 1.25
+        assert torch.nn.functional.cosine_similarity(update.flatten(), orthogonal.flatten(), dim=0) > 0.97
+    assert (orthogonalised(torch.zeros(3, 4)) == 0).all()
+
+
+def test_muon_steps_by_hand() -> None:
+    recipe = Recipe(optimizer="muon", lr=0.2, sgd_lr=0.1, momentum=0.6, weight_decay=0.5, schedule="linear", epochs=2)
+    # One filter of one weight: its norm is one number, and the orthogonalised update its sign times a constant.
+    filters = torch.nn.Parameter(torch.full((1, 1, 1, 1), -3.0))
+    head = torch.nn.Parameter(torch.tensor([[2.0]]))
+    optimizer = Optimizer(recipe, [filters, head])
+    length = float(orthogonalised(torch.ones(1, 1)))
+    assert 0.7 < length < 1.2
+    weight, bias, buffer = -3.0, 2.0, 0.0
+    for rate, gradient in zip(rates(recipe, 1), (1.0, -4.0), strict=True):
+        filters.grad, head.grad = torch.full_like(filters, gradient), torch.full_like(head, gradient)
+        optimizer.step(rate)
+        # Muon: the sign of gradient + 0.6 * (sum so far), from a weight of norm 1. SGD: Nesterov of 0.85, decay 0.5.
+        weight = math.copysign(1.0, weight) - rate.lr * length * math.copysign(1.0, gradient)
+        decayed = gradient + 0.5 * bias
+        buffer = 0.85 * buffer + decayed
+        bias -= rate.lr / 2 * (decayed + 0.85 * buffer)
+        assert filters.item() == pytest.approx(weight, rel=1e-5)
+        assert head.item() == pytest.approx(bias, rel=1e-6)
 
 
 def test_default_parameters_are_the_default_recipe() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -152,6 +153,30 @@ def test_bad_values_of_what_varies(tmp_path: Path) -> None:
     other = changed("experiments/badnets/published/none", {"source": "paper", "asr": {0.1: 0.9}}, other)
     with pytest.raises(UserError, match=r"experiments\.badnets\.published\.none: nothing given, allowed: its figures"):
         read(tmp_path, other)
+
+
+def test_overrides_of_one_value(tmp_path: Path) -> None:
+    scale = {**FILE["scales"]["small"], "set": {"train.epochs": 2}, "set_for": {0.05: {"train.epochs": 9}}}
+    suite = read(tmp_path, changed("scales/small", scale, VARIED))
+    assert [suite.overrides("small", name)["train.epochs"] for name in ("badnets-0.1", "badnets-0.05")] == [2, 9]
+    assert suite.settings("small", "badnets-0.1") != suite.settings("small", "badnets-0.05")
+    for key, message in (
+        (0.2, "scales.small.set_for: '0.2' given, allowed: 0.1, 0.05, 0.4"),
+        (0.05, "set_for.0.05.seed"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            read(tmp_path, changed("scales/small/set_for", {key: {"seed": 1}}, VARIED))
+
+
+def test_chosen_experiments(tmp_path: Path) -> None:
+    suite = read(tmp_path, VARIED)
+    assert [row.experiment for row in rows_of(suite, "small", ["badnets-0.05"])] == ["badnets-0.05"] * 3
+    chosen = rows_of(suite, "small", ["blended-0.4", "badnets"])
+    assert [row.experiment for row in chosen][:3] == ["badnets-0.1", "blended-0.4", "badnets-0.05"]
+    with pytest.raises(
+        UserError, match=r"EXPERIMENTS: 'trojan' given, allowed: badnets, badnets-0\.1, badnets-0\.05, blended"
+    ):
+        rows_of(suite, "small", ["trojan"])
 
 
 def test_unreadable_and_unknown_suites(tmp_path: Path) -> None:

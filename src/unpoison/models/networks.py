@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .classifier import Backbone
+from .compact import compact, compact_resnet
 from .densenet import densenet121
 from .preactresnet import preactresnet18
 from .resnet import resnet18, resnet34, resnet50
@@ -17,4 +18,6 @@ NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
     "preactresnet18": preactresnet18,
     "vgg19_bn": vgg19_bn,
     "densenet121": densenet121,
+    "compact": compact,
+    "compact_resnet": compact_resnet,
 }

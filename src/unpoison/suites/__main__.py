@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         repository = Repository.here()
         if given.command == "run":
-            run(repository, given.name, given.scale, given.data, fresh=given.fresh)
+            run(repository, given.name, given.scale, given.data, only=given.experiments, fresh=given.fresh)
         elif given.command == "table":
             say(write_table(repository, given.name), end="")
         elif given.command == "repair":
@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (runner, drawer):
         command.add_argument("--scale", help="one of the suite's, the first if not given")
         command.add_argument("--data", help="a folder or archive of images, in the place of the suite's data set")
+        command.add_argument("--experiments", nargs="+", default=[], metavar="NAME", help="only these")
     runner.add_argument("--fresh", action="store_true", help="make all runs again, without the cache")
-    drawer.add_argument("--experiments", nargs="+", default=[], metavar="NAME", help="only these")
     drawer.add_argument("--images", type=int, default=3, help="how many images")
     return parser
 

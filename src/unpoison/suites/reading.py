@@ -185,6 +185,10 @@ def _check_scale(
     scale: Scale, where: str, experiments: Mapping[str, Experiment], methods: Mapping[str, Method]
 ) -> None:
     _check_overrides(scale.set, f"{where}.set")
+    values = dict.fromkeys(experiment.value for experiment in experiments.values() if experiment.value)
+    _check_known(map(str, scale.set_for), f"{where}.set_for", values)
+    for value, overrides in scale.set_for.items():
+        _check_overrides(overrides, f"{where}.set_for.{value}")
     names = dict.fromkeys(name for key, experiment in experiments.items() for name in (experiment.name, key))
     _check_known(scale.reasons, f"{where}.reasons", [f"{name}.{method}" for name in names for method in methods])
     if not scale.seeds or len(set(scale.seeds)) < len(scale.seeds) or max(scale.seeds) > LARGEST_SEED:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -23,13 +23,22 @@ from .suite import Overrides, Row, Suite, rows_of
 CODE = ("src", "stages", "params.yaml", "params", "dvc.yaml")
 
 
-def run(repository: Repository, name: str, scale: str | None, data: str | None, *, fresh: bool) -> None:
+def run(
+    repository: Repository,
+    name: str,
+    scale: str | None,
+    data: str | None,
+    *,
+    only: Collection[str] = (),
+    fresh: bool = False,
+) -> None:
     """Make the runs of a suite that do not exist yet.
 
     Args:
         name: the suite's.
         scale: the scale's; None: the suite's first.
         data: a folder or archive of images, in the place of the suite's data set.
+        only: experiments; none: all.
         fresh: make all runs again, and take no stage from the cache.
 
     Raises:
@@ -38,12 +47,12 @@ def run(repository: Repository, name: str, scale: str | None, data: str | None, 
     """
     suite = read_suite(name, repository.suites)
     scale, data = chosen(suite, scale, data)
-    root = repository.root
+    root, rows = repository.root, rows_of(suite, scale, only)
     with repository.locked() as lock:
         synchronise(repository, suite)
         commit = git(root, "rev-parse", "HEAD")
         params = params_at(root, commit)
-        wanted = {row: overrides_of(suite, row, params, root, data) for row in rows_of(suite, scale)}
+        wanted = {row: overrides_of(suite, row, params, root, data) for row in rows}
         known = experiments(root)
         todo = {
             row: overrides
@@ -57,7 +66,7 @@ def run(repository: Repository, name: str, scale: str | None, data: str | None, 
             shutil.rmtree(repository.clone, ignore_errors=True)
     if failed:
         raise UserError(f"suites/{name}.yaml: {len(failed)} of {len(wanted)} runs failed: {', '.join(failed)}")
-    say(f"{name}, scale {scale}: all runs are done; the table: make suite-table SUITE={name}")
+    say(f"{name}, scale {scale}: {'these' if only else 'all'} runs are done; the table: make suite-table SUITE={name}")
 
 
 def chosen(suite: Suite, scale: str | None, data: str | None) -> tuple[str, str | None]:

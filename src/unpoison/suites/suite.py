@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..core.errors import UserError
 from ..core.files import sha256_json
 from ..core.hyperparameters import Fraction, Whole
 
@@ -73,6 +75,7 @@ class Scale:
         seeds: one run per experiment and seed.
         cost: estimate of what all its runs cost, in words.
         set: overrides of every run at this scale.
+        set_for: further overrides by value of what the suite varies.
         why: why its figures deviate from the published ones.
         reasons: the same for one line, by `EXPERIMENT.METHOD`.
     """
@@ -81,6 +84,7 @@ class Scale:
     seeds: list[Whole]
     cost: str
     set: Overrides = field(default_factory=dict)
+    set_for: dict[str | float, Overrides] = field(default_factory=dict)
     why: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -111,7 +115,9 @@ class Suite:
 
     def overrides(self, scale: str, experiment: str) -> Overrides:
         """An experiment's override comes before its scale's, and that before the suite's."""
-        return {**self.set, **self.scales[scale].set, **self.experiments[experiment].set}
+        about, own = self.scales[scale], self.experiments[experiment]
+        of_value = {str(value): overrides for value, overrides in about.set_for.items()}.get(own.value, {})
+        return {**self.set, **about.set, **of_value, **own.set}
 
     def settings(self, scale: str, experiment: str) -> str:
         """Eight digits that change with the overrides; not with the data set, which the command line may replace."""
@@ -140,7 +146,19 @@ class Row:
         return f"{suite.name}-{self.scale}-{self.experiment}-s{self.seed}"
 
 
-def rows_of(suite: Suite, scale: str) -> list[Row]:
-    """The runs of a scale in their order: stopped half way, every experiment has as many seeds, and its first values."""
-    experiments = sorted(suite.experiments, key=lambda name: suite.experiments[name].place)
+def rows_of(suite: Suite, scale: str, only: Collection[str] = ()) -> list[Row]:
+    """The runs of a scale in their order: stopped half way, every experiment has as many seeds, and its first values.
+
+    Args:
+        only: experiments, by the suite's name or by that of the runs (`badnets`, `badnets-0.1`); none: all.
+
+    Raises:
+        UserError: an experiment that the suite does not have.
+    """
+    names = {label: own for own, about in suite.experiments.items() for label in (about.name, own)}
+    for given in only:
+        if given not in names:
+            raise UserError(f"EXPERIMENTS: {given!r} given, allowed: {', '.join(names)}")
+    chosen = [own for own, about in suite.experiments.items() if not only or {own, about.name} & {*only}]
+    experiments = sorted(chosen, key=lambda name: suite.experiments[name].place)
     return [Row(scale, name, seed) for seed in suite.scales[scale].seeds for name in experiments]

@@ -23,13 +23,15 @@ class Recipe:
         epochs: passes over the data.
         batch_size: images per step.
         drop_last: whether an epoch's last batch is left out where it is smaller than the others.
-        optimizer: `sgd` (with `momentum`) or `adam` (betas 0.9, which `onecycle` moves as it does momentum, and 0.999).
-        lr: peak learning rate.
-        momentum: momentum of SGD. `onecycle` moves it from 0.95 to 0.85 at the peak and back, whatever is given here.
+        optimizer: `sgd` (with `momentum`), `adam` (betas 0.9, which `onecycle` moves as it does momentum, and 0.999), or
+            `muon` for convolutions beside SGD (Nesterov, 0.85) for biases, batch norm and linear layers.
+        lr: peak learning rate; Muon's is the length of a step in each direction of a filter bank.
+        sgd_lr: peak learning rate of the SGD beside Muon, along the same schedule.
+        momentum: momentum of SGD or Muon. `onecycle` moves it from 0.95 to 0.85 at the peak and back, whatever is given here.
         nesterov: whether SGD's momentum, which then must be above 0, is Nesterov's.
-        weight_decay: L2 penalty of the optimiser.
-        schedule: `onecycle` (Smith & Topin 2018), `cosine` to 0, `multistep` (times `gamma` at each of `milestones`),
-            `constant`.
+        weight_decay: L2 penalty of the optimiser; none on what Muon trains, whose norm is fixed.
+        schedule: `onecycle` (Smith & Topin 2018), `cosine` to 0, `linear` to 0, `multistep` (times `gamma` at each of
+            `milestones`), `constant`.
         schedule_per: interval at which the learning rate changes, every `batch` or, as in published CIFAR code, every
             `epoch`.
         schedule_epochs: length of the schedule in epochs; None for `epochs`. A longer one is cut off by the end of
@@ -43,12 +45,13 @@ class Recipe:
     epochs: Epochs = 20
     batch_size: Count = 128
     drop_last: bool = False
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "muon"] = "sgd"
     lr: Positive = 0.1
+    sgd_lr: Positive = 0.05
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 5e-4
-    schedule: Literal["onecycle", "cosine", "multistep", "constant"] = "onecycle"
+    schedule: Literal["onecycle", "cosine", "linear", "multistep", "constant"] = "onecycle"
     schedule_per: Literal["batch", "epoch"] = "batch"
     schedule_epochs: Epochs | None = None
     milestones: list[Epochs] | tuple[Epochs, ...] | None = None
@@ -92,7 +95,7 @@ def rates(recipe: Recipe, steps_per_epoch: int) -> list[Rate]:
 
 
 def _rate(recipe: Recipe, position: int, length: int, per_epoch: int) -> Rate:
-    momentum = recipe.momentum if recipe.optimizer == "sgd" else 0.9
+    momentum = 0.9 if recipe.optimizer == "adam" else recipe.momentum
     if recipe.schedule == "onecycle":
         # torch's OneCycleLR and its defaults: up from lr / 25 during three tenths of the way, down to lr / 250,000 for the
         # rest, momentum the other way round. Its first phase ends at 0.3 * total - 1, a position that need not be whole.
@@ -106,6 +109,8 @@ def _rate(recipe: Recipe, position: int, length: int, per_epoch: int) -> Rate:
     if recipe.schedule == "cosine":
         # Past its length the cosine rises again: published recipes that rely on torch's formula do as well.
         return Rate(_between(recipe.lr, 0.0, position / length), momentum)
+    if recipe.schedule == "linear":
+        return Rate(recipe.lr * max(0.0, 1 - position / length), momentum)
     if recipe.schedule == "multistep":
         milestones: list[int] = [length // 2, length * 3 // 4]
         if recipe.milestones is not None:
