@@ -1,4 +1,4 @@
-"""Check the parameters as a whole, before any stage touches an output: every other stage depends on this one's mark.
+"""Check the parameters as a whole, before any stage touches an output: every other stage depends on what this one writes.
 
 python stages/check_params.py                # the stage
 python stages/check_params.py --runs < JSON  # several sets of parameters at once, by name; prints the hardware
@@ -6,7 +6,6 @@ python stages/check_params.py --runs < JSON  # several sets of parameters at onc
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -27,10 +26,10 @@ import report
 import train_prior
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
 from sizes import check_sizes
+from stage_code import write_stage_code
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.compute.device import hardware
-from unpoison.core.code import digest_of
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.core.files import new_folder, write_json
@@ -167,26 +166,19 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
 
 
 def attacks_in_use(params: Params) -> dict[str, Any]:
-    """What `poison` depends on besides the file and parameters of `attack.name`: those of the attacks a plan is made of."""
+    """What `poison` depends on besides its code and the parameters of `attack.name`: those of a plan's attacks."""
     chosen = poison.settings(params)
     if chosen.name in SINGLE:
         return {}
-    used = {wanted.attack: wanted.method for wanted in chosen.intents}
-    return {
-        name: {
-            "code": digest_of(Path(inspect.getfile(method.make))),
-            "parameters": params[FAMILIES["attacks"].as_posix()].get(name),
-        }
-        for name, method in used.items()
-    }
+    own = params[FAMILIES["attacks"].as_posix()]
+    return {name: own.get(name) for name in {wanted.attack for wanted in chosen.intents}}
 
 
 def main() -> list[Path]:
     params = load_params()
     check_all(params)
     with new_folder(CHECKED) as staging:
-        # The bytes never change, so nothing runs again for it: it only comes first.
-        write_json(staging / "params.json", {"checked": True})
+        write_stage_code(staging, params)
         write_json(staging / "attack.json", attacks_in_use(params))
     return [CHECKED]
 

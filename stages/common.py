@@ -78,8 +78,9 @@ SCRATCH = Path(os.environ.get("UNPOISON_SCRATCH") or ".unpoison")
 sys.excepthook = explain
 use_own_code()
 
+from unpoison.core.code import digest_of, source_of  # noqa: E402
 from unpoison.core.errors import UserError, one_line  # noqa: E402
-from unpoison.core.files import write_json  # noqa: E402
+from unpoison.core.files import read_json, write_json  # noqa: E402
 
 CHECKED = Path("data/checked")
 BASE = Path("data/base")
@@ -100,6 +101,8 @@ METRICS = Path("reports/metrics.json")
 CURVES = Path("reports/curves")
 GRADED = Path("data/graded.json")
 COSTS = SCRATCH / "costs"
+RECIPES = "unpoison.training.recipes"
+"""The module of recipes by name: a stage depends on the recipe that it trains by, not on the others."""
 
 
 def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = False) -> None:
@@ -117,6 +120,9 @@ def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = Fal
             raise UserError(f"UNPOISON_SCRATCH: {str(SCRATCH)!r} given, which is a file; allowed: a folder")
         if not _in_group(name, together):
             _start_processes(together)
+        # `check_params` writes what the others check; which attack `poison` runs is for its parameters to say.
+        if name not in ("check_params", "poison"):
+            check_code(name)
         outputs = main()
     except UserError as error:
         # Of several processes each says so: the first to end takes the others with it.
@@ -125,6 +131,31 @@ def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = Fal
         _record_cost(name, time.perf_counter() - start)
         say(f"{name}: wrote {', '.join(map(str, outputs))}")
     leave()
+
+
+def code_file(stage: str, checked: Path = CHECKED) -> Path:
+    """The file with the code of a stage: its name as in `dvc.yaml` (`detect@cd`); `poison@NAME` for each attack."""
+    return checked / "code" / f"{stage.replace('@', '/')}.json"
+
+
+def check_code(stage: str) -> None:
+    """Raises UserError where DVC runs a stage whose code is not what `check_params` found, before the stage does anything.
+
+    It was edited since: DVC would keep the outputs under digests of code that did not make them.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return  # run by hand, and kept under no digest
+    noted = read_json(code_file(stage))
+    modules = dict(noted["modules"])
+    if noted["recipe"] is not None:
+        modules |= read_json(code_file("recipes"))["modules"]
+    for module, digest in modules.items():
+        file = source_of(module, STAGES)
+        if file is None or digest_of(file) != digest:
+            raise UserError(
+                f"{file or module}: changed since `check_params` ran, allowed: the code that it noted; "
+                "run `dvc repro` again"
+            )
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import ATTACKER_TRAINING, ATTACKER_TRIGGERS, BASE, POISONED, SCRATCH, TRUTH, run_stage
+from common import ATTACKER_TRAINING, ATTACKER_TRIGGERS, BASE, POISONED, SCRATCH, TRUTH, check_code, run_stage
 
 import numpy as np
 
@@ -87,6 +87,7 @@ def main() -> list[Path]:
     params = load_params()
     train = open_split(BASE, "train")
     seed, chosen = seed_of(params), settings(params, train.classes)
+    check_code(f"poison@{chosen.name}")
     poisoned: Poisoned | None = None
     if chosen.intents:
         with attack_keys():

@@ -30,6 +30,7 @@ class Thing:
     """A class."""
 
     size: int = 3
+    """An attribute."""
 
     def area(self, factor=1):
         """A method."""
@@ -60,6 +61,7 @@ def digest(folder: Path, source: str) -> str:
         ('"""A class."""', '"""Some class."""'),
         ('        """A method."""\n', ""),
         ('"""A coroutine."""', '"""Wait."""'),
+        ('    """An attribute."""\n', ""),
         ("self.size**2 * factor", "((self.size ** 2)\n            * factor)"),
         ("\n\nclass Thing", "\n\n\n\nclass Thing"),
         ('"not a docstring"', "'not a docstring'"),

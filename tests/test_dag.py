@@ -1,19 +1,27 @@
-"""`dvc.yaml` against the code: dependencies are the real imports, no defence sees the answer, imports point one way."""
+"""`dvc.yaml` against the code: a stage depends on what it runs, no defence sees the answer, imports point one way."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from common import code_file
+
 import pytest
 import yaml
 
+import stage_code
+from parameters import Params, load_params
 from prepare import SOURCES
+from stage_code import code_of_stages, write_stage_code
 from unpoison.attacks import ATTACKS, SINGLE
-from unpoison.core.code import imports_of
+from unpoison.core import code
+from unpoison.core.code import digest_of, imports_of, source_of
 from unpoison.detection import DETECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
@@ -23,9 +31,9 @@ LIBRARY = ROOT / "src" / "unpoison"
 STAGES: dict[str, dict[str, Any]] = {
     name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
-# A family's `__init__` is a table of its methods. A stage that runs one method depends on that method's file by template,
-# and not on the table, so that a new method reruns no other.
+# Tables, which import all that is in them. A stage depends on what it takes from one, so that a new entry reruns nothing.
 TABLES = {LIBRARY / family / "__init__.py" for family in ("attacks", "detection", "purification", "robust")}
+TABLES |= {LIBRARY / "models" / "networks.py", LIBRARY / "training" / "recipes.py"}
 # Stage to the folder of its methods, the template that names one, and the methods that it can run.
 FAMILIES = {
     "poison": ("attacks", "${attack.name}", ATTACKS),
@@ -59,84 +67,167 @@ MAY_IMPORT = {
 def imported(path: Path) -> frozenset[Path]:
     """The project's files that a file imports by name."""
     package = ".".join(path.relative_to(ROOT / "src").parent.parts) if LIBRARY in path.parents else ""
-    files = set(imports_of(path, package).values())
-    if not package:
-        names = {
-            alias.name
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Import)
-            for alias in node.names
-        }
-        names |= {
-            str(node.module) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
-        }
-        files |= {script for name in names if (script := ROOT / "stages" / f"{name}.py").is_file()}
-    return frozenset(files)
+    return frozenset(imports_of(path, package).values())
 
 
-def closure(path: Path) -> set[Path]:
-    """A file and all it imports, tables of methods left out."""
+def closure(paths: set[Path]) -> set[Path]:
+    """Files and all that they import, tables left out; of the networks, that of the parameters."""
     reached: set[Path] = set()
-    waiting = [path]
+    waiting = list(paths)
     while waiting:
         file = waiting.pop()
-        if file not in reached and file not in TABLES:
+        if file == LIBRARY / "models" / "networks.py":
+            waiting.append(LIBRARY / "models" / "resnet.py")
+        elif file not in reached and file not in TABLES:
             reached.add(file)
             waiting += imported(file)
     return reached
-
-
-def listed(stage: str) -> list[str]:
-    return [dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "stages/"))]
-
-
-def needed(stage: str) -> set[str]:
-    """The files that a stage runs, relative to the repository; a method's own by its template."""
-    files = closure(ROOT / "stages" / f"{stage}.py")
-    own: set[Path] = set()
-    if stage in FAMILIES:
-        folder, _, methods = FAMILIES[stage]
-        own = {LIBRARY / folder / f"{name}.py" for name in methods}
-        files = files.union(*map(closure, own))
-    names = {file.relative_to(ROOT).as_posix() for file in files - own}
-    return names | ({f"src/unpoison/{folder}/{FAMILIES[stage][1]}.py"} if own else set())
 
 
 def lies_under(file: str, dep: str) -> bool:
     return file == dep or file.startswith(f"{dep}/")
 
 
+@cache
+def params() -> Params:
+    return load_params(ROOT)
+
+
+@cache
+def stage_codes() -> dict[str, dict[str, Any]]:
+    return code_of_stages(params())
+
+
+def names_of(stage: str) -> list[str]:
+    """A stage by the names of its code: one, or one for each method."""
+    return [f"{stage}@{method}" for method in FAMILIES[stage][2]] if stage in FAMILIES else [stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_code(stage: str) -> None:
+    listed = [dep for dep in STAGES[stage]["deps"] if dep.startswith(("src", "stages", "data/checked/code"))]
+    if stage == "check_params":
+        assert listed == ["stages", "src/unpoison"]
+        assert {"params.yaml", "params", "stages", "src/unpoison"} == set(STAGES[stage]["deps"])
+        assert "data/checked/code" in STAGES[stage]["outs"]
+    else:
+        # What depends on it comes after `check_params`, which refuses bad parameters before an output is touched.
+        name = f"{stage}@{FAMILIES[stage][1]}" if stage in FAMILIES else stage
+        assert listed == [code_file(name).as_posix()]
+
+
+def test_every_stage_has_code(tmp_path: Path) -> None:
+    expected = [name for stage in STAGES if stage != "check_params" for name in names_of(stage)]
+    assert set(stage_codes()) == set(expected)
+    write_stage_code(tmp_path, params())
+    written = {path: json.loads(path.read_text()) for path in tmp_path.rglob("*.json")}
+    assert set(written) == {code_file(name, tmp_path) for name in (*expected, "recipes")}
+    # Tuples are lists in JSON.
+    assert written[code_file("train_backdoored", tmp_path)] == json.loads(json.dumps(stage_codes()["train_backdoored"]))
+
+
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "check_params"])
-def test_dependencies_are_what_is_imported(stage: str) -> None:
-    files = needed(stage)
-    missing = sorted(file for file in files if not any(lies_under(file, dep) for dep in listed(stage)))
-    assert missing == [], "imported and not listed"
-    unused = [dep for dep in listed(stage) if not any(lies_under(file, dep) for file in files)]
-    assert unused == [], "listed and not imported"
+def test_code_is_what_is_imported(stage: str) -> None:
+    assert params()["model"]["name"] == params()["attack"]["surrogate"]["model"]["name"] == "resnet18"
+    for name in names_of(stage):
+        own = {LIBRARY / FAMILIES[stage][0] / f"{name.partition('@')[2]}.py"} if stage in FAMILIES else set[Path]()
+        files = {module: source_of(module, ROOT / "stages") for module in stage_codes()[name]["modules"]}
+        assert set(files.values()) == closure({ROOT / "stages" / f"{stage}.py", *own}), name
+        for module, digest in stage_codes()[name]["modules"].items():
+            file = files[module]
+            assert file is not None
+            assert digest == digest_of(file)
 
 
-def test_an_import_that_is_not_listed_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The two assertions above, with one folder taken out and one put in.
-    monkeypatch.setitem(
-        STAGES, "extract", {"deps": [d for d in STAGES["extract"]["deps"] if d != "src/unpoison/models"]}
-    )
-    with pytest.raises(AssertionError, match="imported and not listed"):
-        test_dependencies_are_what_is_imported("extract")
-    monkeypatch.setitem(STAGES, "purify", {"deps": [*STAGES["purify"]["deps"], "src/unpoison/variations"]})
-    with pytest.raises(AssertionError, match="listed and not imported"):
-        test_dependencies_are_what_is_imported("purify")
+def test_a_plan_runs_its_attacks() -> None:
+    # The parameters name two attacks that the plan is made of.
+    with_plan = {**params(), "attack": {**params()["attack"], "name": "multi"}}
+    modules = code_of_stages(with_plan)["poison@multi"]["modules"]
+    assert {name for name in modules if ".attacks." in name} == {
+        f"unpoison.attacks.{name}" for name in ("multi", "badnets", "blended")
+    }
 
 
-def test_everything_is_checked_first() -> None:
-    for name, stage in STAGES.items():
-        assert ("data/checked/params.json" in stage["deps"]) == (name != "check_params"), name
-    assert {"params.yaml", "params", "stages", "src/unpoison"} == set(STAGES["check_params"]["deps"])
+def test_a_stage_has_the_recipe_that_it_trains_by() -> None:
+    for name, about in stage_codes().items():
+        script = ROOT / "stages" / f"{name.partition('@')[0]}.py"
+        reached = set().union(*map(imported, closure({script})))
+        assert (about["recipe"] is not None) == (LIBRARY / "training" / "recipes.py" in reached), name
+    sections = {"train": "fast", "distill": {**params()["distill"], "train": {"recipe": "fst"}}}
+    changed = code_of_stages({**params(), **sections, "train": {"recipe": "fast"}})
+    assert {name for name in changed if changed[name] != stage_codes()[name]} == {
+        "train_backdoored",
+        "distill_student",
+        *names_of("train_robust"),
+    }
+    assert changed["distill_student"]["recipe"]["epochs"] == 100
+
+
+def test_a_stage_has_the_network_that_it_runs() -> None:
+    attack = {**params()["attack"], "surrogate": {"model": {"name": "densenet121"}}}
+    codes = code_of_stages({**params(), "model": {"name": "vgg19_bn"}, "attack": attack})
+    networks = {f"unpoison.models.{name}" for name in ("preactresnet", "vgg", "densenet")}
+    assert networks & set(codes["poison@lc"]["modules"]) == {"unpoison.models.densenet"}
+    for stage in ("train_backdoored", "extract", "distill_student", "purify@ft", "detect@cd", "evaluate"):
+        assert networks & set(codes[stage]["modules"]) == {"unpoison.models.vgg"}, stage
+
+
+TRAINED = {"train_backdoored", "distill_student", "train_robust", "purify"}
+# Attacks that train a network of their own by the loop.
+WITH_NETWORKS = {f"poison@{name}" for name in ("trojan", "lc", "lf", "feature_collision")}
+
+
+def those(expected: set[str]) -> set[str]:
+    """The names of stages' code; a stage alone stands for all its methods."""
+    return {name for name in stage_codes() if {name, name.partition("@")[0]} & expected}
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("unpoison.training.loop", TRAINED | WITH_NETWORKS),
+        ("unpoison.training.recipes", set()),
+        ("unpoison.detection.cd", {"detect@cd"}),
+        ("unpoison.detection", set()),
+        ("unpoison.attacks.lf", {"poison@lf"}),
+        ("unpoison.attacks", set()),
+        ("unpoison.models.vgg", set()),
+        ("unpoison.models.resnet", TRAINED | {"poison", "extract", "detect", "evaluate"}),
+        ("unpoison.models.networks", set()),
+        ("unpoison.sources.build", {"prepare"}),
+        ("unpoison.reporting.sections", {"report"}),
+        ("training", TRAINED - {"purify"}),
+        ("common", set(STAGES)),
+        ("stage_code", set()),
+    ],
+)
+def test_an_edit_reruns_what_runs_it(module: str, expected: set[str]) -> None:
+    assert {name for name, about in stage_codes().items() if module in about["modules"]} == those(expected)
+
+
+def test_comments_and_new_entries_rerun_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, stages = tmp_path / "unpoison", tmp_path / "stages"
+    skipped = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(LIBRARY, library, ignore=skipped)
+    shutil.copytree(ROOT / "stages", stages, ignore=skipped)
+    for path in [*library.rglob("*.py"), *stages.glob("*.py")]:
+        path.write_text(f"# A comment.\n\n{path.read_text()}\n\n# Another one.\n")
+    for path in (library / "models/networks.py", library / "detection/__init__.py", library / "training/recipes.py"):
+        path.write_text(f"{path.read_text()}\nfrom . import new\n")
+        (path.parent / "new.py").write_text("NEW = True\n")
+    # And an edit of code, which is seen.
+    with (library / "training/loop.py").open("a") as file:
+        file.write("\n\ndef new():\n    return 1\n")
+    monkeypatch.setattr(code, "ROOT", library)
+    monkeypatch.setattr(stage_code, "STAGES", stages)
+    changed = {name for name, about in code_of_stages(params()).items() if about != stage_codes()[name]}
+    assert changed == those(TRAINED | WITH_NETWORKS)
 
 
 @pytest.mark.parametrize("stage", DEFENCES)
 def test_defences_cannot_see_the_answer(stage: str) -> None:
     answers = ["data/truth", "data/attacker", "data/triggered", "data/base/test", "reports", "data/checked/attack.json"]
-    answers += [f"src/unpoison/{folder}" for folder in ("attacks", "crafting", "poisoning", "evaluation", "reporting")]
+    answers += [f"data/checked/code/{name}" for name in ("poison", "stamp_test.json", "evaluate.json", "report.json")]
     for dep in STAGES[stage]["deps"]:
         for answer in answers:
             assert not lies_under(dep, answer), dep
@@ -144,6 +235,10 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
     for entry in STAGES[stage].get("params", []):
         for key in [entry] if isinstance(entry, str) else entry:
             assert not key.startswith(("attack", "params/attacks")), key
+    folders = ("attacks", "crafting", "poisoning", "evaluation", "reporting")
+    for name in names_of(stage):
+        for module in stage_codes()[name]["modules"]:
+            assert not module.startswith(tuple(f"unpoison.{folder}" for folder in folders)), module
 
 
 def test_no_training_sees_the_test() -> None:
@@ -156,7 +251,7 @@ def test_prepare_depends_on_its_source() -> None:
 
 
 def test_every_stage_script_is_a_stage() -> None:
-    shared = {"common", "parameters", "training", "robust_training", "method_params", "sizes"}
+    shared = {"common", "parameters", "training", "robust_training", "method_params", "sizes", "stage_code"}
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())
 

@@ -12,16 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import run_stage
+from common import code_file, run_stage
 
 import numpy as np
 import pytest
 import torch
 
+import poison
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
 from unpoison import models
 from unpoison.core.errors import UserError
-from unpoison.core.files import read_json
+from unpoison.core.files import read_json, write_json
 from unpoison.data.store import open_split
 
 
@@ -257,6 +258,54 @@ def test_an_error_ends_a_stage_with_one_line_and_status_1(capsys: pytest.Capture
     with pytest.raises(SystemExit) as caught:
         run_stage("some stage", main)
     assert caught.value.code == "error: params.yaml: seed: -1 given, allowed: a whole number"
+
+
+def noted_otherwise(stage: str, module: str) -> None:
+    """Another digest of a module, as if its file had been edited since `check_params` ran."""
+    noted = read_json(code_file(stage))
+    assert noted["modules"][module]
+    write_json(code_file(stage), {**noted, "modules": {**noted["modules"], module: "0" * 64}})
+
+
+@pytest.mark.parametrize(
+    ("stage", "noted", "module"),
+    [
+        ("detect@cd", "detect@cd", "unpoison.detection.cd"),
+        ("train_backdoored", "train_backdoored", "training"),
+        ("train_backdoored", "recipes", "unpoison.training.recipes"),
+        ("poison", "poison@badnets", "unpoison.attacks.badnets"),
+    ],
+)
+def test_a_stage_runs_the_code_that_was_noted(
+    project: Path, stage: str, noted: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    main = poison.main if stage == "poison" else lambda: ran.append(stage) or []
+    noted_otherwise(noted, module)
+    before = digests(project)
+    # Only DVC keeps outputs under digests of code, and it says that it runs a stage.
+    monkeypatch.setenv("DVC_STAGE", stage)
+    with pytest.raises(SystemExit) as caught:
+        run_stage(stage, main)
+    file = module.rpartition(".")[2]
+    said, file = str(caught.value.code), module.rpartition(".")[2]
+    assert re.match(
+        rf"error: /.*/{file}\.py: changed since `check_params` ran, allowed: .*; run `dvc repro` again$", said
+    )
+    assert digests(project) == before
+    assert ran == []
+
+
+def test_a_stage_runs_where_its_code_is_as_noted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.leave", lambda: None)
+    ran: list[str] = []
+    for stage, given in (("detect@cd", "detect@cd"), ("report", ""), ("purify@fst", "purify@fst")):
+        if not given:
+            # By hand nothing is asked for.
+            noted_otherwise("report", "common")
+        monkeypatch.setenv("DVC_STAGE", given) if given else monkeypatch.delenv("DVC_STAGE")
+        run_stage(stage, lambda stage=stage: ran.append(stage) or [])
+    assert ran == ["detect@cd", "report", "purify@fst"]
 
 
 def test_a_stage_with_a_bad_input_keeps_its_earlier_output(project: Path) -> None:

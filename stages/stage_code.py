@@ -1,0 +1,90 @@
+"""The code that every stage runs: digests of its script's modules, in the file that the stage depends on.
+
+A changed comment in the library reruns `check_params`, which writes the same files again, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import RECIPES, STAGES, code_file
+
+from parameters import Params
+from poison import settings
+from training import network_of, recipe_of
+from unpoison.attacks import ATTACKS
+from unpoison.core.code import code_of, digest_of, source_of
+from unpoison.core.files import write_json
+from unpoison.detection import DETECTORS
+from unpoison.models.networks import NETWORKS
+from unpoison.purification import PURIFIERS
+from unpoison.robust import ROBUST
+
+WHOLE = (
+    "prepare",
+    "train_backdoored",
+    "stamp_test",
+    "extract",
+    "train_prior",
+    "generate_variations",
+    "distill_student",
+    "evaluate",
+    "report",
+)
+"""Stages that run the same code whatever the methods."""
+
+METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "poison": ("unpoison.attacks", ATTACKS),
+    "train_robust": ("unpoison.robust", ROBUST),
+    "purify": ("unpoison.purification", PURIFIERS),
+    "detect": ("unpoison.detection", DETECTORS),
+}
+"""Stages that run one method: the family's package, which is the table of its methods, and the methods by name."""
+
+
+TRAINED_BY = {"train_backdoored": "train", "train_robust": "train", "distill_student": "distill.train"}
+"""Stages that train by a recipe of the parameters, and its section."""
+
+
+def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
+    """What every stage runs, and every method whether it is used or not: `modules`, digests by name; `recipe`, or None.
+
+    Args:
+        params: all parameters, which must be right.
+
+    Returns:
+        By the stage's name as in `dvc.yaml` (`detect@cd`); `poison@NAME` for each attack.
+    """
+    # A table imports all that is in it, and a new entry is to rerun nothing: what counts is the entry that is run. Of methods
+    # that is the stage's own, of networks the attacker's in `poison` and the victim's elsewhere, of recipes their values.
+    attack, victim = settings(params), network_of(params)
+    tables = {table: list[str]() for table in (RECIPES, *(package for package, _ in METHODS.values()))}
+    found: dict[str, dict[str, Any]] = {}
+    for stage in (*WHOLE, *METHODS):
+        network = (attack.network if stage == "poison" else victim)["name"]
+        tables["unpoison.models.networks"] = [NETWORKS[network].__module__] if network in NETWORKS else []
+        recipe = attack.recipe if stage == "poison" else None
+        if stage in TRAINED_BY:
+            recipe = recipe_of(params, TRAINED_BY[stage])
+        package, methods = METHODS.get(stage, ("", {}))
+        # A plan in use runs the attacks that it is made of.
+        plan = {attack.name: {wanted.attack for wanted in attack.intents}} if stage == "poison" else {}
+        for name in methods or [""]:
+            own = [f"{package}.{method}" for method in {name, *plan.get(name, ())} if method]
+            modules = code_of(stage, *own, scripts=STAGES, tables=tables)
+            about = {"modules": modules, "recipe": None if recipe is None else asdict(recipe)}
+            found[f"{stage}@{name}" if name else stage] = about
+    return found
+
+
+def write_stage_code(folder: Path, params: Params) -> None:
+    """Write the code of every stage into the folder of `check_params`."""
+    for stage, about in code_of_stages(params).items():
+        write_json(code_file(stage, folder), about)
+    # No stage depends on it: it shows those which train whether the recipe is still the one that was noted.
+    table = source_of(RECIPES)
+    assert table is not None
+    write_json(code_file("recipes", folder), {"modules": {RECIPES: digest_of(table)}, "recipe": None})
