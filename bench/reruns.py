@@ -3,7 +3,7 @@
     python bench/reruns.py       # about ten minutes on two cores; prints a Markdown table
 
 Each edit is made to the clone after a whole run, `dvc repro` runs, and the clone goes back. Edits of code add a line that
-changes no result: what runs then is what DVC runs for any change of the file. The scenario has every detector and purifier.
+changes no result: what runs then is what DVC runs for any change of code in the file. The scenario has every detector and purifier.
 """
 
 from __future__ import annotations
@@ -75,6 +75,26 @@ def edited(*files: str) -> Callable[[Path], None]:
     return edit
 
 
+def commented(clone: Path) -> None:
+    """A comment at the end of every file of the library and of the stages."""
+    for path in [*clone.glob("src/unpoison/**/*.py"), *clone.glob("stages/*.py")]:
+        path.write_text(path.read_text(encoding="utf-8") + "\n# A comment.\n", encoding="utf-8")
+
+
+def new_network(clone: Path) -> None:
+    """A network `new` that is a copy of another one: its file and its line."""
+    folder = clone / "src" / "unpoison" / "models"
+    (folder / "new.py").write_text((folder / "vgg.py").read_text(encoding="utf-8"), encoding="utf-8")
+    text = (folder / "networks.py").read_text(encoding="utf-8")
+    text += '\nfrom . import new\n\nNETWORKS["new"] = new.vgg19_bn\n'
+    (folder / "networks.py").write_text(text, encoding="utf-8")
+
+
+def new_recipe(clone: Path) -> None:
+    path = clone / "src" / "unpoison" / "training" / "recipes.py"
+    path.write_text(path.read_text(encoding="utf-8") + '\nRECIPES["new"] = RECIPES["fast"]\n', encoding="utf-8")
+
+
 def new_method(family: str, table: str, like: str) -> Callable[[Path], None]:
     """A method `new` that is a copy of another one, as CONTRIBUTING.md says: its file, its line, `make params`."""
 
@@ -92,6 +112,9 @@ def new_method(family: str, table: str, like: str) -> Callable[[Path], None]:
 
 
 EDITS: dict[str, Callable[[Path], None]] = {
+    "a comment in every file": commented,
+    "a new network": new_network,
+    "a new recipe": new_recipe,
     "a new detector": new_method("detection", "DETECTORS", "ss"),
     "an edit of the training loop": edited("training/loop.py"),
     "a new attack": new_method("attacks", "ATTACKS", "tact"),

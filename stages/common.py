@@ -120,9 +120,7 @@ def run_stage(name: str, main: Callable[[], list[Path]], *, together: bool = Fal
             raise UserError(f"UNPOISON_SCRATCH: {str(SCRATCH)!r} given, which is a file; allowed: a folder")
         if not _in_group(name, together):
             _start_processes(together)
-        # `check_params` writes what the others check; which attack `poison` runs is for its parameters to say.
-        if name not in ("check_params", "poison"):
-            check_code(name)
+        check_code(name)
         outputs = main()
     except UserError as error:
         # Of several processes each says so: the first to end takes the others with it.
@@ -143,8 +141,9 @@ def check_code(stage: str) -> None:
 
     It was edited since: DVC would keep the outputs under digests of code that did not make them.
     """
-    if "DVC_STAGE" not in os.environ:
-        return  # run by hand, and kept under no digest
+    # Run by hand, or a stage without such a file: `check_params`, which writes them, and `poison`, which first looks up its attack.
+    if "DVC_STAGE" not in os.environ or not code_file(stage).exists():
+        return
     noted = read_json(code_file(stage))
     modules = dict(noted["modules"])
     if noted["recipe"] is not None:

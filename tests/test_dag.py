@@ -264,6 +264,13 @@ def test_no_stage_knows_a_method_by_name() -> None:
         assert not methods & texts, path
 
 
+def test_every_import_is_written_out() -> None:
+    # Any other would not be in the code that a stage depends on.
+    for path in LIBRARY.rglob("*.py"):
+        for word in ("import_module", "__import__", "runpy"):
+            assert word not in path.read_text(), f"{path}: {word}"
+
+
 def test_library_knows_no_configuration() -> None:
     for path in LIBRARY.rglob("*.py"):
         text = path.read_text()
