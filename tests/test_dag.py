@@ -224,6 +224,12 @@ def test_comments_and_new_entries_rerun_nothing(tmp_path: Path, monkeypatch: pyt
     assert changed == those(TRAINED | WITH_NETWORKS)
 
 
+def test_every_training_is_kept_by_the_cache() -> None:
+    # DVC keeps no run of a stage that has an output outside its cache, but for plots and metrics.
+    for name in set(STAGES) - {"evaluate", "report"}:
+        assert [out for out in STAGES[name]["outs"] if not isinstance(out, str)] == [], name
+
+
 @pytest.mark.parametrize("stage", DEFENCES)
 def test_defences_cannot_see_the_answer(stage: str) -> None:
     answers = ["data/truth", "data/attacker", "data/triggered", "data/base/test", "reports", "data/checked/attack.json"]

@@ -134,7 +134,10 @@ def test_plots_and_dag(project: Path) -> None:
     shutil.rmtree(project / "dvc_plots")
     # No plot but those that are asked for, and the ROC of whatever detectors there are.
     shown = json.loads(run_any(project, "dvc", "plots", "show", "--json").stdout)
-    assert set(shown["data"]) == {"Training", "Prior", "ROC"}
+    assert set(shown["data"]) == {
+        "ROC",
+        *(f"reports/training/{name}.csv" for name in ("backdoored", "prior", "student")),
+    }
     assert {"fpr", "cd"} <= set(shown["data"]["ROC"][0]["content"]["data"]["values"][0])
 
 
