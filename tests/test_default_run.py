@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import CHECKED
+from common import CHECKED, code_file
 
 import pytest
 import yaml
@@ -59,14 +59,16 @@ def md5_of(path: Path) -> str:
 def test_the_lock_file_is_of_this_tree(tmp_path: Path) -> None:
     # The code that the stages run, not the files: `check_params`, which depends on those, runs in seconds, and writes the same
     # after a changed comment.
-    write_stage_code(tmp_path / CHECKED, load_params(ROOT))
-    changed = {
-        f"{stage}: {dep['path']}"
-        for stage, locked in LOCK.items()
-        for root, start in ((tmp_path, "data/checked/code/"), (ROOT, "data/source"))
-        for dep in locked["deps"]
-        if dep["path"].startswith(start) and md5_of(root / dep["path"]) != dep["md5"]
-    }
+    params = load_params(ROOT)
+    write_stage_code(tmp_path / CHECKED, params)
+    changed = set()
+    for stage in set(LOCK) - {"check_params"}:
+        path = code_file(f"poison@{params['attack']['name']}" if stage == "poison" else stage)
+        locked = {dep["path"]: dep["md5"] for dep in LOCK[stage]["deps"]}
+        changed |= {stage} if locked.get(path.as_posix()) != md5_of(tmp_path / path) else set()
+        changed |= {
+            path for path, md5 in locked.items() if path.startswith("data/source") and md5_of(ROOT / path) != md5
+        }
     assert changed == set(), "run `dvc repro` and commit dvc.lock"
 
 
