@@ -32,6 +32,7 @@ from .checks import check_batch_of_one, check_trained, diverged
 from .distributed import World, world
 from .optimizer import Optimizer
 from .recipe import Recipe, rates
+from .whitening import whiten
 
 Loss = Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(model, float images [b, c, h, w], labels int64 [b]) -> (logits [b, classes], loss of each sample [b])"""
@@ -116,7 +117,9 @@ def fit(
     if 1 in plan.sizes:
         check_batch_of_one(model, data, recipe)
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
-    optimizer = Optimizer(recipe, model.parameters() if parameters is None else parameters)
+    trained = list(model.parameters() if parameters is None else parameters)
+    held = [whiten(model, data).requires_grad_(False)] if recipe.whiten else []
+    optimizer = Optimizer(recipe, trained)
     schedule = rates(recipe, plan.steps_per_epoch)
     fast = compiled(plain, device, recipe.epochs * len(data))
     # On the device: reading a loss in each step would make the CPU wait for the GPU.
@@ -157,6 +160,8 @@ def fit(
         )
         # Only now, as NaN would have spoilt the mean.
         losses[epoch, plan.left_out(order)] = torch.nan
+    for filters in held:
+        filters.requires_grad_()
     here.average_buffers(model)
     model.eval()
     check_trained(model, data, recipe, what)
