@@ -42,8 +42,8 @@ TABLE = [
     Row("preactresnet18", {"width": 8, "final_norm": False}, 32, 64, (64, 4)),
     Row("vgg19_bn", {"width": 8}, 32, 64, (64, 1)),
     Row("densenet121", {"growth": 8}, 32, 256, (256, 4)),
-    Row("compact", {"width": 16}, 32, 64, (64, 2)),
-    Row("compact_resnet", {"width": 16}, 32, 64, (64, 2)),
+    Row("compact", {"width": 8}, 32, 32, (32, 3)),
+    Row("compact_resnet", {"width": 8}, 32, 32, (32, 3)),
     Row("torchvision:convnext_tiny", {}, 64, 768, (768, 2)),
     Row("torchvision:densenet121", {}, 64, 1024, (1024, 2)),
     Row("torchvision:efficientnet_b0", {}, 64, 1280, (1280, 2)),
@@ -199,6 +199,8 @@ def test_cd_takes_a_vision_transformer() -> None:
         ("preactresnet18", {}, 11_171_146 + 2 * 512),
         ("vgg19_bn", {}, 20_040_522),
         ("densenet121", {}, 6_956_298),
+        # By hand: stem 24 * 13, convolutions 9 * (24 * 32 + 32 * 32 + 32 * 128 + 3 * 128 * 128), batch norms 2 * 576, head 1,290.
+        ("compact", {}, 312 + 9 * (24 * 32 + 32 * 32 + 32 * 128 + 3 * 128 * 128) + 2 * (2 * 32 + 4 * 128) + 1_290),
     ],
 )
 def test_published_size(name: str, arguments: dict[str, Any], parameters: int) -> None:

@@ -34,6 +34,7 @@ RATES: dict[str, dict[int, float]] = {
     "cd": {0: 0.1, 44: 0.1, 45: 0.01, 59: 0.01},
     "backdoorbench": {0: 0.01, 25: 0.008535534, 50: 0.005, 75: 0.001464466, 99: 2.467198e-6},
     "struppek": {0: 0.001, 29: 0.001, 30: 1e-4, 49: 1e-4, 50: 1e-5, 99: 1e-5},
+    "compact": {0: 0.12, 1: 0.108, 5: 0.06, 9: 0.012},
     "fast": {0: 0.008, 1: 0.06032298, 5: 0.15884986, 9: 0.00952555},
 }
 
@@ -252,7 +253,7 @@ def test_names_of_augmentations_agree() -> None:
 
 def row(name: str, recipe: Recipe) -> list[str]:
     """A recipe as docs/training.md writes it, without the source."""
-    optimizer = f"{recipe.optimizer}, {recipe.momentum:g}" if recipe.optimizer == "sgd" else recipe.optimizer
+    optimizer = f"{recipe.optimizer}, {recipe.momentum:g}" if recipe.optimizer != "adam" else recipe.optimizer
     schedule = f"{recipe.schedule} per {recipe.schedule_per}"
     if recipe.milestones:
         schedule += f", × {recipe.gamma:g} after {' and '.join(map(str, recipe.milestones))}"

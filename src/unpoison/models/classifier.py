@@ -7,14 +7,20 @@ how to read it as one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 # Weight of each auxiliary head's loss: the value of the Inception-v3 authors' own training code (Szegedy et al., 2016).
 # GoogLeNet's paper (2015) gives 0.3 for its two heads.
 AUXILIARY_WEIGHT = 0.4
+# Of a network's first stage. Training with fewer than 8 channels corrupts the heap in torch 2.15 on CPUs with AVX2 and no
+# AVX-512 ("free(): invalid pointer"): oneDNN's weight gradient of a 1x1 convolution with stride 2, as in the ResNets'
+# shortcuts, writes past its end for channels_last images of fewer than 8 input channels. With 8 and more, glibc's heap
+# checks find nothing.
+Width = Annotated[int, Ge(8)]
 
 
 class GlobalAverage(nn.Module):

@@ -11,14 +11,11 @@ one, as ResNet-9 (Page 2018) has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated
 
-from annotated_types import Ge
 from torch import Tensor, nn
 
-from .classifier import Backbone
+from .classifier import Backbone, Width
 
-Width = Annotated[int, Ge(8)]
 # On the features, as in both papers on the logits: batch norm leaves maxima of 2 to 4, too much for a head as it starts.
 SCALE = 1 / 8
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .classifier import Backbone, GlobalAverage
-from .resnet import Width
+from .classifier import Backbone, GlobalAverage, Width
 
 DEPTHS = (6, 12, 24, 16)
 COMPRESSION = 0.5

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .classifier import Backbone, GlobalAverage
-from .resnet import Width
+from .classifier import Backbone, GlobalAverage, Width
 
 
 class PreActBlock(nn.Module):

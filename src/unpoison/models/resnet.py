@@ -8,17 +8,12 @@ for ``resnet18``); width 16 (0.7 M) is what two CPU cores train in a minute.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge
 from torch import Tensor, nn
 
-from .classifier import Backbone, GlobalAverage
+from .classifier import Backbone, GlobalAverage, Width
 
-# Training with fewer than 8 channels corrupts the heap in torch 2.15 on CPUs with AVX2 and no AVX-512 ("free(): invalid
-# pointer"): oneDNN's weight gradient of a 1x1 convolution with stride 2, here the shortcut's, writes past its end for
-# channels_last images of fewer than 8 input channels. With 8 and more, glibc's heap checks find nothing.
-Width = Annotated[int, Ge(8)]
 Stem = Literal["conv3", "conv3_pool"]
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .classifier import Backbone, GlobalAverage
-from .resnet import Width
+from .classifier import Backbone, GlobalAverage, Width
 
 # Convolutions of each group, and their channels as a multiple of the width.
 GROUPS = ((2, 1), (2, 2), (4, 4), (4, 8), (4, 8))
