@@ -13,7 +13,7 @@ from unpoison.purification import PURIFIERS
 from unpoison.sources import digits
 from unpoison.training.checks import check_batch_of_one
 from unpoison.training.recipe import Recipe
-from unpoison.variations.prior import PriorRecipe, check_recipe
+from unpoison.variations.prior_training import PriorRecipe, check_recipe
 
 # Side and channels of the sets whose images are all of one size.
 SHAPES = {

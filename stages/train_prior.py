@@ -17,7 +17,8 @@ from unpoison.core.errors import file_of, keys_of
 from unpoison.core.files import new_file, sha256_json
 from unpoison.core.manifest import write_absent
 from unpoison.data.store import open_split
-from unpoison.variations.prior import PriorRecipe, check_recipe, save_prior, train_prior
+from unpoison.variations.prior import save_prior
+from unpoison.variations.prior_training import PriorRecipe, check_recipe, train_prior
 
 CURVE = TRAINING / "prior.csv"
 

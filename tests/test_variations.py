@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from unpoison.compute.muon import orthogonalised
 from unpoison.core.content_store import read_kept, write_kept
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.variations import prior as prior_module
+from unpoison.variations import prior_training, schedule
 from unpoison.variations.checkpoints import Checkpoints
 from unpoison.variations.colour import match_colours
 from unpoison.variations.generate import generate, names_of
-from unpoison.variations.prior import Prior, PriorRecipe, load_prior, save_prior, train_prior
+from unpoison.variations.optimizer import Optimizer
+from unpoison.variations.prior import Prior, load_prior, save_prior
+from unpoison.variations.prior_training import PriorRecipe, train_prior
 from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler, vary
 
 RECIPE = PriorRecipe(steps=12, batch_size=16, channels=[8, 8], unshuffle=4, checkpoint_every=4)
@@ -31,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(scope="module")
 def prior(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Prior:
     scratch = tmp_path_factory.mktemp("prior") / "scratch"
-    recipe = PriorRecipe(steps=24, batch_size=32, channels=[8, 16], checkpoint_every=12)
+    recipe = PriorRecipe(steps=24, batch_size=32, unshuffle=2, channels=[8, 16], checkpoint_every=12)
     trained, rows = train_prior(splits["public"], recipe, seed=0, scratch=scratch)
     assert [row["step"] for row in rows] == [12, 24]
     assert rows[1]["loss"] < rows[0]["loss"]
@@ -50,7 +54,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     trained_whole, rows = whole
     steps_done = []
-    real = prior_module._update_average
+    real = prior_training._update_average
 
     def stop_at_ten(*arguments: object) -> None:
         steps_done.append(1)
@@ -58,7 +62,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prior_module, "_update_average", stop_at_ten)
+    monkeypatch.setattr(prior_training, "_update_average", stop_at_ten)
     with pytest.raises(KeyboardInterrupt):
         train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path / "b")
     resumed, resumed_rows = train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path / "b")
@@ -71,7 +75,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 def stopped(public: ImageSet, scratch: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that is cut off in a step."""
     done: list[int] = []
-    real = prior_module._update_average
+    real = prior_training._update_average
 
     def stop(*arguments: object) -> None:
         done.append(1)
@@ -80,7 +84,7 @@ def stopped(public: ImageSet, scratch: Path, after: int, monkeypatch: pytest.Mon
         real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(prior_module, "_update_average", stop)
+        patch.setattr(prior_training, "_update_average", stop)
         with pytest.raises(KeyboardInterrupt):
             train_prior(public, RECIPE, seed=0, scratch=scratch)
 
@@ -144,8 +148,8 @@ def test_two_processes_train_one_prior_in_one_folder(
 def test_prior_round_trip_and_tampering(prior: Prior, tmp_path: Path) -> None:
     save_prior(prior, tmp_path / "p", made_by={})
     again = load_prior(tmp_path / "p")
-    x, t = torch.rand(1, 12, 16, 16), torch.tensor(5)
-    assert torch.allclose(prior.unet(x, t).sample, again.unet(x, t).sample, atol=1e-5)
+    x, t = torch.rand(1, 12, 16, 16), torch.tensor([5])
+    assert torch.allclose(prior.unet(x, t), again.unet(x, t), atol=1e-5)
     path = tmp_path / "p" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="digest mismatch"):
@@ -168,8 +172,54 @@ def test_more_noise_than_the_prior_knows_is_refused(prior: Prior, splits: dict[s
 
 
 def test_loss_weights_stop_at_five() -> None:
-    weights = prior_module.min_snr_weights(torch.tensor([0.99, 0.5, 0.2]))
+    weights = schedule.min_snr_weights(torch.tensor([0.99, 0.5, 0.2]))
     assert weights.tolist() == pytest.approx([5.0, 1.0, 0.25])
+
+
+def test_schedule_is_that_of_the_samplers() -> None:
+    samplers, left = make_scheduler(SamplerSettings())[0], schedule.alphas_cumprod()
+    assert torch.allclose(left, samplers.alphas_cumprod, atol=1e-6)
+    clean, noise, at = torch.rand(3, 12, 4, 4), torch.randn(3, 12, 4, 4), torch.tensor([0, 499, 999])
+    noised = schedule.noised(clean, noise, left[at])
+    assert torch.allclose(noised, samplers.add_noise(clean, noise, at), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+def test_orthogonalised_keeps_directions_and_evens_their_sizes(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    inside = u.T @ orthogonalised(matrix, 5) @ v.T
+    assert (inside - inside.diag().diag()).abs().max() < 1e-6
+    assert 0.6 < inside.diag().min() < inside.diag().max() < 1.3
+    # One step, by its formula.
+    x = matrix / matrix.norm()
+    once = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    assert torch.allclose(orthogonalised(matrix, 1), once, atol=1e-6)
+    assert torch.equal(orthogonalised(torch.zeros(*shape), 3), torch.zeros(*shape))
+
+
+def test_optimizer_steps_filters_by_muon_and_the_rest_by_adamw(prior: Prior) -> None:
+    ours, torchs = deepcopy(prior.unet), deepcopy(prior.unet)
+    optimizer, adamw = Optimizer(ours), torch.optim.AdamW(torchs.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(0)
+    before = ours.mid.conv1.weight.detach().clone()
+    for number in (1, 2):
+        for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        optimizer.step(1e-3, number)
+        adamw.step()
+        if number == 1:
+            # The momentum of a first gradient is its tenth, and all of the two point the same way.
+            assert ours.mid.conv1.weight.grad is not None
+            update = orthogonalised(ours.mid.conv1.weight.grad.flatten(1), 3) * 0.2 * (16 * 9) ** 0.5
+            expected = before * (1 - 1e-5) - 1e-3 * update.view(before.shape)
+            assert torch.allclose(ours.mid.conv1.weight, expected, atol=1e-6)
+    theirs = dict(torchs.named_parameters())
+    for name, value in ours.named_parameters():
+        as_adamw = torch.allclose(value, theirs[name], atol=1e-6)
+        assert as_adamw == (value.ndim < 4 or name.startswith("conv_")), name
 
 
 def test_encode_and_decode_are_inverse(prior: Prior) -> None:
@@ -265,7 +315,7 @@ def test_equal_images_under_other_keys_have_other_names() -> None:
 def test_sides_that_do_not_fit_are_padded_and_cut_back(shape: tuple[int, int, int], tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
     data = ImageSet(images, np.arange(12) % 3, ("a", "b", "c"))
-    recipe = PriorRecipe(steps=2, batch_size=4, channels=[8, 8, 8])
+    recipe = PriorRecipe(steps=2, batch_size=4, unshuffle=2, channels=[8, 8, 8])
     trained, rows = train_prior(data, recipe, seed=0, scratch=tmp_path / "scratch")
     assert np.isfinite([row["loss"] for row in rows]).all()
     save_prior(trained, tmp_path / "p", made_by={})
@@ -296,7 +346,7 @@ def test_a_prior_that_diverges_ends_with_one_line(
     with pytest.raises(ParameterError, match=said):
         train_prior(splits["public"], replace(RECIPE, lr=1e30), seed=0, scratch=tmp_path / "a")
     # The last step's damage, which no loss shows.
-    real, calls = prior_module._update_average, []
+    real, calls = prior_training._update_average, []
 
     def damage(average: Any, unet: Any, decay: float) -> None:
         real(average, unet, decay)
@@ -304,7 +354,7 @@ def test_a_prior_that_diverges_ends_with_one_line(
         if len(calls) == 4:
             average.conv_out.bias.data[0] = torch.inf
 
-    monkeypatch.setattr(prior_module, "_update_average", damage)
+    monkeypatch.setattr(prior_training, "_update_average", damage)
     with pytest.raises(ParameterError, match=r"diverged: 1 tensors are not finite after step 4 of 12 \("):
         train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path / "b")
     assert not list((tmp_path / "b").rglob("rows.json"))

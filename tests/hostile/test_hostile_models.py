@@ -12,12 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import diffusers  # noqa: F401  here, as a case's own process should not spend its time on it
 import numpy as np
 import pytest
 import timm  # noqa: F401
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from hostile import harness
@@ -28,6 +26,7 @@ from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.models import torchvision_networks  # noqa: F401
 from unpoison.variations.prior import Prior, load_prior, save_prior
+from unpoison.variations.unet import UNet
 
 CLASSES = tuple("abcde")
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
@@ -44,9 +43,7 @@ def intact(kind: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="unpoison-models-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if kind == "prior":
-        config = {"sample_size": 8, "in_channels": 12, "out_channels": 12, "layers_per_block": 1, "norm_num_groups": 8}
-        levels = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
-        save_prior(Prior(UNet2DModel(**config, **levels), 2, 1.0), folder, made_by={})
+        save_prior(Prior(UNet(12, [8]), 2, 1.0), folder, made_by={})
         return folder
     arguments = {} if ":" in kind else {"width": 8}
     models.save(models.build(kind, num_classes=5, image_size=16, **arguments), folder, classes=CLASSES, made_by={})
@@ -101,7 +98,7 @@ def load(folder: Path) -> Any:
 
 
 def prior(folder: Path) -> Any:
-    return float(sum(value.double().abs().sum() for value in load_prior(folder).unet.parameters()))
+    return float(sum(value.double().abs().sum() for value in load_prior(folder).unet.state_dict().values()))
 
 
 def memory_to_refuse(folder: Path) -> Any:
@@ -260,18 +257,18 @@ MODELS = [
 PRIORS = [
     Case("prior-intact", tampered(kind="prior"), Accepted(lambda value: value == prior(intact("prior")))),
     Case(
-        "prior-of-foreign-blocks",
-        tampered(unet(down_block_types=["AttnDownBlock2D"]), kind="prior"),
-        Refused("down_block_types"),
+        "prior-of-channels-that-blocks-do-not-make",
+        tampered(unet(in_channels=13), kind="prior"),
+        Refused(r"unet\.in_channels: a multiple of unshuffle² = 4 is allowed"),
     ),
     Case(
-        "prior-of-endless-layers",
-        tampered(unet(layers_per_block=10**9), kind="prior"),
-        Refused("layers_per_block: 1000000000 found"),
+        "prior-of-endless-levels",
+        tampered(unet(channels=[8] * 1000), kind="prior"),
+        Refused("unet.channels: "),
     ),
     Case(
         "prior-past-memory",
-        tampered(unet(block_out_channels=[1 << 20]), kind="prior"),
+        tampered(unet(channels=[1 << 20]), kind="prior"),
         Refused("weights of another architecture"),
     ),
     Case(
@@ -281,7 +278,12 @@ PRIORS = [
     ),
     Case(
         "prior-of-levels-that-differ",
-        tampered(unet(block_out_channels=[8, 8]), kind="prior"),
+        tampered(unet(channels=[8, 8]), kind="prior"),
+        Refused("weights of another architecture"),
+    ),
+    Case(
+        "prior-of-channels-without-groups",
+        tampered(unet(channels=[12]), kind="prior"),
         Refused(r"model\.json: unet: cannot be built"),
     ),
     Case(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 # For all doors at once: each of their processes would import them anew.
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel  # noqa: F401
+from diffusers import DDIMScheduler  # noqa: F401
 
 from hostile.harness import Accepted, Case, Refused, knock
 from unpoison import models
@@ -27,7 +27,7 @@ from unpoison.evaluation.metrics import accuracy, collapse, detection_metrics, r
 from unpoison.purification import PURIFIERS
 from unpoison.training.loop import fit
 from unpoison.training.recipes import recipe_named
-from unpoison.variations.prior import PriorRecipe, train_prior
+from unpoison.variations.prior_training import PriorRecipe, train_prior
 from unpoison.variations.sampling import SamplerSettings, executed_steps, vary
 
 # Of diffusers and NumPy 2.

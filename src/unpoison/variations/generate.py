@@ -22,9 +22,9 @@ from ..data.imageset import ImageSet
 from .prior import Prior
 from .sampling import BATCH, SamplerSettings, vary
 
-# The two files that say how an image is drawn, without all that they import: an edit of a progress bar would otherwise
-# generate anew what takes days with a large model.
-_CODE = ("sampling.py", "colour.py")
+# The files that say how an image is drawn, without all that they import: an edit of a progress bar would otherwise generate
+# anew what takes days with a large model.
+_CODE = ("sampling.py", "schedule.py", "unet.py", "colour.py")
 
 
 def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: int, store: Path | None) -> Entries:
@@ -37,13 +37,13 @@ def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: i
         seed: seed for the noise.
         store: folder of the store; None keeps nothing.
     """
-    if prior.unet.config["in_channels"] != data.channels * prior.unshuffle**2:
+    if prior.unet.in_channels != data.channels * prior.unshuffle**2:
         raise UserError(
-            f"prior: made for images of {prior.unet.config['in_channels'] // prior.unshuffle**2} channels, the data have "
+            f"prior: made for images of {prior.unet.in_channels // prior.unshuffle**2} channels, the data have "
             f"{data.channels}; run train_prior again"
         )
     device = pick_device()
-    prior.unet.to(device=device, memory_format=torch.channels_last)
+    prior.unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     code = {name: digest_of(Path(__file__).parent / name) for name in _CODE}
     determined_by = {"prior": prior.digest, "sampler": settings.as_json(), "seed": seed, "code": code}
 

@@ -20,7 +20,8 @@ from ..compute.device import autocast, to_float
 from ..core.errors import ParameterError, UserError
 from ..core.seeding import torch_rng
 from .colour import match_colours
-from .prior import SCHEDULE, Prior
+from .prior import Prior
+from .schedule import SCHEDULE, STEPS
 
 # Every forward pass has this many images, padded if need be: some kernels round differently for other batch sizes, and
 # an image's variation must not depend on how many others were asked for.
@@ -41,7 +42,7 @@ class SamplerSettings:
     """
 
     strength: Annotated[float, Gt(0), Le(1)] = 0.6
-    steps: Annotated[int, Ge(1), Le(SCHEDULE["num_train_timesteps"])] = 10
+    steps: Annotated[int, Ge(1), Le(STEPS)] = 10
     scheduler: Literal["ddim", "dpmsolver++"] = "ddim"
     num_variations: Annotated[int, Ge(1), Le(100)] = 1
     color_transfer: bool = True
@@ -127,7 +128,7 @@ def vary(
         finite = torch.ones(BATCH, dtype=torch.bool, device=device)
         for timestep in timesteps:
             with autocast(device):
-                predicted = prior.unet(x, timestep.to(device)).sample.float()
+                predicted = prior.unet(x, timestep.to(device).repeat(BATCH)).float()
             finite &= predicted.isfinite().flatten(1).all(1)
             x = scheduler.step(predicted, timestep, x).prev_sample
         # The sampler clamps: an infinite prediction would pass as white, and 8 bits make anything of NaN.
