@@ -118,7 +118,8 @@ def fit(
         check_batch_of_one(model, data, recipe)
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     trained = list(model.parameters() if parameters is None else parameters)
-    held = [whiten(model, data).requires_grad_(False)] if recipe.whiten else []
+    # Without its bias as well: what lies before the second layer then needs no backward pass.
+    held = whiten(model, data).requires_grad_(False) if recipe.whiten else None
     optimizer = Optimizer(recipe, trained)
     schedule = rates(recipe, plan.steps_per_epoch)
     fast = compiled(plain, device, recipe.epochs * len(data))
@@ -160,8 +161,8 @@ def fit(
         )
         # Only now, as NaN would have spoilt the mean.
         losses[epoch, plan.left_out(order)] = torch.nan
-    for filters in held:
-        filters.requires_grad_()
+    if held is not None:
+        held.requires_grad_()
     here.average_buffers(model)
     model.eval()
     check_trained(model, data, recipe, what)

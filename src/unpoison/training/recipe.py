@@ -38,7 +38,7 @@ class Recipe:
             training; after the end of a shorter one `onecycle` stays where it is and `cosine` rises again, as in torch.
         milestones: epochs after which `multistep` acts; None for 50 % and 75 % of the schedule.
         gamma: factor on the learning rate at a milestone.
-        whiten: whether the first convolution starts with filters that whiten patches of the images, and keeps them.
+        whiten: whether the first convolution gets filters that whiten patches of the images, and is not trained.
         label_smoothing: share of each label that is spread evenly over all classes.
         augment: names out of `training.augment`, applied in this order.
     """

@@ -42,8 +42,8 @@ def whitening_filters(patches: Tensor, count: int) -> Tensor:
     return filters
 
 
-def whiten(model: Classifier, data: ImageSet) -> Tensor:
-    """Set the filters of a network's first convolution by images of `data`, on the CPU; returns these filters.
+def whiten(model: Classifier, data: ImageSet) -> nn.Conv2d:
+    """Set a network's first convolution by images of `data`, its bias to zero; returns the layer.
 
     Raises:
         ParameterError: a network whose first layer is no convolution of the images, or one of patches of many values.
@@ -62,4 +62,4 @@ def whiten(model: Classifier, data: ImageSet) -> Tensor:
         layer.weight.copy_(whitening_filters(patches, len(layer.weight)).view_as(layer.weight))
         if layer.bias is not None:
             layer.bias.zero_()
-    return layer.weight
+    return layer
