@@ -1,42 +1,64 @@
-"""Training images/s of the core against the plain loop people write: same network, batch and epochs, in the same run.
+"""Training images/s of the core against the plain loop people write, and against the bare convolutions: in the same run.
 
-    python bench/training.py                  # prints a table and adds it to bench/results/training.csv
-    python bench/training.py --widths 16      # the narrow network only
+    python bench/training.py            # prints tables and adds them to bench/results/training.csv
+    python bench/training.py --quick    # whether it runs
 
-The plain loop: a DataLoader (its default of no workers on a CPU, 4 with a GPU) with transforms on PIL images, one by one, fp32,
-contiguous tensors, `torch.optim.SGD`. A rate is that of further epochs: a training of `1 + epochs` epochs less one of a single
-epoch, so that neither building the data set nor compiling counts. What compiling costs at the start is a column of its own.
-The variants take turns, and a ratio is one of neighbours, as the machine's speed may change from minute to minute.
+Same network, batches, epochs, augmentation (crop, flip) and optimiser in both loops. The plain loop: a DataLoader (its default
+of no workers on a CPU, 4 with a GPU) with transforms on PIL images, one by one, fp32, contiguous tensors, `torch.optim.SGD`.
+SGD for `compact` as well: torch's Muon rounds to bf16, which a CPU emulates, and that would be measured in place of the loop.
+What the recipe `compact` costs beside SGD is a row of its own, as is the plain loop's loader when nobody trains.
+
+The limit is what the network's convolutions alone reach, forward and backward (`convolutions.py`).
+
+A rate is that of further epochs: a training of `1 + epochs` epochs less one of a single epoch, so that neither building the data
+set nor compiling (on a GPU alone; on a CPU it does not pay) counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from statistics import median
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+import convolutions
+from pairs import arguments, by_turns, report, row, timed
 from unpoison import models
-from unpoison.compute.device import machine, pick_device
+from unpoison.compute.device import pick_device
 from unpoison.data.imageset import ImageSet
 from unpoison.sources import digits
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
+from unpoison.training.recipes import RECIPES
 
-RESULTS = Path(__file__).parent / "results" / "training.csv"
-AUGMENT = ["crop", "flip"]
+Network = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and how it is trained: images, batch size, and epochs that are timed."""
+
+    what: str
+    network: Network
+    images: int
+    batch_size: int
+    epochs: int
+
+
+CPU = [
+    Case("compact width 32", {"name": "compact", "width": 32}, 1500, 500, 1),
+    Case("resnet18 width 16 conv3_pool", {"name": "resnet18", "width": 16, "stem": "conv3_pool"}, 2560, 128, 2),
+]
+WIDE = Case("resnet18 width 64 conv3", {"name": "resnet18", "width": 64, "stem": "conv3"}, 20480, 128, 2)
+GPU = [*(replace(case, images=20480 // case.batch_size * case.batch_size, epochs=2) for case in CPU), WIDE]
 
 
 class PilImages(Dataset[tuple[torch.Tensor, int]]):
@@ -86,74 +108,62 @@ def compiled(model: models.Classifier, data: ImageSet, recipe: Recipe) -> None:
     fit(model, data, recipe, seed=0, what="bench")
 
 
-def measured(
-    train: Callable[..., None], network: dict[str, Any], data: ImageSet, recipe: Recipe
-) -> tuple[float, float]:
-    """(images per second in further epochs, seconds that the first epoch took longer than one of those)."""
+def build(network: Network) -> models.Classifier:
+    return models.build(num_classes=10, image_size=(32, 32), **network)
+
+
+def rate(train: Callable[..., None], network: Network, data: ImageSet, recipe: Recipe) -> float:
+    """Images per second in further epochs."""
     seconds = []
     for epochs in (1, 1 + recipe.epochs):
         torch.manual_seed(0)
-        model = models.build(num_classes=10, image_size=(32, 32), **network)
-        start = time.perf_counter()
-        train(model, data, replace(recipe, epochs=epochs))
-        if pick_device().type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    each = (seconds[1] - seconds[0]) / recipe.epochs
-    return len(data) / each, seconds[0] - each
+        seconds.append(timed(partial(train, build(network), data, replace(recipe, epochs=epochs))))
+    return len(data) * recipe.epochs / (seconds[1] - seconds[0])
 
 
-def loading(data: ImageSet, recipe: Recipe) -> float:
+def loading(data: ImageSet, batch_size: int) -> float:
     """Images per second that the plain loop's loader hands out when nobody trains."""
-    loader = loader_of(data, recipe.batch_size)
-    for _ in loader:
-        pass
-    start = time.perf_counter()
-    for _ in loader:
-        pass
-    return len(data) / (time.perf_counter() - start)
+    loader = loader_of(data, batch_size)
+    return len(data) / timed(lambda: [None for _ in loader])
+
+
+def measured(case: Case, runs: int, *, compiling: bool) -> list[dict[str, Any]]:
+    """Rows of one network."""
+    data = ImageSet(*digits.build({"train": case.images})["train"], digits.CLASSES)
+    recipe = Recipe(epochs=case.epochs, batch_size=case.batch_size, augment=["crop", "flip"])
+    steps = case.epochs * -(-case.images // case.batch_size)
+    ways: dict[str, Callable[[], float]] = {
+        "plain": partial(rate, plain, case.network, data, recipe),
+        "core": partial(rate, core, case.network, data, recipe),
+        "convolutions": lambda: convolutions.rate(build(case.network), case.batch_size, steps),
+        "loader": partial(loading, data, case.batch_size),
+    }
+    pairs = [("core", "plain"), ("core", "convolutions"), ("loader", "plain")]
+    if case.network["name"] in RECIPES:
+        # The recipe that is made for this network, its own augmentation, optimiser and whitening included.
+        own = replace(RECIPES[case.network["name"]], epochs=case.epochs, batch_size=case.batch_size)
+        ways["recipe"] = partial(rate, core, case.network, data, own)
+        pairs.append(("recipe", "core"))
+    if compiling:
+        ways["compiled"] = partial(rate, compiled, case.network, data, recipe)
+        pairs.append(("compiled", "plain"))
+        # Inductor keeps on disk what it compiled: the first time takes longer than all later ones.
+        ways["compiled"]()
+    # The first steps of a process are slow.
+    core(build(case.network), data.subset(np.arange(2 * case.batch_size)), replace(recipe, epochs=1))
+    rates = by_turns(ways, runs)
+    return [row(case.what, rates, way, against) for way, against in pairs]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
-    arguments = parser.parse_args()
+    given = arguments(__doc__, runs=3)
     gpu = pick_device().type == "cuda"
-    rows = []
-    for width in arguments.widths:
-        network = {"name": "resnet18", "width": width, "stem": "conv3_pool" if width < 64 else "conv3"}
-        images, epochs = (20480, 2) if gpu else (2560, 2) if width < 64 else (256, 1)
-        data = ImageSet(*digits.build({"train": images})["train"], digits.CLASSES)
-        recipe = Recipe(epochs=epochs, batch_size=128, augment=AUGMENT)
-        # Inductor keeps on disk what it compiled: the first time takes longer than all later ones.
-        measured(compiled, network, data, replace(recipe, epochs=1))
-        rounds = [
-            {train.__name__: measured(train, network, data, recipe) for train in (plain, core, compiled)}
-            for _ in range(arguments.runs)
-        ]
-        rates = {name: [each[name][0] for each in rounds] for name in rounds[0]}
-        for name in ("core", "compiled"):
-            ratios = [fast / slow for fast, slow in zip(rates[name], rates["plain"], strict=True)]
-            rows.append(
-                {
-                    "network": f"resnet18 width {width} {network['stem']}",
-                    "core": name,
-                    "plain_images_per_s": round(median(rates["plain"]), 1),
-                    "core_images_per_s": round(median(rates[name]), 1),
-                    "ratio": round(median(ratios), 2),
-                    "ratio_min": round(min(ratios), 2),
-                    "ratio_max": round(max(ratios), 2),
-                    "first_epoch_extra_s": round(median(each[name][1] for each in rounds), 1),
-                    "loader_images_per_s": round(loading(data, recipe), 1),
-                    "runs": arguments.runs,
-                    "machine": machine(),
-                    "threads": torch.get_num_threads(),
-                }
-            )
-            print(pd.DataFrame(rows[-1:]).to_string(index=False), flush=True)
-    earlier = [pd.read_csv(RESULTS)] if RESULTS.is_file() else []
-    pd.concat([*earlier, pd.DataFrame(rows)]).to_csv(RESULTS, index=False)
+    rows: list[dict[str, Any]] = []
+    for case in GPU if gpu else CPU:
+        if given.quick:
+            case = replace(case, images=32, batch_size=16, epochs=1)
+        rows += measured(case, given.runs, compiling=gpu)
+    report(rows, "training.csv", write=not given.quick)
 
 
 if __name__ == "__main__":

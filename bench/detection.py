@@ -1,0 +1,110 @@
+"""Images/s of Cognitive Distillation and STRIP against plain implementations of them: in the same run.
+
+    python bench/detection.py            # prints a table and adds it to bench/results/detection.csv
+    python bench/detection.py --quick    # whether it runs
+
+An untrained network of the default run's shape. Plain Cognitive Distillation: batches of the same size and as many steps, with
+`torch.optim.Adam` and all gradients by autograd. Plain STRIP: one image at a time, its overlays as one batch. Both with contiguous
+tensors, and the network as it is, batch norm and all. That the two give the same scores is tested (`tests/test_detection.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pairs import arguments, by_turns, report, row, timed
+from unpoison import models
+from unpoison.compute.device import pick_device
+from unpoison.compute.inference import features_of
+from unpoison.data.imageset import ImageSet
+from unpoison.detection import DETECTORS
+from unpoison.models import Classifier
+from unpoison.sources import digits
+
+BATCH = 256
+# Steps: the speed of a step does not depend on how many there are. Overlays: the default run's.
+SETTINGS = {"cd": {"steps": 10}, "strip": {"overlays": 24}}
+IMAGES = {"cd": 512, "strip": 256}
+
+
+def plain_cd(
+    model: Classifier, images: Tensor, steps: int, lr: float = 0.1, gamma: float = 0.01, beta: float = 10.0
+) -> NDArray[np.float32]:
+    """Scores of images float [n, c, h, w]."""
+    scores = []
+    for batch in images.split(BATCH):
+        with torch.no_grad():
+            target = model(batch)
+        theta = torch.ones_like(batch[:, :1]).requires_grad_()
+        optimizer = torch.optim.Adam([theta], lr=lr, betas=(0.1, 0.1))
+        for _ in range(steps):
+            mask = (torch.tanh(theta) + 1) / 2
+            colour = torch.rand(*batch.shape[:2], 1, 1, device=batch.device)
+            logits = model(batch * mask + (1 - mask) * colour)
+            norm = mask.abs().sum((1, 2, 3))
+            vertical = (mask[:, :, 1:] - mask[:, :, :-1]).square().sum((1, 2, 3))
+            horizontal = (mask[:, :, :, 1:] - mask[:, :, :, :-1]).square().sum((1, 2, 3))
+            variation = (vertical + horizontal) / mask[0].numel()
+            loss = ((logits - target).abs().mean(1) + gamma * norm + beta * variation).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scores.append(-((torch.tanh(theta.detach()) + 1) / 2).mean((1, 2, 3)).cpu())
+    return torch.cat(scores).numpy()
+
+
+@torch.no_grad()
+def plain_strip(model: Classifier, images: Tensor, overlays: Tensor) -> NDArray[np.float32]:
+    """Scores of images float [n, c, h, w] with overlays [k, c, h, w]."""
+    scores = []
+    for image in images:
+        probabilities = torch.softmax(model((image + overlays).clamp(0, 1)), 1)
+        entropies = -(probabilities * torch.log(probabilities + 1e-12)).sum(1)
+        scores.append(-entropies.mean().item())
+    return np.array(scores, np.float32)
+
+
+def ways_of(name: str, images: int) -> dict[str, Callable[[], float]]:
+    """Rates of a detector and of its plain implementation, on `images` images."""
+    settings, device = SETTINGS[name], pick_device()
+    splits = digits.build({"train": images, "reserve": 100})
+    data, reserve = (ImageSet(*splits[part], digits.CLASSES) for part in ("train", "reserve"))
+    network = {"name": "resnet18", "width": 16, "stem": "conv3_pool"}
+    ours, plain = (models.build(num_classes=10, image_size=(32, 32), **network).eval() for _ in range(2))
+    plain.to(device).requires_grad_(False)
+    features = features_of(ours, data)
+
+    def loaded(some: ImageSet) -> Tensor:
+        return (torch.from_numpy(some.gather(np.arange(len(some)))).permute(0, 3, 1, 2).float() / 255).contiguous()
+
+    def ours_once() -> Any:
+        return DETECTORS[name].score(ours, data, reserve, features, seed=0, **settings)
+
+    def plain_once() -> Any:
+        if name == "cd":
+            return plain_cd(plain, loaded(data).to(device), **settings)
+        return plain_strip(plain, loaded(data).to(device), loaded(reserve)[: settings["overlays"]].to(device))
+
+    return {"plain": lambda: images / timed(plain_once), "ours": lambda: images / timed(ours_once)}
+
+
+def main() -> None:
+    given = arguments(__doc__, runs=5)
+    rows = []
+    for name, images in IMAGES.items():
+        ways = ways_of(name, 16 if given.quick else images)
+        if not given.quick:
+            by_turns(ways, 1)  # the first passes of a process are slow
+        words = ", ".join(f"{key} {value}" for key, value in SETTINGS[name].items())
+        rows.append(row(f"{name}, {words}", by_turns(ways, given.runs), "ours", "plain"))
+    report(rows, "detection.csv", write=not given.quick)
+
+
+if __name__ == "__main__":
+    main()
