@@ -30,7 +30,7 @@ from unpoison.sources import digits
 BATCH = 256
 # Steps: the speed of a step does not depend on how many there are. Overlays: the default run's.
 SETTINGS = {"cd": {"steps": 10}, "strip": {"overlays": 24}}
-IMAGES = {"cd": 512, "strip": 256}
+IMAGES = {"cd": 256, "strip": 256}
 
 
 def plain_cd(
