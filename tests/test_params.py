@@ -45,7 +45,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("train.epochs", 0, r"train\.epochs: 0 given; input should be greater than or equal to 1"),
     ("train.epochs", "ten", r"train\.epochs: 'ten' given; input should be a valid integer"),
     ("train.augment", ["crop", "mixup"], r"train\.augment\..*: 'mixup' given; input should be 'crop', 'flip'"),
-    ("train.schedule", "linear", r"train\.schedule: 'linear' given; input should be 'onecycle'"),
+    ("train.schedule", "step", r"train\.schedule: 'step' given; input should be 'onecycle'"),
     ("data.name", "cifar11", r"data\.name: 'cifar11' given, allowed: digits, folder, cifar10"),
     ("data.digits.train", 5, r"data\.digits\.train: 5 given; input should be greater than or equal to 10"),
     ("data.reserve", 0, r"data\.reserve: 0 given, allowed: at least 10"),
