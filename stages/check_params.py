@@ -19,13 +19,14 @@ from common import CHECKED, run_stage
 
 import numpy as np
 
+import detect
 import generate_variations
 import poison
 import prepare
 import report
 import train_prior
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
-from sizes import check_sizes
+from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS, SINGLE
@@ -37,6 +38,7 @@ from unpoison.core.hyperparameters import one_of
 from unpoison.crafting.craft import make_trigger
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import DETECTORS
+from unpoison.detection.sample import check_sample
 from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
 from unpoison.purification import PURIFIERS
@@ -156,6 +158,10 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
                 f"{PARAMS}: robust.methods: {name!r} given, allowed: methods that need no {', '.join(missing)}; this one "
                 "has a stage of its own"
             )
+    if (wanted := detect.settings(params).sample) is not None:
+        most, classes = training_size(data)
+        with file_of(PARAMS), keys_of("detect"):
+            check_sample(wanted, most=most, classes=classes)
     for name in methods_of(params, "detect", DETECTORS):
         detector = DETECTORS[name]
         needed = detector.needs_trusted(**own_parameters(params, "detectors", name, detector.parameters))

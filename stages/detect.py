@@ -1,40 +1,67 @@
-"""Score every training sample with one detector: `python stages/detect.py cd`."""
+"""Score the training samples, or a sample of them, with one detector: `python stages/detect.py cd`."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import BACKDOORED, BASE, FEATURES, POISONED, SCORES, run_stage
 
-from parameters import FAMILIES, PARAMS, load_params, own_parameters, seed_of
+from parameters import FAMILIES, PARAMS, Params, checked, load_params, own_parameters, seed_of
 from unpoison import models
 from unpoison.core.errors import file_of, keys_of
-from unpoison.core.hyperparameters import one_of
+from unpoison.core.hyperparameters import Count, one_of
 from unpoison.core.manifest import check_made_from
 from unpoison.data import features as features_
-from unpoison.data.features import read_features
+from unpoison.data.features import Features, read_features
 from unpoison.data.scores import save_scores
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.detection import DETECTORS
+from unpoison.detection.sample import check_sample, draw_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The section `detect`, but for its list of methods.
+
+    Attributes:
+        sample: number of training samples that are scored, drawn with the classes' shares; null: all.
+    """
+
+    sample: Count | None = None
+
+
+def settings(params: Params) -> Settings:
+    return Settings(**checked(params, "detect", Settings, without=("methods",)))
 
 
 def main(method: str) -> list[Path]:
     params = load_params()
     with file_of(PARAMS):
         detector = one_of(method, DETECTORS, key="detect.methods")
+    wanted = settings(params).sample
     seed, arguments = seed_of(params), own_parameters(params, "detectors", method, detector.parameters)
     data, reserve = open_poisoned(BASE, POISONED), open_split(BASE, "reserve")
     made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
     check_made_from(BACKDOORED, models.DESCRIPTION, poisoned=data.digest)
     check_made_from(FEATURES, features_.DESCRIPTION, **made_from)
     model, features = models.load(BACKDOORED, data), read_features(FEATURES)
+    count, index = len(data), None
+    if wanted is not None:
+        with file_of(PARAMS), keys_of("detect"):
+            check_sample(wanted, most=count, classes=len(data.classes))
+        # A detector is handed the sample as a set of its own and knows of no other.
+        index = draw_sample(data.labels, wanted, seed=seed)
+        data, features = data.subset(index), Features(features.logits[index], features.penultimate[index])
     with file_of(FAMILIES["detectors"]), keys_of(method):
         scores = detector.score(model, data, reserve, features, seed=seed, **arguments)
-    save_scores(scores, SCORES / method, method=method, parameters=arguments, made_from=made_from)
-    print(f"detect@{method}: {len(data)} samples, {scores.forward_passes:g} forward passes each", flush=True)
+    scores = scores if index is None else scores.within(index)
+    save_scores(scores, SCORES / method, method=method, parameters=arguments, made_from=made_from, count=count)
+    part = "" if index is None else f" of {count}"
+    print(f"detect@{method}: {len(data)}{part} samples, {scores.forward_passes:g} forward passes each", flush=True)
     return [SCORES / method]
 
 

@@ -1,6 +1,8 @@
-"""What follows from the images' size where it is known before they are read: halvings of the prior, batches of one image."""
+"""What follows from the images' size and number where they are known before the images are read."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from unpoison.core.errors import file_of, keys_of
 from unpoison.data.imageset import ImageSet
 from unpoison.purification import PURIFIERS
 from unpoison.sources import digits
+from unpoison.sources.published import PUBLISHED
 from unpoison.training.checks import check_batch_of_one
 from unpoison.training.recipe import Recipe
 from unpoison.variations.prior_training import PriorRecipe, check_recipe
@@ -24,6 +27,18 @@ SHAPES = {
     "fashion_mnist": (28, 1),
     "svhn": (32, 3),
 }
+
+
+def training_size(data: Settings) -> tuple[int, int]:
+    """The most training images that there can be, and the number of classes, 0 where it is not known."""
+    if data.name == "digits":
+        return data.digits_sizes["train"], len(digits.CLASSES)
+    most, classes = sys.maxsize, 0
+    if data.name in PUBLISHED:
+        known = PUBLISHED[data.name]
+        apart = data.most("reserve") + data.most("public") if data.trusted == "train" else 0
+        most, classes = known.train - apart, known.classes
+    return min(most, data.train_limit or most), classes
 
 
 def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:

@@ -74,5 +74,25 @@ def test_what_does_not_go_is_said_at_once(changes: dict[str, Any], said: str) ->
         checked(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "most", "least"),
+    [
+        ({"data__name": "cifar10"}, 50_000 - 600 - 1200, 30),
+        ({"data__name": "cifar100", "data__trusted": "test"}, 50_000, 300),
+        ({"data__name": "cifar10", "data__train_limit": 5000}, 5000, 30),
+        # Of a folder the classes are not known, and the images where there is a limit.
+        ({**FOLDER, "data__train_limit": 100}, 100, 1),
+    ],
+)
+def test_a_sample_that_detectors_cannot_have_is_said_at_once(changes: dict[str, Any], most: int, least: int) -> None:
+    for fits in (least, most):
+        checked(**changes, detect__sample=fits)
+    with pytest.raises(UserError, match=rf"^params\.yaml: detect\.sample: {most + 1} given, allowed: at most {most},"):
+        checked(**changes, detect__sample=most + 1)
+    if least > 1:
+        with pytest.raises(UserError, match=rf"^params\.yaml: detect\.sample: {least - 1} given, .* least {least},"):
+            checked(**changes, detect__sample=least - 1)
+
+
 def test_batches_of_one_image_are_fine_where_maps_are_larger() -> None:
     checked(train__batch_size=1)

@@ -60,6 +60,21 @@ def test_suspects_are_ranked_by_all_detectors() -> None:
     assert list(suspects_table(run_of()).columns) == ["sample", "label"]
 
 
+def test_samples_that_no_detector_scored_are_not_listed() -> None:
+    part = Scores(np.array([1, 3, 2], np.float32), 1, index=np.array([4, 10, 30]))
+    table = suspects_table(run_of(scores={"one": part}))
+    assert table["sample"].tolist() == ["10.png", "30.png", "04.png"]
+    assert table["label"].tolist() == ["cat", "cat", "cat"]
+    assert table["one_rank"].tolist() == table["mean_rank"].tolist() == [1, 2, 3]
+    page = suspects_of(run_of(scores={"one": part}, settings={"suspects": 2}))
+    assert re.findall(r"<figcaption>(\d\d)\.png label", page) == ["10", "30"]
+    # Beside a detector that scored all, it leaves a gap.
+    both = suspects_table(run_of(scores={"one": part, "all": scores_of(1)["detector0"]}))
+    assert len(both) == COUNT
+    assert both.set_index("sample").loc["10.png", ["one_rank", "all_rank", "mean_rank"]].tolist() == [1, 30, 15.5]
+    assert both["one_score"].count() == 3
+
+
 def suspects_of(run: Run) -> str:
     page = Page("a part of it")
     pictures.suspects(page, run)

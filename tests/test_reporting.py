@@ -234,6 +234,24 @@ def test_remarks_are_of_broken_assumptions(least_share: float | None, auroc: flo
     assert gone[5:] == ["–", ""]
 
 
+def test_figures_of_a_sample_are_said_to_be_of_one(drawn: list[Figure]) -> None:
+    # Of the first 10 samples three are poisoned, and they are three of seven cats: of all 40, 4 of 18.
+    index, assumption = np.arange(10), Assumption("takes poison for rare", 0.4)
+    quality = {"auroc": 0.5, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5, "scored": 10.0, "scored_poisoned": 3.0}
+    scores = {"one": Scores(np.arange(10, dtype=np.float32), 1, assumption=assumption, index=index)}
+    truth = truth_of(0)
+    page = report(run_of(truth=truth, metrics=metrics_of(truth, detection={"one": quality}), scores=scores))
+    [row] = rows(page, "detector")
+    assert row[-1] == (
+        "of 10 scored samples (of 40), 3 of them poisoned; takes poison for rare; here poison is 43% of class 0 (cat), so it "
+        "fails"
+    )
+    assert row[-1] in page.markdown()
+    assert "all 10 scored samples (of 40) with their scores are in suspects.csv" in page.html()
+    [_, histogram] = [text.get_text() for text in axes_of(drawn, "share of its kind").get_legend().get_texts()]
+    assert histogram == "poisoned (3)"
+
+
 def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
     count = len(figures.COLOURS) + 3
     truth, models = truth_of(0), {f"method{number}": {"acc": 0.9, "asr": 0.1} for number in range(count)}

@@ -23,7 +23,11 @@ from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, r
 from unpoison import models
 from unpoison.core.errors import UserError
 from unpoison.core.files import read_json, write_json
-from unpoison.data.store import open_split
+from unpoison.data.scores import load_scores
+from unpoison.data.store import open_poisoned, open_split
+from unpoison.detection import DETECTORS
+from unpoison.detection.sample import draw_sample
+from unpoison.evaluation.metrics import detection_metrics
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,42 @@ def test_after_detection_alone_the_report_shows_detection(project: Path) -> None
     assert "variation" not in page.split("The same images")[1].split("Scores")[0]
     run_stages("stamp_test", "evaluate", "report")
     assert set(metrics_of(project)) == {"attack", "backdoored", "detection"}
+
+
+def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_params(project, {**TINY, "detect.sample": 60})
+    run_stages("check_params", "detect@cd", "evaluate", "report")
+    assert "detect@cd: 60 of 200 samples, 5 forward passes each" in capsys.readouterr().out
+    data, scores = (
+        open_poisoned(Path("data/base"), Path("data/poisoned")),
+        load_scores(Path("data/scores/cd"), count=200),
+    )
+    index = draw_sample(data.labels, 60, seed=0)
+    assert scores.index is not None
+    assert scores.index.tolist() == index.tolist()
+    # The detector is that of any other run, on the sample as a set of its own.
+    arguments = read_json(project / "data/scores/cd/scores.json")["parameters"]
+    model, part = models.load(project / "models/backdoored", data), data.subset(index)
+    alone = DETECTORS["cd"].score(model, part, None, None, seed=0, **arguments)
+    assert scores.values.tobytes() == alone.values.tobytes()
+    assert scores.aux["index"].tolist() == index[alone.aux["index"]].tolist()
+    poisoned = np.load("data/truth/mask.npy")[index]
+    graded = metrics_of(project)["detection"]["cd"]
+    assert (graded["scored"], graded["scored_poisoned"]) == (60, poisoned.sum())
+    assert graded["auroc"] == pytest.approx(detection_metrics(alone.values, poisoned)["auroc"], abs=1e-6)
+    assert (
+        f"of 60 scored samples (of 200), {poisoned.sum()} of them poisoned"
+        in (project / "reports/summary.md").read_text()
+    )
+    assert len((project / "reports/suspects.csv").read_text().splitlines()) == 61
+    # More than `check_params` can know to be too many for a folder, say.
+    write_params(project, {**TINY, "detect.sample": 201})
+    for stage in ("check_params", "detect@cd"):
+        with pytest.raises(
+            UserError, match=r"^params\.yaml: detect\.sample: 201 given, allowed: at most 200, the train"
+        ):
+            run_stages(stage)
+    assert len(load_scores(Path("data/scores/cd")).values) == 60
 
 
 def test_branches_that_are_off_are_left_out(project: Path) -> None:

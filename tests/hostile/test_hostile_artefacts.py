@@ -88,6 +88,18 @@ def listed_outside(name: str) -> artefacts.Change:
     return within(MANIFEST, lambda about: about["files"].update({name: "0" * 64}))
 
 
+def sampled(index: Any, scores: int | None = None) -> artefacts.Change:
+    """Scores of the samples `index`, as many of them as there are samples, or another number."""
+
+    def change(folder: Path) -> None:
+        np.save(folder / "scores/index.npy", np.asarray(index))
+        values = np.load(folder / "scores/scores.npy")
+        np.save(folder / "scores/scores.npy", values[: len(index) if scores is None else scores])
+        within(SCORES, lambda about: about.update(scored=len(index), files=about["files"] | {"index.npy": ""}))(folder)
+
+    return change
+
+
 def header(shape: str, dtype: str = "'|u1'", body: bytes = b"") -> bytes:
     """A .npy file whose header may say anything."""
     text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}".encode()
@@ -489,6 +501,38 @@ SCORED = [
         "masks-alone",
         tampered(archive("scores/aux.npz", lambda a: {"masks": a["masks"]})),
         Refused("allowed: none, or index and masks"),
+    ),
+    Case(
+        "sample-intact",
+        tampered(sampled(np.arange(0, 40, 2)), archive("scores/aux.npz", lambda a: a | {"index": a["index"] * 38})),
+        Accepted(lambda value: len(value[0]) == 20),
+    ),
+    Case(
+        "sample-out-of-order",
+        tampered(sampled([0, 1, 3, 2])),
+        Refused(r"index\.npy: allowed: samples 0 to 39 in rising order, each once"),
+    ),
+    Case(
+        "sample-twice", tampered(sampled([0, 1, 1])), Refused(r"index\.npy: allowed: samples 0 to 39 in rising order")
+    ),
+    Case("sample-past-the-end", tampered(sampled([0, 1, 40])), Refused(r"index\.npy: allowed: samples 0 to 39 in")),
+    Case("sample-before-the-start", tampered(sampled([-1, 0, 1])), Refused(r"index\.npy: allowed: samples 0 to 39 in")),
+    Case(
+        "sample-as-real-numbers",
+        tampered(sampled([0.0, 1.0])),
+        Refused(r"index\.npy: float64 of shape \(2,\) found, allowed: int64 \[2\]"),
+    ),
+    Case(
+        "sample-of-more-scores",
+        tampered(sampled([0, 1], scores=3)),
+        Refused(r"scores\.npy: float32 of shape \(3,\) found, allowed: float32 \[2\]"),
+    ),
+    Case("sample-of-none", tampered(sampled([])), Refused("scored: 0 found")),
+    Case("sample-without-its-numbers", tampered(said(SCORES, scored=40)), Refused(r"index\.npy: not listed")),
+    Case(
+        "masks-of-samples-that-were-not-scored",
+        tampered(sampled([0, 2, 4])),
+        Refused(r"aux\.npz: index: allowed: samples that were scored"),
     ),
     Case(
         "a-kill-between-two-names",

@@ -236,6 +236,11 @@ CASES = [
         Refused(IN_METRICS + "detection.ss.auroc: nothing"),
     ),
     Case(
+        "metrics-scored-without-poison",
+        metrics("detection", "ss", "scored", value=20),
+        Refused(IN_METRICS + "detection.ss.scored_poisoned: nothing"),
+    ),
+    Case(
         "metrics-collapse-of-no-class",
         metrics("backdoored", "collapsed", value={"class": 7, "share": 1.0}),
         Refused(IN_METRICS + ".*class: 7 found, allowed: 0 to 1"),

@@ -18,10 +18,16 @@ def tie_break(sample: int) -> int:
     return int.from_bytes(hashlib.sha256(int(sample).to_bytes(8, "little")).digest()[:8], "little")
 
 
-def order(scores: NDArray[np.floating]) -> IntArray:
-    """Samples by falling score, equal ones by `tie_break`: int64 [n]."""
-    ties = np.array([tie_break(sample) for sample in range(len(scores))], np.uint64)
-    return np.lexsort((ties, -np.asarray(scores, np.float64)))
+def order(scores: NDArray[np.floating], samples: IntArray | None = None) -> IntArray:
+    """Samples by falling score, equal ones by `tie_break`: int64 [n].
+
+    Args:
+        scores: score of each sample, [n].
+        samples: their numbers, int64 [n]; None: 0 to n - 1.
+    """
+    samples = np.arange(len(scores)) if samples is None else samples
+    ties = np.array([tie_break(sample) for sample in samples], np.uint64)
+    return samples[np.lexsort((ties, -np.asarray(scores, np.float64)))]
 
 
 def ranks(scores: NDArray[np.floating]) -> tuple[IntArray, IntArray]:

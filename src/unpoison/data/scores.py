@@ -1,19 +1,19 @@
-"""Scores: what a detector returns, one per training sample, higher = more suspicious for every detector."""
+"""Scores: what a detector returns, one per sample it was given, higher = more suspicious for every detector."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BeforeValidator
 
-from ..core.arrays import Arrays, Pixels
+from ..core.arrays import Arrays, IntArray, Pixels
 from ..core.errors import UserError
 from ..core.files import new_folder
 from ..core.hyperparameters import Fraction, NonNegative, Whole
-from ..core.manifest import Manifest, check_file, read_manifest, write_manifest
+from ..core.manifest import Manifest, Size, check_file, read_manifest, write_manifest
 from ..core.npy import check_array, load_array, load_arrays
 
 FORMAT, DESCRIPTION = "unpoison-scores-2", "scores.json"
@@ -25,11 +25,17 @@ def _pair(value: Any) -> Any:
 
 
 class ScoresManifest(Manifest):
-    """What `scores.json` holds: a detector's name and arguments, and the fields of `Scores` that are no arrays."""
+    """What `scores.json` holds: a detector's name and arguments, and the fields of `Scores` that are no arrays.
+
+    Attributes:
+        count: size of the training set.
+        scored: number of its samples that were scored; None: all.
+    """
 
     method: str
     parameters: dict[str, Any]
     count: Whole
+    scored: Size | None = None
     forward_passes: NonNegative
     caption: str
     assumption: Annotated[tuple[str, Fraction], BeforeValidator(_pair)] | None
@@ -57,6 +63,7 @@ class Scores:
         aux: arrays for figures: `masks` [k, h, w] in [0, 1] of the samples `index` [k].
         caption: caption for a figure of the masks.
         assumption: assumption about the poison that a share of a class could break; None without one.
+        index: samples of the training set that were scored, int64 [n], in rising order; None: all.
     """
 
     values: Pixels
@@ -64,12 +71,24 @@ class Scores:
     aux: Arrays = field(default_factory=dict)
     caption: str = ""
     assumption: Assumption | None = None
+    index: IntArray | None = None
+
+    def within(self, index: IntArray) -> Scores:
+        """The scores of a set that is the samples `index` [n] of a larger one, with the numbers these have there."""
+        aux = {**self.aux, "index": index[self.aux["index"]]} if self.aux else {}
+        return replace(self, aux=aux, index=index)
 
 
 def save_scores(
-    scores: Scores, folder: Path, *, method: str, parameters: dict[str, Any], made_from: dict[str, str] | None = None
+    scores: Scores,
+    folder: Path,
+    *,
+    method: str,
+    parameters: dict[str, Any],
+    made_from: dict[str, str] | None = None,
+    count: int | None = None,
 ) -> None:
-    """Write `scores.npy`, `aux.npz` and `scores.json`.
+    """Write `scores.npy`, `aux.npz` and `scores.json`; where a part of the training set was scored, `index.npy`.
 
     Args:
         scores: scores of a detector.
@@ -77,6 +96,7 @@ def save_scores(
         method: name of the detector.
         parameters: its arguments.
         made_from: digest by name of each artefact that was scored.
+        count: size of the training set; None: as many as there are scores.
 
     Raises:
         UserError: a score is not finite, which would make every metric meaningless.
@@ -87,8 +107,16 @@ def save_scores(
     with new_folder(folder) as staging:
         np.save(staging / "scores.npy", scores.values.astype(np.float32))
         np.savez(staging / "aux.npz", allow_pickle=False, **scores.aux)
-        about = {"format": FORMAT, "method": method, "parameters": parameters, "count": len(scores.values)}
+        about = {
+            "format": FORMAT,
+            "method": method,
+            "parameters": parameters,
+            "count": len(scores.values) if count is None else count,
+        }
         about |= {"forward_passes": scores.forward_passes, "caption": scores.caption, "made_from": made_from or {}}
+        if scores.index is not None:
+            np.save(staging / "index.npy", scores.index.astype(np.int64))
+            about["scored"] = len(scores.index)
         write_manifest(staging, DESCRIPTION, {**about, "assumption": scores.assumption})
 
 
@@ -98,28 +126,36 @@ def load_scores(folder: Path, *, method: str | None = None, count: int | None = 
     Args:
         folder: folder of the artefact.
         method: detector that they must be of; None: any.
-        count: number of samples that they must be for; None: any.
+        count: size of the training set that they must be of; None: any.
 
     Raises:
-        UserError: a file is missing, changed or of another format; scores of another detector or number of samples, or
-            that are not finite.
+        UserError: a file is missing, changed or of another format; scores of another detector or training set, or that are
+            not finite; samples that are not in it.
     """
     about = read_manifest(folder, DESCRIPTION, FORMAT, ScoresManifest)
     for key, found, wanted in (("method", about.method, method), ("count", about.count, count)):
         if wanted is not None and found != wanted:
             raise UserError(f"{folder / DESCRIPTION}: {key}: {str(found)[:80]!r} found, allowed: {wanted!r}")
     path = check_file(folder, about, "scores.npy")
-    values = load_array(path, np.float32, (about.count,))
+    values = load_array(path, np.float32, (about.count if about.scored is None else about.scored,))
     if not np.isfinite(values).all():
         raise UserError(f"{path}: {int((~np.isfinite(values)).sum())} scores are not finite; allowed: finite ones")
     assumption = None if about.assumption is None else Assumption(*about.assumption)
-    return Scores(
-        values, about.forward_passes, _aux(check_file(folder, about, "aux.npz"), about.count), about.caption, assumption
-    )
+    index = None if about.scored is None else _index(check_file(folder, about, "index.npy"), about.scored, about.count)
+    aux = _aux(check_file(folder, about, "aux.npz"), about.count, index)
+    return Scores(values, about.forward_passes, aux, about.caption, assumption, index)
 
 
-def _aux(path: Path, count: int) -> Arrays:
-    """The arrays for figures: none, or masks and the samples they are of."""
+def _index(path: Path, scored: int, count: int) -> IntArray:
+    """The samples that were scored."""
+    index = load_array(path, np.int64, (scored,))
+    if (np.diff(index) <= 0).any() or not 0 <= index[0] <= index[-1] < count:
+        raise UserError(f"{path}: allowed: samples 0 to {count - 1} in rising order, each once")
+    return index
+
+
+def _aux(path: Path, count: int, scored: IntArray | None) -> Arrays:
+    """The arrays for figures: none, or masks and the samples they are of, out of those that were scored."""
     aux = load_arrays(path)
     if not aux:
         return aux
@@ -132,6 +168,8 @@ def _aux(path: Path, count: int) -> Arrays:
     check_array(path, masks.dtype, masks.shape, None, (len(index), "height", "width"))
     if len(np.unique(index)) != len(index) or (len(index) and not 0 <= index.min() <= index.max() < count):
         raise UserError(f"{path}: index: allowed: samples 0 to {count - 1}, each once")
+    if scored is not None and not np.isin(index, scored).all():
+        raise UserError(f"{path}: index: allowed: samples that were scored")
     if masks.dtype.kind != "f" or not ((masks >= 0) & (masks <= 1)).all():
         raise UserError(f"{path}: masks: allowed: real numbers of 0 to 1")
     return aux

@@ -85,16 +85,27 @@ def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str
 def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tuple[dict[str, Any], pd.DataFrame]:
     """Metrics by detector, and the ROC curves as a table with `fpr` and a column per detector.
 
+    A detector is compared with the truth on the samples that it scored. Of a part of the set, its metrics say how many these
+    are, `scored`, and how many of them are poisoned, `scored_poisoned`.
+
     Args:
         scores: scores of the training set by detector.
-        poisoned: mask of the poisoned samples, None where it is not known. Without poison to find, or without a clean sample
-            to tell it from, there is nothing to grade a detector by, and neither result names one.
+        poisoned: mask of the poisoned samples, None where it is not known. Without poison to find among the samples scored,
+            or without a clean one to tell it from, there is nothing to grade a detector by, and neither result names it.
     """
-    if poisoned is None or not poisoned.any() or poisoned.all():
-        return {}, pd.DataFrame({"fpr": ROC_GRID})
-    metrics = {name: detection_metrics(scored.values, poisoned) for name, scored in scores.items()}
-    curves = {name: roc_points(scored.values, poisoned) for name, scored in scores.items()}
-    return metrics, pd.DataFrame({"fpr": ROC_GRID, **curves})
+    metrics: dict[str, Any] = {}
+    curves = {"fpr": ROC_GRID}
+    if poisoned is None:
+        return metrics, pd.DataFrame(curves)
+    for name, scored in scores.items():
+        among = poisoned if scored.index is None else poisoned[scored.index]
+        if not among.any() or among.all():
+            continue
+        metrics[name] = detection_metrics(scored.values, among)
+        curves[name] = roc_points(scored.values, among)
+        if scored.index is not None:
+            metrics[name] |= {"scored": len(among), "scored_poisoned": among.sum()}
+    return metrics, pd.DataFrame(curves)
 
 
 def rounded(value: Any, name: str = "metrics") -> Any:

@@ -55,6 +55,8 @@ def read_metrics(path: Path, classes: int, *, attacked: bool) -> dict[str, Any]:
             values = block_at(metrics["detection"], name, "detection")
             for key in ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr"):
                 figure_at(values, key, f"detection.{name}")
+            for key in ("scored", "scored_poisoned") if "scored" in values else ():
+                figure_at(values, key, f"detection.{name}")
     return metrics
 
 

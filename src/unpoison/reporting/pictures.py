@@ -75,10 +75,10 @@ def scores(page: Page, run: Run) -> None:
     if not run.scores:
         return
     page.heading("Scores", both=False)
-    shown = [
-        (figures.histogram(scored.values.astype(float), run.poisoned, name), f"Scores of {name}")
-        for name, scored in run.scores.items()
-    ]
+    shown = []
+    for name, scored in run.scores.items():
+        poisoned = None if run.poisoned is None else run.poisoned[run.samples(scored)]
+        shown.append((figures.histogram(scored.values.astype(float), poisoned, name), f"Scores of {name}"))
     if run.roc is not None:
         curves = {name: run.roc[name].to_numpy() for name in run.scores if name in run.roc}
         if curves:
@@ -93,9 +93,11 @@ def suspects(page: Page, run: Run) -> None:
         return
     page.heading("Most suspicious samples", both=False)
     end = "" if run.poisoned is None else " Marked in red: samples that are poisoned."
-    page.text(f"By each detector, in order; all samples with their scores are in suspects.csv.{end}", both=False)
+    listed, all_ = len(_scored(run)), len(run.data)
+    which = "all samples" if listed == all_ else f"all {listed:,} scored samples (of {all_:,})"
+    page.text(f"By each detector, in order; {which} with their scores are in suspects.csv.{end}", both=False)
     for name, scored in run.scores.items():
-        top = order(scored.values)[: run.settings.suspects]
+        top = order(scored.values, scored.index)[: run.settings.suspects]
         thumbnails = []
         for sample, image in zip(top, run.data.gather(top), strict=True):
             caption = f"{run.sources[sample]} label {run.data.classes[run.data.labels[sample]]}"
@@ -117,22 +119,29 @@ def _tied(values: Floats, shown: int) -> str:
 
 
 def suspects_table(run: Run) -> pd.DataFrame:
-    """Every sample with source, label, and each detector's score and rank, sorted by mean rank.
+    """Every scored sample with source, label, and each detector's score and rank, sorted by mean rank.
 
     The rank is 1 for the most suspicious; samples of equal score share the mean of the ranks they take together.
     """
-    names = np.array(list(map(spreadsheet, run.data.classes)), object)
-    table = pd.DataFrame({"sample": list(map(spreadsheet, run.sources)), "label": names[run.data.labels]})
+    samples, names = _scored(run), np.array(list(map(spreadsheet, run.data.classes)), object)
+    sources = [spreadsheet(run.sources[sample]) for sample in samples]
+    table = pd.DataFrame({"sample": sources, "label": names[run.data.labels[samples]]}, index=samples)
     ranks = []
     for name, scored in run.scores.items():
-        table[f"{name}_score"] = scored.values
-        table[f"{name}_rank"] = np.mean(rank_span(scored.values), axis=0)
+        table[f"{name}_score"] = pd.Series(scored.values, run.samples(scored))
+        table[f"{name}_rank"] = pd.Series(np.mean(rank_span(scored.values), axis=0), run.samples(scored))
         ranks.append(table[f"{name}_rank"])
     if not ranks:
         return table
     # Ranks, as scores of different detectors have no common scale.
     table["mean_rank"] = pd.concat(ranks, axis=1).mean(axis=1)
-    return table.iloc[order(-table["mean_rank"].to_numpy())]
+    return table.loc[order(-table["mean_rank"].to_numpy(), samples)]
+
+
+def _scored(run: Run) -> IntArray:
+    """The samples that some detector scored, in rising order; all where there is no detector."""
+    scored = [run.samples(scored) for scored in run.scores.values()]
+    return np.unique(np.concatenate(scored)) if scored else np.arange(len(run.data))
 
 
 def suspects_csv(run: Run) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ..core.arrays import Mask
+from ..core.arrays import IntArray, Mask
 from ..core.hyperparameters import Count
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
@@ -71,6 +72,10 @@ class Run:
     def class_name(self, label: int) -> str:
         """A class by number and name, `2 (10)`, or by number where that is its name."""
         return class_name(label, self.data.classes)
+
+    def samples(self, scored: Scores) -> IntArray:
+        """The samples that a detector scored, int64 [n]."""
+        return np.arange(len(self.data)) if scored.index is None else scored.index
 
     @property
     def poisoned(self) -> Mask | None:

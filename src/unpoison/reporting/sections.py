@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import IntArray, Mask
 from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
@@ -90,14 +91,14 @@ def detection(page: Page, run: Run) -> None:
     if run.metrics is None or "detection" not in run.metrics or run.truth is None:
         return
     page.heading("Detection")
-    # What detectors assume is about the share of poison in a class, so the worst class decides.
-    share, label = _worst_class(run, run.truth)
     rows = []
     for method, values in run.metrics["detection"].items():
         numbers = [f"{values[key]:.3f}" for key in ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr")]
         scored = run.scores.get(method)
         passes = f"{scored.forward_passes:g}" if scored is not None else "–"
-        rows.append([method, *numbers, passes, _remark(run, method, values["auroc"], share, label)])
+        rows.append(
+            [method, *numbers, passes, "; ".join(filter(None, (_part(run, values), _remark(run, method, values))))]
+        )
     header = ("detector", "AUROC", "AP", "TPR at 1 % FPR", "TPR at 5 % FPR", "passes per sample", "remark")
     page.table(Table(header, rows, frozenset({6})))
 
@@ -176,20 +177,31 @@ def _triggers(page: Page, metrics: Mapping[str, Any]) -> None:
     page.table(Table(["trigger at the test", "ASR of the backdoored", *keys], rows))
 
 
-def _worst_class(run: Run, truth: Truth) -> tuple[float, int]:
+def _worst_class(labels: IntArray, poisoned: Mask) -> tuple[float, int]:
     """The largest share of poison in a class, and that class."""
     # By the labels given, poisoned ones included: detectors know no others.
-    classes = np.unique(run.data.labels)
-    shares = [float(truth.mask[run.data.labels == label].mean()) for label in classes]
+    classes = np.unique(labels)
+    shares = [float(poisoned[labels == label].mean()) for label in classes]
     return max(shares), int(classes[int(np.argmax(shares))])
 
 
-def _remark(run: Run, method: str, auroc: float, share: float, label: int) -> str:
-    """A remark where the poison breaks what a detector assumes about it, else ""."""
-    assumption = run.scores[method].assumption if method in run.scores else None
-    if assumption is None or share < assumption.least_share:
+def _part(run: Run, values: Mapping[str, Any]) -> str:
+    """Of how many samples a detector's figures are, where it did not score all of them, else ""."""
+    if "scored" not in values:
         return ""
-    end = "so it fails" if auroc < 0.9 else "the edge of what it can take"
+    return f"of {values['scored']:,.0f} scored samples (of {len(run.data):,}), {values['scored_poisoned']:,.0f} of them poisoned"
+
+
+def _remark(run: Run, method: str, values: Mapping[str, Any]) -> str:
+    """A remark where the poison breaks what a detector assumes about it, else ""."""
+    if method not in run.scores or run.truth is None or (assumption := run.scores[method].assumption) is None:
+        return ""
+    # What detectors assume is about the share of poison in a class, so the worst class decides.
+    samples = run.samples(run.scores[method])
+    share, label = _worst_class(run.data.labels[samples], run.truth.mask[samples])
+    if share < assumption.least_share:
+        return ""
+    end = "so it fails" if values["auroc"] < 0.9 else "the edge of what it can take"
     return f"{assumption.text}; here poison is {share:.0%} of class {run.class_name(label)}, {end}"
 
 
