@@ -114,7 +114,7 @@ RECIPES: dict[str, Recipe] = {
     # The same with its optimiser and its whitening, for the `compact` networks: whole CIFAR-10 on two CPU cores.
     "compact": Recipe(
         epochs=10,
-        batch_size=500,
+        batch_size=250,
         optimizer="muon",
         lr=0.12,
         sgd_lr=0.05,
@@ -124,6 +124,19 @@ RECIPES: dict[str, Recipe] = {
         whiten=True,
         label_smoothing=0.2,
         augment=("translate", "alternating_flip"),
+    ),
+    # `compact` for triggers in few images: labels as they are, and nothing that moves a trigger but the flip.
+    "compact_low_rate": Recipe(
+        epochs=10,
+        batch_size=250,
+        optimizer="muon",
+        lr=0.12,
+        sgd_lr=0.05,
+        momentum=0.6,
+        weight_decay=5e-4,
+        schedule="linear",
+        whiten=True,
+        augment=("alternating_flip",),
     ),
     # `compact` for a few thousand images, digits among them, which a flip would turn into others: the default run's.
     "small": Recipe(
