@@ -23,11 +23,11 @@ METRICS: dict[str, Any] = json.loads((ROOT / "reports" / "metrics.json").read_te
 
 def check(metrics: dict[str, Any]) -> None:
     backdoored, student, fst = metrics["backdoored"], metrics["student"], metrics["purified"]["fst"]
-    assert backdoored["acc"] >= 0.93
+    assert backdoored["acc"] >= 0.90
     assert backdoored["asr"] >= 0.98
     assert student["asr"] <= 0.03
     assert student["acc"] >= backdoored["acc"] - 0.04
-    assert fst["asr"] <= 0.10
+    assert fst["asr"] <= 0.05
     assert fst["acc"] >= backdoored["acc"] - 0.04
     for detector in ("cd", "strip"):
         assert metrics["detection"][detector]["auroc"] >= 0.90

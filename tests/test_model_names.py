@@ -17,7 +17,7 @@ from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import read_json, sha256_file, write_json
 
 FILE = Path(__file__).resolve()
-ALLOWED = "allowed: resnet18, resnet34, resnet50, preactresnet18, vgg19_bn, densenet121, torchvision:NAME, timm:NAME"
+ALLOWED = f"allowed: {', '.join(models.NETWORKS)}, torchvision:NAME, timm:NAME"
 # Trains and loads a checkpoint, writes its logits, and says which of the libraries that take long to import came in.
 FRESH_PROCESS = """
 import sys
