@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from unpoison.attacks import ATTACKS, SINGLE, restored
 from unpoison.core.arrays import Images, IntArray
@@ -21,7 +23,7 @@ from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft, make_trigger, optimised
 from unpoison.data.imageset import ImageSet
 from unpoison.poisoning.policy import Policy
-from unpoison.poisoning.trigger import Kept, Trigger, eight_bit, read_trigger, save_trigger, stamp
+from unpoison.poisoning.trigger import Kept, Trigger, _check_field, eight_bit, read_trigger, save_trigger, stamp
 from unpoison.training.recipe import Recipe
 
 COLOUR, WIDE, GREY = (16, 16, 3), (18, 29, 3), (29, 34, 1)
@@ -252,6 +254,16 @@ def test_publishes_a_policy_that_it_can_take(name: str) -> None:
 def test_kept_trigger_of_an_unknown_attack_is_refused() -> None:
     with pytest.raises(ParameterError, match=r"^attack: 'wanet' given, allowed: badnets, blended, "):
         restored(Kept("wanet", {}))
+
+
+# The last stands for numpy 2.5, whose `NDArray[np.float32]` is an alias with the type as its direct argument.
+@pytest.mark.parametrize("annotated", [NDArray[np.float32], NDArray[np.float32] | None, GenericAlias(list, np.float32)])
+def test_type_of_an_array_is_found_in_every_form_of_its_annotation(annotated: object) -> None:
+    _check_field("values", np.zeros(2, np.float32), annotated)
+    with pytest.raises(ParameterError, match=r"^values: an array of float64 given, allowed: float32$"):
+        _check_field("values", np.zeros(2), annotated)
+    with pytest.raises(ParameterError, match=r"^values: an array of float32 given, allowed: no such array$"):
+        _check_field("values", np.zeros(2, np.float32), int)
 
 
 def test_eight_bits() -> None:

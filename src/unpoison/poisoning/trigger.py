@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -107,13 +107,19 @@ class Trigger(ABC):
 
 def _check_field(name: str, value: NDArray[Any], annotated: Any) -> None:
     """Raises ParameterError for an array that is no field, or of another type than the field, or not finite."""
-    # `NDArray[np.float32]` is `np.ndarray[shape, np.dtype[np.float32]]`.
-    dtypes = [np.dtype(get_args(part)[0]) for part in get_args(annotated) if get_origin(part) is np.dtype]
+    dtypes = [np.dtype(scalar) for scalar in _scalars(annotated)]
     if value.dtype not in dtypes:
         allowed = f"{dtypes[0]}" if dtypes else "no such array"
         raise ParameterError(f"{name[:80]}: an array of {value.dtype} given, allowed: {allowed}")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise ParameterError(f"{name}: values that are not finite given, allowed: finite ones")
+
+
+def _scalars(annotated: Any) -> list[type[np.generic]]:
+    """numpy's types within an annotation: `NDArray[np.float32]` is an array type, from numpy 2.5 on an alias of one."""
+    if isinstance(annotated, type) and issubclass(annotated, np.generic):
+        return [annotated]
+    return [scalar for part in get_args(annotated) for scalar in _scalars(part)]
 
 
 class TriggerManifest(Manifest):
