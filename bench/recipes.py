@@ -1,111 +1,238 @@
-"""Accuracy and attack success of training recipes while they train, on the poisoned set of this working copy.
+"""What was tried for the recipe `compact`: accuracy and attack success after each epoch, and minutes on CPU cores.
 
-    dvc repro poison && python bench/recipes.py run compact                  # the recipe, on params.yaml's network
-    python bench/recipes.py run compact --set epochs=16 label_smoothing=0    # with changes
-    python bench/recipes.py plot                                             # bench/results/recipes.png
+    dvc exp run prepare -S data.name=folder -S data.path=... -S data.trusted=test -S data.reserve=5000 -S data.public=10
+    python bench/recipes.py run [GROUP ...] [--processes 12]    # trainings of recipes.yaml; adds to results/recipes.csv
+    python bench/recipes.py rates [GROUP ...]                   # images/s of their networks here: results/rates.csv
+    python bench/recipes.py table                               # last epochs, mean over the seeds, as Markdown
+    python bench/recipes.py plot                                # ACC and ASR against minutes: results/recipes.png
 
-Network, data and attack are those of params.yaml; `train` in it has no part here. After each epoch the model is graded on the
-trusted reserve, clean and triggered, never on test images: recipes are chosen by these figures. Adds a row per epoch to
-bench/results/recipes.csv. Seconds are of training alone, as the machine was: minutes in the plot are images over the rate on
-idle cores that `--rate` gives, by default that of the run itself.
+Trains on the whole training part of data/base, poisoned here, and grades on the trusted reserve, clean and triggered, never on
+test images: recipes are chosen by these figures. In fp32 on a GPU as well, as the figures stand for CPUs without bf16; there
+`--processes` trains several at a time, best under NVIDIA's MPS. Minutes are images over the rate of that network on this
+machine's idle cores (`rates`), without what DVC and the other stages take.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 from ruamel.yaml import YAML
 
+import shapes
 from unpoison import models
-from unpoison.attacks import restored
+from unpoison.attacks import ATTACKS
 from unpoison.compute.device import machine
-from unpoison.core.hyperparameters import check
-from unpoison.data.store import open_poisoned, open_split, read_about
+from unpoison.crafting.attack import Attack, intent
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import craft
+from unpoison.data.imageset import ImageSet
+from unpoison.data.store import open_split
 from unpoison.evaluation.grading import model_metrics
-from unpoison.poisoning.attacker import read_triggers
+from unpoison.models.classifier import Classifier
 from unpoison.poisoning.triggered import triggered_of
-from unpoison.poisoning.truth import read_truth
-from unpoison.training.loop import fit
+from unpoison.training import loop
 from unpoison.training.recipe import Recipe
-from unpoison.training.recipes import RECIPES
+from unpoison.training.recipes import recipe_named
 
 matplotlib.use("Agg")
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path("data")
-FIGURES = ("acc", "asr", "ra")
-RESULTS = ROOT / "bench" / "results" / "recipes.csv"
+HERE = Path(__file__).resolve().parent
+TRIED, RESULTS, RATES = HERE / "recipes.yaml", HERE / "results" / "recipes.csv", HERE / "results" / "rates.csv"
+FIGURES = ["acc", "asr", "ra"]
 
 
-def run(recipe: Recipe, name: str, seed: int) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Trial:
+    """A training to try: an entry of recipes.yaml.
+
+    Attributes:
+        group: lever that it belongs to.
+        name: what differs from `compact`.
+        train: block of settings as in params.yaml.
+        network: `name` and arguments of a network, or those of `shapes.build`.
+        attack: attack with its published settings, besides `arguments`.
+        arguments: the attack's own.
+        rate: share of all training images that is poisoned.
+        resolution: pixels per side, and for which share of the training images are made as small.
+        average: decay per step of an average of the weights, which is graded in the place of the last ones.
+        seeds: one training each.
+    """
+
+    group: str
+    name: str
+    train: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=lambda: {"name": "compact", "width": 32})
+    attack: str = "badnets"
+    arguments: Mapping[str, Any] = field(default_factory=lambda: {"pattern": "white", "size": 3})
+    rate: float = 0.1
+    resolution: tuple[int, float] | None = None
+    average: float | None = None
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_named({"recipe": "compact", **self.train})
+
+    def build(self, data: ImageSet, seed: int) -> Classifier:
+        about = {"num_classes": len(data.classes), "image_size": data.image_size, "channels": data.channels}
+        if "name" in self.network:
+            return models.build(**{**about, **self.network}, seed=seed)
+        return shapes.build(models.build("compact", **about, seed=seed), seed, **self.network)
+
+
+def trials(groups: list[str]) -> list[Trial]:
+    """Entries of recipes.yaml, of all groups where none is given."""
+    entries = [Trial(**entry) for entry in YAML(typ="safe").load(TRIED)]
+    return [entry for entry in entries if not groups or entry.group in groups]
+
+
+class SmallAtFirst:
+    """A loss that trains on smaller images until a step is reached."""
+
+    def __init__(self, plain: loop.Loss, pixels: int, steps: float) -> None:
+        self.plain, self.pixels, self.steps, self.step = plain, pixels, steps, 0
+
+    def __call__(
+        self, model: Classifier, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.step < self.steps:
+            images = F.interpolate(images, size=(self.pixels, self.pixels), mode="area")
+        self.step += 1
+        return self.plain(model, images, labels)
+
+
+def run(trial: Trial, seed: int) -> pd.DataFrame:
     """Train once; a row per epoch."""
-    network = {k: v for k, v in YAML(typ="safe").load(ROOT / "params.yaml")["model"].items() if v is not None}
-    data, reserve = open_poisoned(DATA / "base", DATA / "poisoned"), open_split(DATA / "base", "reserve")
-    truth, (attacker, _) = read_truth(DATA / "truth"), read_triggers(DATA / "attacker" / "triggers", restored)
-    assert truth is not None, "attack none: nothing to grade"
-    triggered = {trigger: triggered_of(reserve, *held) for trigger, held in attacker.items()}
-    source = read_about(DATA / "base")
-    about: dict[str, Any] = {
-        "recipe": name,
-        "network": " ".join(str(value) for value in network.values()),
-        "data": f"{source['source'] if source['name'] == 'folder' else source['name']}, {len(data)} images",
-        "attack": f"{truth.attack}, {truth.policy.poison_rate:.0%}",
-        "seed": seed,
-    }
-    model = models.build(
-        **network, num_classes=len(data.classes), image_size=data.image_size, channels=data.channels, seed=seed
-    )
-    rows: list[dict[str, Any]] = []
-    steps, grading = -(-len(data) // recipe.batch_size), 0.0
-    start, done = time.perf_counter(), 0
+    # Whatever the device gains by bf16, the figures are those of fp32.
+    loop.autocast = lambda device: torch.autocast(device.type, enabled=False)  # type: ignore[attr-defined]
+    train, reserve = open_split(Path("data/base"), "train"), open_split(Path("data/base"), "reserve")
+    method = ATTACKS[trial.attack]
+    assert isinstance(method, Attack)
+    policy = {"poison_rate": trial.rate, "rate_of": "all", "poison_target_class": True}
+    aim = intent(trial.attack, method, policy, trial.arguments)
+    poisoned = craft(trial.attack, [aim], Context(train=train, seed=seed))
+    data, recipe = poisoned.received(train), trial.recipe
+    triggered = {trial.attack: triggered_of(reserve, aim.policy, poisoned.triggers[0])}
+    model, rows = trial.build(train, seed), list[dict[str, Any]]()
+    steps, done, average = -(-len(data) // recipe.batch_size), 0, dict[str, torch.Tensor]()
 
-    def graded(model: models.Classifier) -> None:
-        nonlocal done, grading
+    @torch.no_grad()
+    def graded(model: Classifier) -> None:
+        nonlocal done
         done += 1
+        state = model.state_dict()
+        if trial.average is not None:
+            for key, value in state.items():
+                kept = average.setdefault(key, value.clone())
+                kept.lerp_(value, 1 - trial.average) if value.is_floating_point() else kept.copy_(value)
         if done % steps:
             return
-        before = time.perf_counter()
-        figures = model_metrics(model.eval(), reserve, truth, triggered)
+        last = {key: value.clone() for key, value in state.items()} if average else {}
+        model.load_state_dict(average or state)
+        figures = model_metrics(model.eval(), reserve, poisoned.truth, triggered)
+        model.load_state_dict(last or state)
         model.train()
-        row = {
-            "epoch": done // steps,
-            "images": done // steps * len(data),
-            "seconds": round(before - start - grading, 1),
-        }
-        rows.append({**about, **row, **{key: round(figures[key], 4) for key in FIGURES}, "machine": machine()})
-        print(rows[-1], flush=True)
-        grading += time.perf_counter() - before
+        about = {"group": trial.group, "name": trial.name, "attack": trial.attack, "rate": trial.rate, "seed": seed}
+        epoch = {"epoch": done // steps, "epochs": recipe.epochs, "images": done // steps * len(data)}
+        rows.append({**about, **epoch, **{key: round(float(figures[key]), 4) for key in FIGURES}, "machine": machine()})
 
-    fit(model, data, recipe, seed=seed, what=name, after_step=graded)
+    loss = _loss(trial, recipe, steps)
+    loop.fit(model, data, recipe, seed=seed, what=trial.name, loss=loss, after_step=graded)
     return pd.DataFrame(rows)
 
 
-def plot(rate: float | None) -> Path:
-    """Accuracy and attack success of all runs against minutes, one line per recipe and attack."""
+def _loss(trial: Trial, recipe: Recipe, steps: int) -> loop.Loss:
+    plain = partial(loop.cross_entropy, label_smoothing=recipe.label_smoothing)
+    if trial.resolution is None:
+        return plain
+    pixels, share = trial.resolution
+    return SmallAtFirst(plain, pixels, share * steps * recipe.epochs)
+
+
+def all_of(chosen: list[Trial], processes: int) -> None:
+    """Run the trials, several at a time; their rows are added as each ends, in the place of those of the same training."""
+    # Spawned: a forked process cannot use the GPU.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(run, trial, seed) for trial in chosen for seed in trial.seeds]
+        for done in as_completed(running):
+            rows = done.result()
+            print(rows.iloc[-1].to_dict(), flush=True)
+            _add(RESULTS, rows, ["group", "name", "seed"])
+
+
+def rates(chosen: list[Trial]) -> None:
+    """Images a second of each trial's training on noise, on this machine as it is."""
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 32, 32, 3), np.uint8)
+    data = ImageSet(noise, np.arange(len(noise)) % 10, tuple("0123456789"))
+    warm = data.subset(np.arange(500))
+    for trial in chosen:
+        recipe, seconds = replace(trial.recipe, epochs=1), 0.0
+        for part in (warm, data):
+            loss = _loss(trial, recipe, -(-len(part) // recipe.batch_size))
+            start = time.perf_counter()
+            loop.fit(trial.build(part, 0), part, recipe, seed=0, what=trial.name, loss=loss)
+            seconds = time.perf_counter() - start
+        about = {"group": trial.group, "name": trial.name, "rate": round(len(data) / seconds, 1)}
+        rows = pd.DataFrame([{**about, "threads": torch.get_num_threads(), "machine": machine()}])
+        print(about, flush=True)
+        _add(RATES, rows, ["group", "name"])
+
+
+def _add(path: Path, rows: pd.DataFrame, keys: list[str]) -> None:
+    earlier = pd.read_csv(path) if path.is_file() else rows.iloc[:0]
+    same = earlier.set_index(keys).index.isin(rows.set_index(keys).index)
+    pd.concat([earlier[~same], rows]).to_csv(path, index=False)
+
+
+def minutes() -> pd.DataFrame:
+    """All rows with their minutes on this machine's cores, where the rate of the network was measured."""
+    table = pd.read_csv(RESULTS).merge(
+        pd.read_csv(RATES)[["group", "name", "rate"]], "left", ["group", "name"], suffixes=("", "_s")
+    )
+    return table.assign(minutes=table["images"] / table["rate_s"] / 60)
+
+
+def table() -> str:
+    """The last epoch of each trial: mean over its seeds, Markdown."""
+    last = minutes().query("epoch == epochs")
+    lines = ["| lever | training | attack | min | ACC | ASR | n |", "|---|---|---|---:|---:|---:|---:|"]
+    for (group, name, attack, rate), rows in last.groupby(["group", "name", "attack", "rate"], sort=False):
+        mean = rows[["minutes", *FIGURES]].mean()
+        took = "" if np.isnan(mean["minutes"]) else f"{mean['minutes']:.1f}"
+        lines.append(
+            f"| {group} | {name} | {attack} {rate:.0%} | {took} | {mean['acc']:.3f} | {mean['asr']:.3f} | {len(rows)} |"
+        )
+    return "\n".join(lines)
+
+
+def plot() -> Path:
+    """ACC and ASR at the end of each trial, and their way there for those of the group `epochs`, against minutes."""
     from matplotlib.figure import Figure
 
-    table = pd.read_csv(RESULTS)
-    figure = Figure(figsize=(10, 4))
-    left, right = figure.subplots(1, 2, sharex=True)
-    for (recipe, network, attack), lines in table.groupby(["recipe", "network", "attack"], sort=False):
-        last = lines.groupby("epoch")[["images", "seconds", *FIGURES]].mean()
-        minutes = last["images"] / (rate or float((last["images"] / last["seconds"]).iloc[-1])) / 60
-        for axes, metric in ((left, "acc"), (right, "asr")):
-            axes.plot(minutes, last[metric], marker=".", label=f"{recipe}, {network}, {attack}")
-    for axes, heading in ((left, "ACC on the reserve"), (right, "ASR on the triggered reserve")):
-        axes.set_xlabel("minutes")
-        axes.set_title(heading)
-        axes.grid(alpha=0.3)
-    right.set_ylim(0, 1.02)
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, -0.02 - 0.04 * 4), ncols=2
-    )
+    figure = Figure(figsize=(11, 4.5))
+    axes = dict(zip(["acc", "asr"], figure.subplots(1, 2), strict=True))
+    known = minutes().dropna(subset="minutes")
+    for (attack, rate, group), rows in known.groupby(["attack", "rate", "group"], sort=False):
+        last = rows.query("epoch == epochs").groupby("name", sort=False)[["minutes", *FIGURES]].mean()
+        for figure_of, axis in axes.items():
+            axis.plot(last["minutes"], last[figure_of], "o", label=f"{group}: {attack} {rate:.0%}")
+    for key, axis in axes.items():
+        axis.set(xlabel="minutes of training on two CPU cores", ylabel=f"{key.upper()} on trusted images")
+        axis.grid(alpha=0.3)
+    figure.legend(*axes["acc"].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     path = RESULTS.with_suffix(".png")
     figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
     return path
@@ -114,21 +241,20 @@ def plot(rate: float | None) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    runner = commands.add_parser("run")
-    runner.add_argument("recipe", choices=RECIPES)
-    runner.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="attributes of the recipe, as YAML")
-    runner.add_argument("--seed", type=int, default=0)
-    drawer = commands.add_parser("plot")
-    drawer.add_argument("--rate", type=float, help="images per second of all runs")
+    for command in ("run", "rates"):
+        commands.add_parser(command).add_argument("groups", nargs="*", help="of recipes.yaml; none: all")
+    commands.choices["run"].add_argument("--processes", type=int, default=1, help="trainings at a time")
+    commands.add_parser("table")
+    commands.add_parser("plot")
     arguments = parser.parse_args()
-    if arguments.command == "plot":
-        print(f"wrote {plot(arguments.rate).relative_to(ROOT)}")
-        return
-    changes = {key: YAML(typ="safe").load(value) for key, _, value in (each.partition("=") for each in arguments.set)}
-    recipe = replace(RECIPES[arguments.recipe], **check(changes, Recipe))
-    rows = run(recipe, " ".join([arguments.recipe, *arguments.set]), arguments.seed)
-    earlier = [pd.read_csv(RESULTS)] if RESULTS.is_file() else []
-    pd.concat([*earlier, rows]).to_csv(RESULTS, index=False)
+    if arguments.command == "run":
+        all_of(trials(arguments.groups), arguments.processes)
+    elif arguments.command == "rates":
+        rates(trials(arguments.groups))
+    elif arguments.command == "table":
+        print(table())
+    else:
+        print(f"wrote {plot().relative_to(HERE.parent)}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from prepare import Settings
 from training import fresh_model, network_of, recipe_of
 from unpoison.core.errors import file_of, keys_of
 from unpoison.data.imageset import ImageSet
+from unpoison.models.classifier import Classifier
 from unpoison.purification import PURIFIERS
 from unpoison.sources import digits
 from unpoison.sources.published import PUBLISHED
 from unpoison.training.checks import check_batch_of_one
 from unpoison.training.recipe import Recipe
+from unpoison.training.whitening import whiten
 from unpoison.variations.prior_training import PriorRecipe, check_recipe
 
 # Side and channels of the sets whose images are all of one size.
@@ -51,8 +53,12 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
         with file_of(PARAMS), keys_of("prior"):
             check_recipe(prior, (side, side))
     for name in ("train", "distill.train") if with_variations(params) else ("train",):
+        recipe = recipe_of(params, name)
         with file_of(PARAMS), keys_of(name):
-            _check_batches(params, recipe_of(params, name), 2, side, channels)
+            _check_batches(params, recipe, 2, side, channels)
+            if recipe.whiten:
+                blank = _blank(2, side, channels)
+                whiten(_network(params, blank), blank)
     for name in methods_of(params, "purify", PURIFIERS):
         own = own_parameters(params, "purifiers", name, PURIFIERS[name].parameters)
         recipe = Recipe(batch_size=own.get("batch_size", Recipe.batch_size))
@@ -65,8 +71,17 @@ def _check_batches(params: Params, recipe: Recipe, images: int, side: int, chann
     # Only then is a network built, which takes longer than all other checks together.
     if recipe.batch_size > 1 and images != 1:
         return
-    images = min(images, 2)
+    data = _blank(min(images, 2), side, channels)
+    check_batch_of_one(_network(params, data), data, recipe)
+
+
+def _blank(images: int, side: int, channels: int) -> ImageSet:
+    """Black images of two classes."""
     blank = np.broadcast_to(np.zeros((), np.uint8), (images, side, side, channels))
-    data = ImageSet(blank, np.zeros(images, np.int64), ("a", "b"))
+    return ImageSet(blank, np.zeros(images, np.int64), ("a", "b"))
+
+
+def _network(params: Params, data: ImageSet) -> Classifier:
+    """The parameters' network for images like these, without pretrained weights."""
     network = {key: value for key, value in network_of(params).items() if key != "pretrained"}
-    check_batch_of_one(fresh_model(network, data, seed=0), data, recipe)
+    return fresh_model(network, data, seed=0)

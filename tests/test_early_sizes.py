@@ -52,6 +52,14 @@ PURIFIERS = "params/purifiers.yaml"
             r"^params\.yaml: prior\.channels: \[8, 12\] given, allowed: one to eight multiples of 8",
         ),
         (
+            {"model": {"name": "timm:test_vit"}},
+            r"^params\.yaml: train\.whiten: true given, allowed: for networks that begin with a convolution of at most 512",
+        ),
+        (
+            {"model": {"name": "timm:test_vit"}, "train__whiten": False},
+            r"^params\.yaml: distill\.train\.whiten: true given, allowed: for networks that begin with",
+        ),
+        (
             {**FOLDER, "train__batch_size": 1},
             r"^params\.yaml: train\.batch_size: 1 given for images of 16x16 px, .*at least 2",
         ),
