@@ -19,6 +19,7 @@ import json
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -159,11 +160,11 @@ def run(trial: Trial, seed: int) -> pd.DataFrame:
                 kept.lerp_(value, 1 - trial.average) if value.is_floating_point() else kept.copy_(value)
         if done % steps:
             return
-        last = {key: value.clone() for key, value in state.items()} if average else {}
-        model.load_state_dict(average or state)
-        figures = model_metrics(model.eval(), reserve, poisoned.truth, triggered)
-        model.load_state_dict(last or state)
-        model.train()
+        # Graded as a copy, so that training goes on from the last weights.
+        shown = deepcopy(model).eval()
+        if average:
+            shown.load_state_dict(average)
+        figures = model_metrics(shown, reserve, poisoned.truth, triggered)
         about = {"group": trial.group, "name": trial.name, "attack": trial.attack, "rate": trial.rate, "seed": seed}
         epoch = {"epoch": done // steps, "epochs": recipe.epochs, "images": done // steps * len(data)}
         rows.append({**about, **epoch, **{key: round(float(figures[key]), 4) for key in FIGURES}, "machine": machine()})
