@@ -72,6 +72,7 @@ def test_changed_file_is_refused(base: Path, damage: str) -> None:
 
 
 def test_pickled_array_is_refused(tmp_path: Path) -> None:
+    # Written here and never unpickled: it is what the reader must refuse.
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=r"a\.npy: not a readable \.npy array"):
         load_array(tmp_path / "a.npy")

@@ -250,6 +250,7 @@ def repacked(name: str, root: Path, kind: str) -> None:
             path.write_bytes(content)
         else:
             path.unlink()
+            # A tar that these tests made, and under the filter that keeps members inside the folder.
             with tarfile.open(fileobj=io.BytesIO(content)) as tar:
                 tar.extractall(root, filter="data")
 
