@@ -286,7 +286,7 @@ def test_arguments_that_do_not_exist_end_with_one_line(capsys: Any, monkeypatch:
     monkeypatch.chdir(ROOT / "docs")  # anywhere in the working copy
     for arguments, message in (
         (["run", "nonsense"], f"error: SUITE: 'nonsense' given, allowed: {', '.join(NAMES)}"),
-        (["run", "attacks", "--scale", "huge"], "error: SCALE: 'huge' given, allowed: digits, cifar10"),
+        (["run", "attacks", "--scale", "huge"], "error: SCALE: 'huge' given, allowed: digits, cpu"),
         (["run", "attacks", "--data", "no.tar"], "error: DATA: 'no.tar' given, which does not exist"),
         (["table", "nonsense"], "error: SUITE: 'nonsense' given"),
         (["sheet", "attacks", "--experiments", "sigg"], "error: --experiments: 'sigg' given, allowed: badnets, "),
