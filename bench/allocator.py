@@ -27,6 +27,7 @@ def one(method: str, *, keep: bool) -> float:
     from unpoison.compute.inference import features_of
     from unpoison.data.imageset import ImageSet
     from unpoison.detection import DETECTORS
+    from unpoison.detection.detector import Suspect
     from unpoison.sources import digits
 
     if not keep:
@@ -34,10 +35,11 @@ def one(method: str, *, keep: bool) -> float:
     splits = digits.build({"train": 1024, "reserve": 100})
     data, reserve = (ImageSet(*splits[name], digits.CLASSES) for name in ("train", "reserve"))
     model = models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool").eval()
-    features, score = features_of(model, data), DETECTORS[method].score
-    score(model, data.subset(np.arange(128)), reserve, features, seed=0, **METHODS[method])  # warm-up
+    features, trusted, score = features_of(model, data), features_of(model, reserve), DETECTORS[method].score
+    suspect = Suspect(model=model, data=data, features=features, reserve=reserve, reserve_features=trusted)
+    score(suspect.subset(np.arange(128)), seed=0, **METHODS[method])  # warm-up
     start = time.perf_counter()
-    score(model, data, reserve, features, seed=0, **METHODS[method])
+    score(suspect, seed=0, **METHODS[method])
     return time.perf_counter() - start
 
 

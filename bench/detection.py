@@ -22,8 +22,10 @@ from pairs import arguments, by_turns, report, row, timed
 from unpoison import models
 from unpoison.compute.device import pick_device
 from unpoison.compute.inference import features_of
+from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import DETECTORS
+from unpoison.detection.detector import Suspect
 from unpoison.models import Classifier
 from unpoison.sources import digits
 
@@ -78,18 +80,21 @@ def ways_of(name: str, images: int) -> dict[str, Callable[[], float]]:
     network = {"name": "resnet18", "width": 16, "stem": "conv3_pool"}
     ours, plain = (models.build(num_classes=10, image_size=(32, 32), **network).eval() for _ in range(2))
     plain.to(device).requires_grad_(False)
-    features = features_of(ours, data)
+    # No more trusted images than the scores need: those of a rule's threshold are no part of the plain implementation.
+    reserve = reserve.subset(np.arange(settings.get("overlays", 0)))
+    none = Features(np.zeros((0, 10), np.float32), np.zeros((0, 128), np.float32))
+    suspect = Suspect(model=ours, data=data, features=features_of(ours, data), reserve=reserve, reserve_features=none)
 
     def loaded(some: ImageSet) -> Tensor:
         return (torch.from_numpy(some.gather(np.arange(len(some)))).permute(0, 3, 1, 2).float() / 255).contiguous()
 
     def ours_once() -> Any:
-        return DETECTORS[name].score(ours, data, reserve, features, seed=0, **settings)
+        return DETECTORS[name].score(suspect, seed=0, **settings)
 
     def plain_once() -> Any:
         if name == "cd":
             return plain_cd(plain, loaded(data).to(device), **settings)
-        return plain_strip(plain, loaded(data).to(device), loaded(reserve)[: settings["overlays"]].to(device))
+        return plain_strip(plain, loaded(data).to(device), loaded(reserve).to(device))
 
     return {"plain": lambda: images / timed(plain_once), "ours": lambda: images / timed(ours_once)}
 

@@ -162,7 +162,7 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
         most, classes = training_size(data)
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=most, classes=classes)
-    for name in methods_of(params, "detect", DETECTORS):
+    for name in dict.fromkeys([*methods_of(params, "detect", DETECTORS), *detect.settings(params).inputs]):
         detector = DETECTORS[name]
         needed = detector.needs_trusted(**own_parameters(params, "detectors", name, detector.parameters))
         if needed > data.most("reserve"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
@@ -12,14 +12,15 @@ from common import BACKDOORED, BASE, FEATURES, POISONED, SCORES, run_stage
 
 from parameters import FAMILIES, PARAMS, Params, checked, load_params, own_parameters, seed_of
 from unpoison import models
-from unpoison.core.errors import file_of, keys_of
+from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.core.hyperparameters import Count, one_of
 from unpoison.core.manifest import check_made_from
 from unpoison.data import features as features_
-from unpoison.data.features import Features, read_features
+from unpoison.data.features import read_features
 from unpoison.data.scores import save_scores
 from unpoison.data.store import open_poisoned, open_split
-from unpoison.detection import DETECTORS
+from unpoison.detection import DETECTORS, INPUT_DETECTORS
+from unpoison.detection.detector import Suspect
 from unpoison.detection.sample import check_sample, draw_sample
 
 
@@ -28,14 +29,43 @@ class Settings:
     """The section `detect`, but for its list of methods.
 
     Attributes:
-        sample: number of training samples that are scored, drawn with the classes' shares; null: all.
+        sample: number of training samples that are scored, drawn with the classes' shares, and the most test inputs; null:
+            all.
+        inputs: detectors that score test inputs as well.
     """
 
     sample: Count | None = None
+    inputs: list[str] = field(default_factory=list)
 
 
 def settings(params: Params) -> Settings:
-    return Settings(**checked(params, "detect", Settings, without=("methods",)))
+    wanted = Settings(**checked(params, "detect", Settings, without=("methods",)))
+    if len(set(wanted.inputs)) != len(wanted.inputs) or not set(wanted.inputs) <= set(INPUT_DETECTORS):
+        raise UserError(
+            f"{PARAMS}: detect.inputs: {wanted.inputs!r} given, allowed: a list out of {', '.join(INPUT_DETECTORS)}"
+        )
+    return wanted
+
+
+def read_suspect() -> Suspect:
+    """What every detector is handed: the artefacts of this run.
+
+    Raises:
+        UserError: an artefact is missing, changed, or not made from the others.
+    """
+    data = open_poisoned(BASE, POISONED)
+    check_made_from(BACKDOORED, models.DESCRIPTION, poisoned=data.digest)
+    for split in ("training", "reserve"):
+        check_made_from(
+            FEATURES / split, features_.DESCRIPTION, poisoned=data.digest, backdoored=models.digest_of(BACKDOORED)
+        )
+    return Suspect(
+        model=models.load(BACKDOORED, data),
+        data=data,
+        features=read_features(FEATURES / "training"),
+        reserve=open_split(BASE, "reserve"),
+        reserve_features=read_features(FEATURES / "reserve"),
+    )
 
 
 def main(method: str) -> list[Path]:
@@ -44,24 +74,23 @@ def main(method: str) -> list[Path]:
         detector = one_of(method, DETECTORS, key="detect.methods")
     wanted = settings(params).sample
     seed, arguments = seed_of(params), own_parameters(params, "detectors", method, detector.parameters)
-    data, reserve = open_poisoned(BASE, POISONED), open_split(BASE, "reserve")
+    suspect = read_suspect()
+    data, count, index = suspect.data, len(suspect.data), None
     made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
-    check_made_from(BACKDOORED, models.DESCRIPTION, poisoned=data.digest)
-    check_made_from(FEATURES, features_.DESCRIPTION, **made_from)
-    model, features = models.load(BACKDOORED, data), read_features(FEATURES)
-    count, index = len(data), None
     if wanted is not None:
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=count, classes=len(data.classes))
         # A detector is handed the sample as a set of its own and knows of no other.
         index = draw_sample(data.labels, wanted, seed=seed)
-        data, features = data.subset(index), Features(features.logits[index], features.penultimate[index])
+        suspect = suspect.subset(index)
     with file_of(FAMILIES["detectors"]), keys_of(method):
-        scores = detector.score(model, data, reserve, features, seed=seed, **arguments)
+        scores = detector.score(suspect, seed=seed, **arguments)
     scores = scores if index is None else scores.within(index)
     save_scores(scores, SCORES / method, method=method, parameters=arguments, made_from=made_from, count=count)
     part = "" if index is None else f" of {count}"
-    print(f"detect@{method}: {len(data)}{part} samples, {scores.forward_passes:g} forward passes each", flush=True)
+    print(
+        f"detect@{method}: {len(suspect.data)}{part} samples, {scores.forward_passes:g} forward passes each", flush=True
+    )
     return [SCORES / method]
 
 

@@ -23,19 +23,25 @@ from common import (
     run_stage,
 )
 
+import numpy as np
+
+from detect import settings
+from detect_inputs import INPUT_SCORES
 from parameters import Params, load_params, methods_of
 from unpoison import models
 from unpoison.core.errors import UserError
 from unpoison.core.files import new_folder, write_json
 from unpoison.core.manifest import is_made_from, made_from_of
 from unpoison.data import scores as scores_
+from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_split
 from unpoison.detection import DETECTORS
+from unpoison.detection.fusion import fused
 from unpoison.evaluation.grading import attack_metrics, detector_metrics, model_metrics, rounded
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning import truth as truth_
-from unpoison.poisoning.triggered import read_triggered
+from unpoison.poisoning.triggered import Triggered, read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST as METHODS
@@ -79,15 +85,31 @@ def main() -> list[Path]:
     count = None if truth is None else len(truth.mask)
     there = {n: f for n, f in detectors.items() if _is_there(f, scores_.DESCRIPTION, **present)}
     scores = {name: load_scores(folder, method=name, count=count) for name, folder in there.items()}
-    graded, curves = detector_metrics(scores, None if truth is None else truth.mask)
+    if (together := fused(scores)) is not None:
+        scores["fusion"] = together
+    graded, curves, intervals = detector_metrics(scores, None if truth is None else truth.mask)
     if graded:
         metrics["detection"] = graded
+    if graded := _inputs(params, test, triggered, present):
+        metrics["inputs"] = graded
     write_json(METRICS, rounded(metrics))
     with new_folder(CURVES) as staging:
         curves.round(6).to_csv(staging / "roc.csv", index=False)
+        intervals.round(6).to_csv(staging / "intervals.csv", index=False)
     # The metrics hold figures only; a file beside them records the artefacts that they were measured on.
     write_json(GRADED, {"made_from": present})
     return [METRICS, CURVES, GRADED]
+
+
+def _inputs(
+    params: Params, test: ImageSet, triggered: dict[str, Triggered], present: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    """Metrics of the detectors of test inputs, by detector: triggered images are to be found among clean ones."""
+    folders = {name: INPUT_SCORES / name for name in settings(params).inputs}
+    there = {n: f for n, f in folders.items() if _is_there(f, scores_.DESCRIPTION, **present)}
+    triggered_images = np.arange(len(test) + sum(map(len, triggered.values()))) >= len(test)
+    scores = {name: load_scores(folder, method=name, count=len(triggered_images)) for name, folder in there.items()}
+    return detector_metrics(scores, triggered_images)[0]
 
 
 def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Path]]:

@@ -110,6 +110,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
     if is_made_from(GRADED.parent, GRADED.name, **present):
         found["metrics"] = read_metrics(METRICS, len(data.classes), attacked=attacked)
         found["roc"] = inputs.read_roc(CURVES / "roc.csv")
+        found["intervals"] = inputs.read_intervals(CURVES / "intervals.csv")
     return found
 
 

@@ -18,7 +18,7 @@ from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
 from unpoison.core.files import write_json
-from unpoison.detection import DETECTORS
+from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.models.networks import NETWORKS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
@@ -41,6 +41,7 @@ METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "train_robust": ("unpoison.robust", ROBUST),
     "purify": ("unpoison.purification", PURIFIERS),
     "detect": ("unpoison.detection", DETECTORS),
+    "detect_inputs": ("unpoison.detection", INPUT_DETECTORS),
 }
 """Stages that run one method: the family's package, which is the table of its methods, and the methods by name."""
 

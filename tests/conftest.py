@@ -14,6 +14,7 @@ from planted import Planted, load, make_splits
 from unpoison.compute.inference import features_of
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
+from unpoison.detection.detector import Suspect
 
 # The CPU everywhere, so that a test means the same on every machine; those that are marked `gpu` ask for theirs.
 os.environ.setdefault("UNPOISON_DEVICE", "cpu")
@@ -44,6 +45,18 @@ def planted(splits: dict[str, ImageSet]) -> Planted:
 def features(planted: Planted) -> Features:
     """Logits and penultimate features of the whole poisoned training set."""
     return features_of(planted.model, planted.data)
+
+
+@pytest.fixture(scope="session")
+def suspect(planted: Planted, features: Features) -> Suspect:
+    """What a detector is handed of the planted backdoor."""
+    return Suspect(
+        model=planted.model,
+        data=planted.data,
+        features=features,
+        reserve=planted.reserve,
+        reserve_features=features_of(planted.model, planted.reserve),
+    )
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from unpoison.core.errors import ParameterError
 from unpoison.core.hyperparameters import check
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
+from unpoison.detection.detector import Suspect
 
 
 def own_parameters(schema: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -43,11 +45,13 @@ def check_parameters(schema: Callable[..., Any], arguments: dict[str, Any]) -> N
         check({"no_such": 1}, schema)
 
 
-def fingerprint(*inputs: models.Classifier | ImageSet | Features) -> str:
+def fingerprint(*inputs: models.Classifier | ImageSet | Features | Suspect) -> str:
     """SHA-256 of all that a method could change of its inputs."""
     digest = hashlib.sha256()
     for value in inputs:
-        if isinstance(value, models.Classifier):
+        if isinstance(value, Suspect):
+            digest.update(fingerprint(*(getattr(value, field.name) for field in fields(value))).encode())
+        elif isinstance(value, models.Classifier):
             digest.update(weights_of(value))
             digest.update(str([p.requires_grad for p in value.parameters()] + [value.training]).encode())
         elif isinstance(value, ImageSet):

@@ -22,7 +22,7 @@ from stage_code import code_of_stages, write_stage_code
 from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.core import code
 from unpoison.core.code import digest_of, imports_of, source_of
-from unpoison.detection import DETECTORS
+from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 
@@ -38,6 +38,7 @@ TABLES |= {LIBRARY / "models" / "networks.py", LIBRARY / "training" / "recipes.p
 FAMILIES = {
     "poison": ("attacks", "${attack.name}", ATTACKS),
     "detect": ("detection", "${item}", DETECTORS),
+    "detect_inputs": ("detection", "${item}", INPUT_DETECTORS),
     "purify": ("purification", "${item}", PURIFIERS),
     "train_robust": ("robust", "${item}", ROBUST),
 }
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "crafting": {"poisoning", "training", "compute", "models", "data", "core"},
     "attacks": {"crafting", "poisoning", "training", "compute", "models", "data", "core"},
     "variations": {"compute", "data", "core"},
-    "detection": {"compute", "models", "data", "core"},
+    "detection": {"training", "compute", "models", "data", "core"},
     "purification": {"training", "compute", "models", "data", "core"},
     "robust": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
@@ -175,6 +176,8 @@ def test_a_stage_has_the_network_that_it_runs() -> None:
 TRAINED = {"train_backdoored", "distill_student", "train_robust", "purify"}
 # Attacks that train a network of their own by the loop.
 WITH_NETWORKS = {f"poison@{name}" for name in ("trojan", "lc", "lf", "feature_collision")}
+# And detectors that do.
+WITH_NETWORKS |= {f"detect@{name}" for name in ("abl", "fct", "frequency")}
 
 
 def those(expected: set[str]) -> set[str]:
@@ -187,12 +190,12 @@ def those(expected: set[str]) -> set[str]:
     [
         ("unpoison.training.loop", TRAINED | WITH_NETWORKS),
         ("unpoison.training.recipes", set()),
-        ("unpoison.detection.cd", {"detect@cd"}),
+        ("unpoison.detection.cd", {"detect@cd", "detect_inputs@cd"}),
         ("unpoison.detection", set()),
         ("unpoison.attacks.lf", {"poison@lf"}),
         ("unpoison.attacks", set()),
         ("unpoison.models.vgg", set()),
-        ("unpoison.models.resnet", TRAINED | {"poison", "extract", "detect", "evaluate"}),
+        ("unpoison.models.resnet", TRAINED | {"poison", "extract", "detect", "detect_inputs", "evaluate"}),
         ("unpoison.models.networks", set()),
         ("unpoison.sources.build", {"prepare"}),
         ("unpoison.reporting.sections", {"report"}),

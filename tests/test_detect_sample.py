@@ -9,9 +9,9 @@ import pytest
 
 from planted import Planted
 from unpoison.core.errors import ParameterError, UserError
-from unpoison.data.features import Features
 from unpoison.data.scores import Scores, load_scores, save_scores
 from unpoison.detection import ss
+from unpoison.detection.detector import Suspect
 from unpoison.detection.sample import check_sample, draw_sample
 from unpoison.evaluation.grading import detector_metrics
 from unpoison.evaluation.metrics import detection_metrics
@@ -85,7 +85,7 @@ def test_a_detector_is_graded_on_what_it_scored() -> None:
     values, whole = np.array([3, 1], np.float32), np.array([1, 2, 5, 4, 3], np.float32)
     indices = {"right": [2, 3], "all_clean": [1, 3], "all_poisoned": [0, 2]}
     scores = {name: Scores(values, 1, index=np.array(index)) for name, index in indices.items()}
-    metrics, curves = detector_metrics({**scores, "whole": Scores(whole, 1)}, poisoned)
+    metrics, curves, _ = detector_metrics({**scores, "whole": Scores(whole, 1)}, poisoned)
     # There is nothing to tell poison from where a sample has one kind alone.
     assert list(metrics) == ["right", "whole"]
     assert list(curves) == ["fpr", "right", "whole"]
@@ -93,11 +93,10 @@ def test_a_detector_is_graded_on_what_it_scored() -> None:
     assert metrics["whole"] == detection_metrics(whole, poisoned)
 
 
-def test_planted_poison_is_found_in_a_sample(planted: Planted, features: Features) -> None:
+def test_planted_poison_is_found_in_a_sample(planted: Planted, suspect: Suspect) -> None:
     mask = planted.poisoned.truth.mask
     index = draw_sample(planted.data.labels, 800, seed=0)
-    part = Features(features.logits[index], features.penultimate[index])
-    scores = ss.score(planted.model, planted.data.subset(index), planted.reserve, part).within(index)
+    scores = ss.score(suspect.subset(index)).within(index)
     graded = detector_metrics({"ss": scores}, mask)[0]["ss"]
     assert (graded["scored"], graded["scored_poisoned"]) == (800, mask[index].sum())
     # The sample is drawn by label and not by poison: about half of the 44.

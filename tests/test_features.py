@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from unpoison.core.files import read_json, write_json
 from unpoison.data.features import Features, MappedRows, read_features, write_features
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import ac, ss
+from unpoison.detection.detector import Suspect
 
 MADE_FROM = {"model": "m", "data": "d"}
 
@@ -61,10 +63,11 @@ def test_disk_gives_what_memory_gives(planted: Planted, data: ImageSet, folder: 
     assert str(folder) not in Path("/proc/self/maps").read_text()
 
 
-def test_detectors_score_the_same_from_disk(planted: Planted, data: ImageSet, folder: Path) -> None:
-    memory, disk = features_of(planted.model, data), read_features(folder)
+def test_detectors_score_the_same_from_disk(suspect: Suspect, data: ImageSet, folder: Path) -> None:
+    given = replace(suspect, data=data)
+    memory, disk = features_of(given.model, data), read_features(folder)
     for detector in (ac, ss):
-        one, other = (detector.score(planted.model, data, planted.reserve, f, seed=0) for f in (memory, disk))
+        one, other = (detector.score(replace(given, features=f)) for f in (memory, disk))
         assert one.values.tobytes() == other.values.tobytes()
         assert one.values.any()
 

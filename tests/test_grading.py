@@ -160,16 +160,18 @@ def test_several_triggers_are_counted_together_and_each(answers: None) -> None:
 def test_detectors_are_graded_where_something_is_poisoned() -> None:
     scores = {"right": Scores(np.array([4, 3, 2, 1], np.float32), 1.0), "wrong": Scores(np.arange(4.0), 1.0)}  # type: ignore[arg-type]
     poisoned = np.array([True, True, False, False])
-    metrics, curves = grading.detector_metrics(scores, poisoned)
+    metrics, curves, intervals = grading.detector_metrics(scores, poisoned)
     assert {name: values["auroc"] for name, values in metrics.items()} == {"right": 1.0, "wrong": 0.0}
     assert list(curves) == ["fpr", "right", "wrong"]
     assert (curves["right"] == 1).all()
+    assert intervals["right.auroc"].tolist() == [1, 1]
     # All of the wrong one's false positives come before the first true one.
     assert (curves["wrong"] == (ROC_GRID >= 1)).all()
     for nothing in (None, np.zeros(4, bool), np.ones(4, bool)):
-        metrics, curves = grading.detector_metrics(scores, nothing)
+        metrics, curves, intervals = grading.detector_metrics(scores, nothing)
         assert metrics == {}
         assert list(curves) == ["fpr"]
+        assert list(intervals) == ["level"]
 
 
 def test_a_model_of_one_class_is_said_to_have_collapsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,3 +189,15 @@ def test_figures_that_are_not_finite_are_not_written() -> None:
 
 def test_figures_are_written_to_six_places() -> None:
     assert grading.rounded({"a": {"b": np.float64(1 / 3)}, "c": 2}) == {"a": {"b": 0.333333}, "c": 2.0}
+
+
+def test_what_a_rule_flags_is_graded_apart() -> None:
+    scores = Scores(np.array([4, 3, 2, 1, 0], np.float32), 1.0, flagged=np.array([True, False, True, False, False]))
+    metrics, _, intervals = grading.detector_metrics({"one": scores}, np.array([True, True, False, False, False]))
+    figures = metrics["one"]
+    assert (figures["flagged"], figures["flagged_tpr"], figures["flagged_fpr"]) == (2, 1 / 2, pytest.approx(1 / 3))
+    assert figures["precision_at_count"] == 1
+    assert list(intervals) == [
+        "level",
+        *(f"one.{name}" for name in ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count")),
+    ]

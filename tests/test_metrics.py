@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from unpoison.core.errors import UserError
 from unpoison.data.ranks import order, ranks
-from unpoison.evaluation.metrics import ROC_GRID, accuracy, collapse, detection_metrics, roc_points
+from unpoison.evaluation.metrics import ROC_GRID, accuracy, collapse, detection_intervals, detection_metrics, roc_points
 
 # Ranks from the most suspicious: poisoned, clean, poisoned, clean, clean.
 SCORES, POISONED = np.array([4, 3, 2, 1, 0], np.float32), np.array([1, 0, 1, 0, 0], bool)
@@ -19,6 +20,38 @@ def test_detection_metrics() -> None:
     assert metrics["auroc"] == pytest.approx(5 / 6)
     assert metrics["ap"] == pytest.approx((1 + 2 / 3) / 2)
     assert metrics["tpr_at_1fpr"] == metrics["tpr_at_5fpr"] == 0.5
+    # Of the two most suspicious one is poisoned.
+    assert metrics["precision_at_count"] == 0.5
+
+
+def test_precision_at_the_true_count_shares_a_tie() -> None:
+    # Three poisoned: one place for the first sample, two of the four for those of the tie, half of which are poisoned.
+    scores, poisoned = np.array([3, 2, 2, 2, 2, 1], np.float32), np.array([1, 1, 1, 0, 0, 0], bool)
+    assert detection_metrics(scores, poisoned)["precision_at_count"] == pytest.approx((1 + 2 * 0.5) / 3)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_areas_are_those_of_scikit_learn(levels: int) -> None:
+    rng = np.random.default_rng(0)
+    poisoned = rng.random(300) < 0.2
+    scores = np.round((rng.normal(size=300) + poisoned) * levels / 6).astype(np.float32)
+    metrics = detection_metrics(scores, poisoned)
+    assert metrics["auroc"] == pytest.approx(roc_auc_score(poisoned, scores))
+    assert metrics["ap"] == pytest.approx(average_precision_score(poisoned, scores))
+
+
+def test_intervals_hold_the_figure_and_narrow_with_the_number_of_samples() -> None:
+    rng, widths = np.random.default_rng(0), []
+    for count in (200, 20_000):
+        poisoned = np.arange(count) % 5 == 0
+        scores = (rng.normal(size=count) + poisoned).astype(np.float32)
+        figures, intervals = detection_metrics(scores, poisoned), detection_intervals(scores, poisoned, draws=200)
+        assert all(low <= figures[name] <= high for name, (low, high) in intervals.items())
+        widths.append(np.ptp(intervals["auroc"]))
+    # By the root of a hundred; and as wide as theory has it: the deviation of AUROC is about 0.045 for 40 and 160 samples.
+    assert 5 < widths[0] / widths[1] < 20
+    assert 0.1 < widths[0] < 0.25
+    assert all((interval == 1).all() for interval in detection_intervals(SCORES, SCORES > 1).values())
 
 
 def test_false_positives_at_the_limit_are_within_it() -> None:
@@ -49,7 +82,7 @@ def test_what_is_not_finite_has_no_metric(value: float) -> None:
             metric(logits, np.array([1, 0]))
     scores = SCORES.copy()
     scores[2] = value
-    for graded in (detection_metrics, roc_points):
+    for graded in (detection_metrics, detection_intervals, roc_points):
         with pytest.raises(UserError, match=r"^scores: 1 of 5 are not finite"):
             graded(scores, POISONED)
 

@@ -19,6 +19,7 @@ from unpoison import models
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import cd
+from unpoison.detection.detector import Suspect
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 
@@ -183,7 +184,8 @@ def test_cd_takes_a_vision_transformer() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     data = ImageSet(pixels, np.zeros(4, np.int64), ("a", "b"))
     features = Features(np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32))
-    scores = cd.score(model, data, data, features, steps=2)
+    suspect = Suspect(model=model, data=data, features=features, reserve=data, reserve_features=features)
+    scores = cd.score(suspect, steps=2)
     assert scores.values.shape == (4,)
     assert np.isfinite(scores.values).all()
 

@@ -117,7 +117,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("detect.samples", 100, r"detect\.samples: unknown key, allowed: sample"),
     ("params/detectors.yaml:cd.stepz", 3, r"params/detectors\.yaml: cd\.stepz: unknown key, allowed: seed, steps"),
     ("params/detectors.yaml:cd.seed", 3, r"params/detectors\.yaml: cd\.seed: given, allowed: the run's `seed`"),
-    ("params/detectors.yaml:abl", {}, r"params/detectors\.yaml: abl: 'abl' given, allowed: cd"),
+    ("params/detectors.yaml:fst", {}, r"params/detectors\.yaml: fst: 'fst' given, allowed: cd"),
     ("params/detectors.yaml:strip.overlays", 601, r"data\.reserve: 600 given, allowed: at least 601, strip needs them"),
     (
         "params/purifiers.yaml:fst.alpha",

@@ -71,13 +71,15 @@ def project(repository: Path) -> Iterator[Path]:
 
 def test_reports_and_metrics_are_there(project: Path) -> None:
     metrics = json.loads((project / "reports/metrics.json").read_text())
-    assert set(metrics) == {"attack", "backdoored", "student", "purified", "detection"}
+    assert set(metrics) == {"attack", "backdoored", "student", "purified", "detection", "inputs"}
     # A model of this size may give one class for everything.
     assert set(metrics["backdoored"]) - {"collapsed"} == {"acc", "acc_without_target", "asr", "ra"}
     assert set(metrics["attack"]["trigger"]["badnets"]) == {"psnr", "ssim", "linf", "l2", "changed"}
     assert metrics["attack"]["poisoned"] == 0.09
     assert set(metrics["purified"]) == {"fst"}
-    assert set(metrics["detection"]["cd"]) == {"auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr"}
+    graded = {"auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count"}
+    assert set(metrics["detection"]["cd"]) == graded | {"flagged", "flagged_tpr", "flagged_fpr"}
+    assert set(metrics["inputs"]["scale_up"]) == set(metrics["detection"]["cd"])
     page = (project / "reports/index.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "seconds" not in page

@@ -24,8 +24,10 @@ def test_the_plant_took(planted: Planted) -> None:
 def test_the_poison_is_what_detectors_assume(planted: Planted) -> None:
     truth = planted.poisoned.truth
     in_target = planted.data.labels == truth.policy.target
+    spectral = ss.ASSUMPTIONS["class"]
+    assert spectral is not None
     assert truth.mask.sum() == 44
-    assert truth.mask[in_target].mean() < min(ac.ASSUMPTION.least_share, ss.ASSUMPTION.least_share)
+    assert truth.mask[in_target].mean() < min(ac.ASSUMPTION.least_share, spectral.least_share)
     assert (planted.data.labels != truth.labels).sum() == 44
 
 

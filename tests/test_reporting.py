@@ -86,9 +86,11 @@ def test_everything(drawn: list[Figure]) -> None:
     test = ImageSet(IMAGES[:12], TRUE[:12], CLASSES)
     attacked = np.flatnonzero(test.labels != 0)
     triggered = {"badnets": Triggered(test, Overlay(attacked, 255 - IMAGES[attacked], np.zeros(8, np.int64)))}
-    quality = {"auroc": 0.95, "ap": 0.5, "tpr_at_1fpr": 0.25, "tpr_at_5fpr": 0.75}
+    quality = {"auroc": 0.95, "ap": 0.5, "tpr_at_1fpr": 0.25, "tpr_at_5fpr": 0.75, "precision_at_count": 0.5}
     student, fst = {"acc": 0.85, "asr": 0.05, "ra": 0.8}, {"acc": 0.7, "asr": 0.0, "ra": 0.6}
-    metrics = metrics_of(truth, student=student, purified={"fst": fst}, detection={"detector0": quality})
+    flagged = {"flagged": 4.0, "flagged_tpr": 0.75, "flagged_fpr": 0.125}
+    detection = {"detector0": quality | flagged, "strong": quality | {"auroc": 0.9, "tpr_at_1fpr": 0.5}}
+    metrics = metrics_of(truth, student=student, purified={"fst": fst}, detection=detection, inputs={"strip": quality})
     masks = {"index": np.array([7, 4]), "masks": np.full((2, 12, 12), 0.5, np.float16)}
     curve = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6], "loss": [1.0, 0.5]})
     losses = np.where(MASK, 0.1, 1.0) * np.ones((2, 1))
@@ -101,7 +103,10 @@ def test_everything(drawn: list[Figure]) -> None:
         variations=ImageSet(np.repeat(IMAGES, 2, 0), np.repeat(TRUE, 2), CLASSES),
         metrics=metrics,
         roc=pd.DataFrame({"fpr": [0, 0.1, 1], "detector0": [0, 0.5, 1]}),
-        scores=scores_of(1, aux=masks, caption="What the masks show."),
+        intervals=pd.DataFrame({"level": [0.025, 0.975], "detector0.auroc": [0.9, 1.0]}),
+        scores=scores_of(
+            1, aux=masks, caption="What the masks show.", flagged=np.arange(COUNT) < 4, rule="the first four"
+        ),
         curves={"backdoored": curve, "student": curve.iloc[:0]},
         losses=losses,
         settings={"samples": 4},
@@ -111,6 +116,7 @@ def test_everything(drawn: list[Figure]) -> None:
         "What was run",
         "Models",
         "Detection",
+        "Detection at test time",
         "The same images through the pipeline",
         "The trigger at the test",
         "Scores",
@@ -125,7 +131,15 @@ def test_everything(drawn: list[Figure]) -> None:
         ["purified: fst", "0.700", "–", "0.000", "0.600"],
     ]
     assert rows(page, "trigger at the test") == [["badnets", "0.700", "20.000", "0.900", "1.000", "2.000", "0.100"]]
-    assert rows(page, "detector") == [["detector0", "0.950", "0.500", "0.250", "0.750", "1", ""]]
+    assert (
+        rows(page, "detector")
+        == [
+            ["detector0", "0.950 [0.900, 1.000]", "0.500", "0.250", "0.750", "0.500", "1", ""],
+            ["strong", "0.900", "0.500", "0.500", "0.750", "0.500", "–", ""],
+        ][::-1]
+    )
+    assert rows(page, "rule of") == [["detector0", "4 of 40", "0.750", "0.125", "the first four"]]
+    assert rows(page, "detector of inputs") == [["strip", "0.950", "0.500", "0.250", "0.750", "–", "–"]]
     assert "8 triggered test images (of other classes than the target)" in page.markdown()
     assert "What the masks show." in page.html()
     # Marked are those of the shown suspects that are poisoned: the three with the highest scores are none of them.
@@ -223,7 +237,7 @@ def test_every_policy_has_words(policy: dict[str, Any], text: str, tested: str, 
 )
 def test_remarks_are_of_broken_assumptions(least_share: float | None, auroc: float, remark: str) -> None:
     assumption = None if least_share is None else Assumption("takes poison for rare", least_share)
-    quality = {"auroc": auroc, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5}
+    quality = {"auroc": auroc, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5, "precision_at_count": 0.5}
     # The second detector was graded and its scores are gone.
     detection, truth = {"detector0": quality, "gone": quality}, truth_of(0)
     metrics = metrics_of(truth, detection=detection)
@@ -231,13 +245,14 @@ def test_remarks_are_of_broken_assumptions(least_share: float | None, auroc: flo
     sections.detection(page, run_of(truth=truth, metrics=metrics, scores=scores_of(1, assumption=assumption)))
     graded, gone = rows(page, "detector")
     assert graded[-1] == remark
-    assert gone[5:] == ["–", ""]
+    assert gone[6:] == ["–", ""]
 
 
 def test_figures_of_a_sample_are_said_to_be_of_one(drawn: list[Figure]) -> None:
     # Of the first 10 samples three are poisoned, and they are three of seven cats: of all 40, 4 of 18.
     index, assumption = np.arange(10), Assumption("takes poison for rare", 0.4)
-    quality = {"auroc": 0.5, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5, "scored": 10.0, "scored_poisoned": 3.0}
+    quality = dict.fromkeys(("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count"), 0.5)
+    quality |= {"scored": 10.0, "scored_poisoned": 3.0}
     scores = {"one": Scores(np.arange(10, dtype=np.float32), 1, assumption=assumption, index=index)}
     truth = truth_of(0)
     page = report(run_of(truth=truth, metrics=metrics_of(truth, detection={"one": quality}), scores=scores))

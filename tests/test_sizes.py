@@ -89,7 +89,7 @@ def test_every_stage_at_another_size(
     metrics = json.loads(Path("reports/metrics.json").read_text())
     unknown = network.get("attack.name") == "none"
     detectors = network.get("detect.methods", ["cd", "ac", "ss", "strip"])
-    assert set(metrics.get("detection", {})) == (set() if unknown else set(detectors))
+    assert set(metrics.get("detection", {})) == (set() if unknown else {*detectors, "fusion"})
     assert ("nothing vouches for them" in Path("reports/summary.md").read_text()) == unknown
     suspects = pd.read_csv("reports/suspects.csv")
     assert set(suspects["sample"]) <= {

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import poison
+from detect import read_suspect
 from parameters import load_params
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
 from unpoison import models
@@ -68,7 +69,7 @@ def test_stages_say_what_they_made_from_what(project: Path) -> None:
     assert backdoored["made_from"] == poisoned
     assert backdoored["made_by"]["recipe"]["epochs"] == 2
     weights = backdoored["files"]["model.safetensors"]
-    for name in ("data/scores/cd/scores.json", "data/features/features.json", "data/graded.json"):
+    for name in ("data/scores/cd/scores.json", "data/features/training/features.json", "data/graded.json"):
         assert read_json(project / name)["made_from"] == {**poisoned, "backdoored": weights}
     assert read_json(project / "models/student/model.json")["made_from"]["backdoored"] == weights
     given = load_params(project)["params/purifiers.yaml"]["fst"]
@@ -120,7 +121,7 @@ def test_after_detection_alone_the_report_shows_detection(project: Path) -> None
     assert "No model of this run was graded" in page
     assert "variation" not in page.split("The same images")[1].split("Scores")[0]
     run_stages("stamp_test", "evaluate", "report")
-    assert set(metrics_of(project)) == {"attack", "backdoored", "detection"}
+    assert set(metrics_of(project)) == {"attack", "backdoored", "detection", "inputs"}
 
 
 def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,8 +137,7 @@ def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixtu
     assert scores.index.tolist() == index.tolist()
     # The detector is that of any other run, on the sample as a set of its own.
     arguments = read_json(project / "data/scores/cd/scores.json")["parameters"]
-    model, part = models.load(project / "models/backdoored", data), data.subset(index)
-    alone = DETECTORS["cd"].score(model, part, None, None, seed=0, **arguments)
+    alone = DETECTORS["cd"].score(read_suspect().subset(index), seed=0, **arguments)
     assert scores.values.tobytes() == alone.values.tobytes()
     assert scores.aux["index"].tolist() == index[alone.aux["index"]].tolist()
     poisoned = np.load("data/truth/mask.npy")[index]
@@ -160,7 +160,9 @@ def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixtu
 
 
 def test_branches_that_are_off_are_left_out(project: Path) -> None:
-    write_params(project, {**TINY, "purify.methods": [], "detect.methods": [], "variations.enabled": False})
+    write_params(
+        project, {**TINY, "purify.methods": [], "detect.methods": [], "detect.inputs": [], "variations.enabled": False}
+    )
     shutil.rmtree(project / "data/scores")
     (project / "data/scores").mkdir()
     run_stages()

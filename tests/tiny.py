@@ -15,6 +15,7 @@ import yaml
 
 import check_params
 import detect
+import detect_inputs
 import distill_student
 import evaluate
 import extract
@@ -53,6 +54,7 @@ TINY: dict[str, Any] = {
     "params/purifiers.yaml:fst.epochs": 1,
     "detect.methods": ["cd"],
     "params/detectors.yaml:cd.steps": 2,
+    "detect.inputs": ["scale_up"],
     "report.suspects": 2,
 }
 
@@ -89,6 +91,7 @@ def run_stages(*names: str) -> None:
         **{f"train_robust@{name}": lambda name=name: train_robust.main(name) for name in params["robust"]["methods"]},
         **{f"purify@{name}": lambda name=name: purify.main(name) for name in params["purify"]["methods"]},
         **{f"detect@{name}": lambda name=name: detect.main(name) for name in params["detect"]["methods"]},
+        **{f"detect_inputs@{name}": lambda name=name: detect_inputs.main(name) for name in params["detect"]["inputs"]},
         "evaluate": evaluate.main,
         "report": report.main,
     }

@@ -54,7 +54,8 @@ def intact() -> Path:
     rows = rng.normal(size=(SAMPLES, 4)).astype(np.float32)
     write_features(folder / "features", [(rows, rows[:, :3])], SAMPLES, made_from)
     aux = {"index": np.arange(2), "masks": rng.uniform(size=(2, 16, 16)).astype(np.float16)}
-    scores = Scores(rows[:, 0], 3.0, aux, "masks", Assumption("a small part", 0.5))
+    assumption, flagged = Assumption("a small part", 0.5), rows[:, 0] > 1
+    scores = Scores(rows[:, 0], 3.0, aux, "masks", assumption, flagged=flagged, rule="above 1")
     save_scores(scores, folder / "scores", method="cd", parameters={}, made_from=made_from)
     return folder
 

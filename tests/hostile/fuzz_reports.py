@@ -29,7 +29,7 @@ METRICS_FILE = {
     "attack": {"poisoned": 0.2, "cover": 0.0, "tested": 3.0, "trigger": {"badnets": {"psnr": 20.0, "ssim": 0.9}}},
     "backdoored": {**GRADED, "collapsed": {"class": 1.0, "share": 1.0}},
     "purified": {"ft": GRADED},
-    "detection": {"ss": {"auroc": 0.9, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5}},
+    "detection": {"ss": {"auroc": 0.9, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5, "precision_at_count": 0.5}},
 }
 
 

@@ -39,7 +39,8 @@ TRIGGER, SCORES = "triggers/blended/trigger.json", "scores/scores.json"
 
 def read_scores(folder: Path) -> Any:
     scores = load_scores(folder / "scores", method="cd", count=SAMPLES)
-    return [scores.values.tolist(), sorted(scores.aux), scores.forward_passes]
+    assert scores.flagged is not None
+    return [scores.values.tolist(), sorted(scores.aux), scores.forward_passes, int(scores.flagged.sum())]
 
 
 def read_rows(folder: Path) -> Any:
@@ -93,8 +94,9 @@ def sampled(index: Any, scores: int | None = None) -> artefacts.Change:
 
     def change(folder: Path) -> None:
         np.save(folder / "scores/index.npy", np.asarray(index))
-        values = np.load(folder / "scores/scores.npy")
-        np.save(folder / "scores/scores.npy", values[: len(index) if scores is None else scores])
+        for name in ("scores", "flagged"):
+            values = np.load(folder / f"scores/{name}.npy")
+            np.save(folder / f"scores/{name}.npy", values[: len(index) if scores is None else scores])
         within(SCORES, lambda about: about.update(scored=len(index), files=about["files"] | {"index.npy": ""}))(folder)
 
     return change
@@ -471,6 +473,16 @@ SCORED = [
         "scores-not-finite",
         tampered(array("scores/scores.npy", lambda a: a * np.float32(np.nan))),
         Refused(r"scores\.npy: 40 scores are not finite"),
+    ),
+    Case(
+        "flags-of-fewer-samples",
+        tampered(array("scores/flagged.npy", lambda a: a[:-1])),
+        Refused(r"flagged\.npy: bool of shape \(39,\)"),
+    ),
+    Case(
+        "flags-that-are-numbers",
+        tampered(array("scores/flagged.npy", lambda a: a.astype(np.int64))),
+        Refused(r"flagged\.npy: int64 of shape \(40,\)"),
     ),
     Case(
         "scores-of-another-detector", tampered(said(SCORES, method="ss")), Refused("method: 'ss' found, allowed: 'cd'")

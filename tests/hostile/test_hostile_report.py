@@ -33,11 +33,12 @@ METRICS = {
     "attack": {"poisoned": 0.2, "cover": 0.0, "tested": 3.0, "trigger": {"badnets": {"psnr": 20.0, "ssim": 0.9}}},
     "backdoored": GRADED,
     "purified": {"ft": GRADED},
-    "detection": {"ss": {"auroc": 0.9, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5}},
+    "detection": {"ss": {"auroc": 0.9, "ap": 0.5, "tpr_at_1fpr": 0.5, "tpr_at_5fpr": 0.5, "precision_at_count": 0.5}},
 }
 FILES = {
     "reports/training/backdoored.csv": "epoch,loss,accuracy,lr\n1,2.0,0.5,0.1\n2,1.0,0.75,0.1\n",
     "reports/curves/roc.csv": "fpr,ss\n0.0,0.0\n0.5,0.5\n1.0,1.0\n",
+    "reports/curves/intervals.csv": "level,ss.auroc\n0.025,0.8\n0.975,1.0\n",
     "reports/index.html": "the page of before",
     "reports/summary.md": "the summary of before",
     "reports/suspects.csv": "the list of before",
@@ -182,7 +183,7 @@ def _bytes_of(array: np.ndarray) -> bytes:
 
 
 IN_METRICS, ROC, CURVE = r"^reports/metrics\.json: ", "reports/curves/roc.csv", "reports/training/backdoored.csv"
-LOSSES = "reports/training/losses/losses.npy"
+LOSSES, INTERVALS = "reports/training/losses/losses.npy", "reports/curves/intervals.csv"
 CASES = [
     Case(
         "as-it-is",
@@ -267,6 +268,27 @@ CASES = [
         Refused(r"metrics\.json: not readable as JSON"),
     ),
     Case("metrics-gone", missing("reports/metrics.json"), Refused(r"metrics\.json: no such file")),
+    Case(
+        "metrics-rule-without-rates",
+        metrics("detection", "ss", "flagged", value=3),
+        Refused(IN_METRICS + "detection.ss.flagged_tpr: nothing"),
+    ),
+    Case(
+        "metrics-inputs-percent",
+        metrics("inputs", value={"strip": {"auroc": 90.0}}),
+        Refused(IN_METRICS + "inputs.strip.auroc: 90.0 found"),
+    ),
+    Case("intervals-gone", missing(INTERVALS), Refused(r"intervals\.csv: no such file")),
+    Case(
+        "intervals-one-row",
+        replaced(INTERVALS, "level,ss.auroc\n0.025,0.8\n"),
+        Refused(r"intervals\.csv: 1 rows found"),
+    ),
+    Case(
+        "intervals-percent",
+        replaced(INTERVALS, "level,ss.auroc\n0.025,80\n0.975,1\n"),
+        Refused(r"intervals\.csv: line 2: ss\.auroc: .80. found"),
+    ),
     Case("roc-gone", missing(ROC), Refused(r"roc\.csv: no such file")),
     Case("roc-empty", replaced(ROC, ""), Refused(r"roc\.csv: not readable as a table")),
     Case("roc-no-rows", replaced(ROC, "fpr,ss\n"), Refused(r"roc\.csv: fpr: 0 rates found")),

@@ -22,6 +22,7 @@ from unpoison.core.hyperparameters import check
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import DETECTORS
+from unpoison.detection.detector import Suspect
 from unpoison.evaluation.grading import rounded
 from unpoison.evaluation.metrics import accuracy, collapse, detection_metrics, roc_points
 from unpoison.purification import PURIFIERS
@@ -81,7 +82,9 @@ def examined(folder: Path) -> Any:
     rows[given.get("row", 0)] = given.get("feature", 1.0)
     method = DETECTORS[given["door"]]
     own = {"cd": {"steps": 1}, "strip": {"overlays": 2}}.get(given["door"], {})
-    return len(method.score(model, data, data, Features(rows[:, :3], rows), **own).values)
+    features = Features(rows[:, :3], rows)
+    suspect = Suspect(model=model, data=data, features=features, reserve=data, reserve_features=features)
+    return len(method.score(suspect, **own).values)
 
 
 def graded(folder: Path) -> Any:

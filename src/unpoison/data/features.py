@@ -1,4 +1,4 @@
-"""Features: a suspect model's logits and penultimate features of every training sample, which several detectors share."""
+"""Features: a suspect model's logits and penultimate features of every image of a set, which several detectors share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class MappedRows:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n training samples. Indexing either with int64 [k] gives a fresh array.
+    """Features of n images. Indexing either with int64 [k] gives a fresh array.
 
     Attributes:
         logits: logits, float32 [n, classes].

@@ -9,14 +9,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import BeforeValidator
 
-from ..core.arrays import Arrays, IntArray, Pixels
+from ..core.arrays import Arrays, IntArray, Mask, Pixels
 from ..core.errors import UserError
 from ..core.files import new_folder
 from ..core.hyperparameters import Fraction, NonNegative, Whole
 from ..core.manifest import Manifest, Size, check_file, read_manifest, write_manifest
 from ..core.npy import check_array, load_array, load_arrays
 
-FORMAT, DESCRIPTION = "unpoison-scores-2", "scores.json"
+FORMAT, DESCRIPTION = "unpoison-scores-3", "scores.json"
 
 
 def _pair(value: Any) -> Any:
@@ -37,6 +37,7 @@ class ScoresManifest(Manifest):
     count: Whole
     scored: Size | None = None
     forward_passes: NonNegative
+    rule: str
     caption: str
     assumption: Annotated[tuple[str, Fraction], BeforeValidator(_pair)] | None
 
@@ -64,6 +65,9 @@ class Scores:
         caption: caption for a figure of the masks.
         assumption: assumption about the poison that a share of a class could break; None without one.
         index: samples of the training set that were scored, int64 [n], in rising order; None: all.
+        flagged: mask of the samples [n] that the method's own rule takes for poison, without the truth; None where there
+            is no such rule, or where it does not apply.
+        rule: that rule in words, for the report ("entropy below that of 1 % of the trusted images").
     """
 
     values: Pixels
@@ -72,6 +76,8 @@ class Scores:
     caption: str = ""
     assumption: Assumption | None = None
     index: IntArray | None = None
+    flagged: Mask | None = None
+    rule: str = ""
 
     def within(self, index: IntArray) -> Scores:
         """The scores of a set that is the samples `index` [n] of a larger one, with the numbers these have there."""
@@ -88,7 +94,7 @@ def save_scores(
     made_from: dict[str, str] | None = None,
     count: int | None = None,
 ) -> None:
-    """Write `scores.npy`, `aux.npz` and `scores.json`; where a part of the training set was scored, `index.npy`.
+    """Write `scores.npy`, `aux.npz` and `scores.json`; `flagged.npy` where a rule flags; of a part of the set `index.npy`.
 
     Args:
         scores: scores of a detector.
@@ -99,11 +105,9 @@ def save_scores(
         count: size of the training set; None: as many as there are scores.
 
     Raises:
-        UserError: a score is not finite, which would make every metric meaningless.
+        UserError: a score is not finite, or all are the same but for rounding, which would make every metric meaningless.
     """
-    bad = int((~np.isfinite(scores.values)).sum())
-    if bad:
-        raise UserError(f"{method}: {bad} of {len(scores.values)} scores are not finite; allowed: finite ones")
+    _check_scores(method, scores.values)
     with new_folder(folder) as staging:
         np.save(staging / "scores.npy", scores.values.astype(np.float32))
         np.savez(staging / "aux.npz", allow_pickle=False, **scores.aux)
@@ -112,12 +116,30 @@ def save_scores(
             "method": method,
             "parameters": parameters,
             "count": len(scores.values) if count is None else count,
+            "forward_passes": scores.forward_passes,
+            "rule": scores.rule,
+            "caption": scores.caption,
+            "made_from": made_from or {},
         }
-        about |= {"forward_passes": scores.forward_passes, "caption": scores.caption, "made_from": made_from or {}}
+        if scores.flagged is not None:
+            np.save(staging / "flagged.npy", scores.flagged.astype(np.bool_))
         if scores.index is not None:
             np.save(staging / "index.npy", scores.index.astype(np.int64))
             about["scored"] = len(scores.index)
         write_manifest(staging, DESCRIPTION, {**about, "assumption": scores.assumption})
+
+
+def _check_scores(method: str, values: Pixels) -> None:
+    """Raises UserError for scores that rank nothing."""
+    if bad := int((~np.isfinite(values)).sum()):
+        raise UserError(f"{method}: {bad} of {len(values)} scores are not finite; allowed: finite ones")
+    low, high = float(values.min()), float(values.max())
+    # Differences of a few units in the last place are the order of a sum, not of the samples.
+    if high - low <= 8 * np.finfo(np.float32).eps * max(abs(low), abs(high)):
+        raise UserError(
+            f"{method}: scores of {low:g} to {high:g} for all {len(values)} samples, which rank nothing; allowed: scores that "
+            "differ by more than rounding"
+        )
 
 
 def load_scores(folder: Path, *, method: str | None = None, count: int | None = None) -> Scores:
@@ -137,13 +159,17 @@ def load_scores(folder: Path, *, method: str | None = None, count: int | None = 
         if wanted is not None and found != wanted:
             raise UserError(f"{folder / DESCRIPTION}: {key}: {str(found)[:80]!r} found, allowed: {wanted!r}")
     path = check_file(folder, about, "scores.npy")
-    values = load_array(path, np.float32, (about.count if about.scored is None else about.scored,))
+    size = about.count if about.scored is None else about.scored
+    values = load_array(path, np.float32, (size,))
     if not np.isfinite(values).all():
         raise UserError(f"{path}: {int((~np.isfinite(values)).sum())} scores are not finite; allowed: finite ones")
     assumption = None if about.assumption is None else Assumption(*about.assumption)
     index = None if about.scored is None else _index(check_file(folder, about, "index.npy"), about.scored, about.count)
     aux = _aux(check_file(folder, about, "aux.npz"), about.count, index)
-    return Scores(values, about.forward_passes, aux, about.caption, assumption, index)
+    flagged = None
+    if "flagged.npy" in about.files:
+        flagged = load_array(check_file(folder, about, "flagged.npy"), np.bool_, (size,))
+    return Scores(values, about.forward_passes, aux, about.caption, assumption, index, flagged, about.rule)
 
 
 def _index(path: Path, scored: int, count: int) -> IntArray:

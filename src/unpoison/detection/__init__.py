@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ac, cd, ss, strip
+from . import abl, ac, beatrix, cd, fct, frequency, ibd_psc, psbd, scale_up, scan, sentinet, spectre, ss, strip
 from .detector import Detector
 
 DETECTORS: dict[str, Detector] = {
@@ -10,4 +10,16 @@ DETECTORS: dict[str, Detector] = {
     "ac": ac.DETECTOR,
     "ss": ss.DETECTOR,
     "strip": strip.DETECTOR,
+    "abl": abl.DETECTOR,
+    "fct": fct.DETECTOR,
+    "frequency": frequency.DETECTOR,
+    "spectre": spectre.DETECTOR,
+    "scan": scan.DETECTOR,
+    "beatrix": beatrix.DETECTOR,
+    "scale_up": scale_up.DETECTOR,
+    "ibd_psc": ibd_psc.DETECTOR,
+    "psbd": psbd.DETECTOR,
+    "sentinet": sentinet.DETECTOR,
 }
+INPUT_DETECTORS = {name: detector for name, detector in DETECTORS.items() if detector.single_inputs}
+"""Those that also score single inputs at test time."""

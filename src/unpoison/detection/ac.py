@@ -12,13 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.hyperparameters import Count
+from ..core.hyperparameters import Count, Fraction
 from ..core.seeding import derive
-from ..data.features import Features
-from ..data.imageset import ImageSet
 from ..data.scores import Assumption, Scores
-from ..models.classifier import Classifier
-from .detector import Detector, check_finite
+from .detector import Detector, Suspect, check_finite
 
 # From a quarter of a class on, poison is no clear minority, and which of the two clusters is the smaller is left to chance.
 ASSUMPTION = Assumption("takes the smaller of two clusters of a class for the poison", least_share=0.25)
@@ -27,23 +24,18 @@ EXACT = 10_000
 
 
 def score(
-    model: Classifier,
-    data: ImageSet,
-    reserve: ImageSet,
-    features: Features,
+    suspect: Suspect,
     *,
     seed: int = 0,
     components: Count = 10,
+    smaller_than: Fraction = 0.35,
 ) -> Scores:
     """Silhouette of a sample in its class's two-cluster split, positive in the smaller cluster, negative in the larger.
 
     Args:
-        model: not used.
-        data: the suspect training set; its labels are the classes that are split.
-        reserve: not used.
-        features: the suspect classifier's features of `data`.
         seed: seed for k-means and for the samples that distances are measured to.
         components: dimensions kept by PCA; the paper keeps 10, by ICA. 0, the features as they are, is not offered.
+        smaller_than: share of its class below which the rule flags the smaller cluster; 0.35 in public implementations.
 
     The smaller cluster is the suspect one in the paper (section 4.3); of two equal ones neither is, and all score 0. Where
     half of a class is poison, as all2one at 10 % makes it with ten classes, that rule has nothing to go by. Past `EXACT`
@@ -54,10 +46,11 @@ def score(
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
-    values = np.zeros(len(data), np.float32)
+    data, values = suspect.data, np.zeros(len(suspect.data), np.float32)
+    flagged = np.zeros(len(data), bool)
     for label in np.unique(data.labels):
         members = np.flatnonzero(data.labels == label)
-        rows = features.penultimate[members]
+        rows = suspect.features.penultimate[members]
         check_finite("ac", rows, f"features (label {data.classes[label]})")
         if len(members) < 3:
             continue  # two clusters need three samples to tell anything; their score stays 0, the neutral value
@@ -78,7 +71,10 @@ def score(
         if sizes[0] == sizes[1]:
             continue  # which of two equal halves is numbered first is left to chance, so neither is suspect
         values[members] = np.where(clusters == sizes.argmin(), silhouette, -silhouette)
-    return Scores(values, forward_passes=1, assumption=ASSUMPTION)
+        if sizes.min() < smaller_than * len(members):
+            flagged[members[clusters == sizes.argmin()]] = True
+    rule = f"the smaller cluster of each class in which it has less than {smaller_than:.0%}"
+    return Scores(values, forward_passes=1, assumption=ASSUMPTION, flagged=flagged, rule=rule)
 
 
 def silhouettes(

@@ -8,6 +8,9 @@ Published code: https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/de
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,17 +18,18 @@ from torch import Tensor, nn
 
 from ..compute.device import autocast, pick_device
 from ..compute.inference import batches, frozen
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, NonNegative, Positive
-from ..core.seeding import torch_rng
-from ..data.features import Features
-from ..data.imageset import ImageSet
+from ..core.seeding import numpy_rng, torch_rng
 from ..data.ranks import tie_break
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector, check_finite
+from .detector import Detector, Suspect, check_finite
 
 BATCH = 256  # images of 32 px; the random colours are drawn per batch, so another size means other colours
 CAPTION = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
+TRUSTED = 100
+"""Most trusted images that set the threshold."""
 KEPT = 8  # masks of the most and least suspicious samples kept for the report
 
 
@@ -38,27 +42,29 @@ def distill_masks(
     lr: float,
     gamma: float,
     beta: float,
+    p: float = 1.0,
 ) -> Tensor:
-    """Masks of a batch, float [n, 1, h, w] in (0, 1): section 3.2 of the paper, in its logits variant.
+    """Masks of a batch, float [n, 1, h, w] in (0, 1): section 3.2 of the paper.
 
     m = (tanh(theta) + 1) / 2, theta starting at 1; minimised, by Adam with both betas 0.1, is
-    mean_k |f(x) - f(x * m + (1 - m) * delta)|_k + gamma * ||m||_1 + beta * TV(m), delta a random colour, new in each step.
+    mean_k |f(x) - f(x * m + (1 - m) * delta)|_k + gamma * ||m||_p + beta * TV(m), delta a random colour, new in each step.
 
     Args:
-        network: frozen network in evaluation mode, from images in [0, 1] to the values to keep [n, k].
-        images: images, float [n, c, h, w] in [0, 1]; one whose logits are not finite gets a mask of NaN.
+        network: network in evaluation mode, from images in [0, 1] to the values to keep [n, ...]: logits, or features.
+        images: images, float [n, c, h, w] in [0, 1]; one whose values are not finite gets a mask of NaN.
         generator: CPU generator for delta, U[0, 1] per sample and channel.
         steps: steps of Adam.
         lr: learning rate of Adam.
-        gamma: weight of the L1 norm.
+        gamma: weight of the norm.
         beta: weight of the total variation.
+        p: order of the norm, at least 1.
     """
     n, channels, height, width = images.shape
     # One channel, so the mask hides a pixel in all colours; theta = 1 starts it at 0.88, nearly open.
     theta = torch.ones(n, 1, height, width, device=images.device)
     first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     with torch.no_grad(), autocast(images.device):
-        target = network(images).float()
+        target = network(images).float().flatten(1)
     finite = target.isfinite().all(1)
     for step in range(1, steps + 1):
         # What the mask hides shows one colour per image, another in each step, so that no colour can pass for content.
@@ -69,15 +75,16 @@ def distill_masks(
         # x * m + (1 - m) * delta, written as delta + (x - delta) * m: one pass, and x - delta is needed again below.
         masked = torch.addcmul(delta, contrast, mask).contiguous(memory_format=torch.channels_last).requires_grad_()
         with autocast(images.device):
-            logits = network(masked)
-        finite &= logits.isfinite().all(1)
+            kept = network(masked).flatten(1)
+        finite &= kept.isfinite().all(1)
         # The sum over samples, not the published code's mean: as Adam divides by the gradient's size, only its eps feels the
         # difference, and a mask does not depend on how many others are made with it.
-        keep = (logits.float() - target).abs().mean(1).sum()
+        keep = (kept.float() - target).abs().mean(1).sum()
         # Autograd runs through the network only; the terms of the mask are differentiated by hand, which saves a third:
-        # the chain rule to m sums over channels, the L1 norm of a positive mask adds gamma to every pixel.
+        # the chain rule to m sums over channels, the norm of a positive mask adds gamma to every pixel where p is 1.
         (back,) = torch.autograd.grad(keep, masked)
-        to_mask = (back * contrast).sum(1, keepdim=True).add_(gamma).add_(_variation_gradient(mask), alpha=beta)
+        to_mask = (back * contrast).sum(1, keepdim=True).add_(_variation_gradient(mask), alpha=beta)
+        to_mask.add_(gamma if p == 1 else gamma * (mask / _norm(mask, p)) ** (p - 1))
         # From m on to theta: dm / dtheta = (1 - tanh(theta)^2) / 2.
         gradient = to_mask.mul_(1 - squashed.square()).div_(2)
         # Adam by hand and in place, with torch.optim.Adam's bias correction; being elementwise, it keeps samples apart.
@@ -85,8 +92,13 @@ def distill_masks(
         second.mul_(0.1).addcmul_(gradient, gradient, value=0.9)
         root = (second / (1 - 0.1**step)).sqrt_().add_(1e-8)
         theta.addcdiv_(first, root, value=-lr / (1 - 0.1**step))
-    # Where logits are not finite the gradient is that of the mask's terms alone: a mask that looks sound and means nothing.
+    # Where values are not finite the gradient is that of the mask's terms alone: a mask that looks sound and means nothing.
     return ((theta.tanh() + 1) / 2).masked_fill(~finite[:, None, None, None], torch.nan)
+
+
+def _norm(masks: Tensor, p: float) -> Tensor:
+    """Each mask's p-norm, a sum over pixels, [n, 1, 1, 1]."""
+    return masks.flatten(1).norm(p, dim=1)[:, None, None, None]
 
 
 def total_variation(masks: Tensor) -> Tensor:
@@ -112,35 +124,37 @@ def _variation_gradient(masks: Tensor) -> Tensor:
 
 
 def score(
-    model: Classifier,
-    data: ImageSet,
-    reserve: ImageSet,
-    features: Features,
+    suspect: Suspect,
     *,
     seed: int = 0,
     steps: Count = 100,
     lr: Positive = 0.1,
     gamma: NonNegative = 0.01,
     beta: NonNegative = 10.0,
+    layer: Literal["logits", "features"] = "logits",
+    deviations: NonNegative = 1.0,
 ) -> Scores:
     """Minus the mask's L1 norm, as a share of the image: a small mask is suspicious.
 
     Args:
-        model: the suspect classifier, left as it was.
-        data: the suspect training set.
-        reserve: not used.
-        features: not used.
         seed: seed for the random colours.
         steps: steps of Adam per image; each one costs a forward and a backward pass.
         lr: learning rate of Adam.
         gamma: weight of the L1 norm, a sum over pixels: 0.01 at 32 px, 0.001 at 224 px.
         beta: weight of the total variation; 10 in the paper, 1 by default in the published code.
+        layer: what a mask keeps: the logits, or the last feature map (CD-F of the paper, with gamma 0.001 and lr 0.05).
+        deviations: how many standard deviations below the mean mask of trusted images the rule's threshold lies; 1 in the
+            paper (section 4, gamma there), from 1 % of the clean training images.
+
+    The rule's trusted images are `TRUSTED` of the reserve at most.
     """
     device = pick_device()
-    network = frozen(model, device)
-    values = np.empty(len(data), np.float32)
+    # To `frozen` a part of a classifier is like any other.
+    watched = suspect.model if layer == "logits" else _FeatureMap(suspect.model)
+    network = frozen(watched, device)  # type: ignore[arg-type]
+    values = np.empty(len(suspect.data), np.float32)
     kept: dict[int, NDArray[np.float16]] = {}
-    for index, images in batches(data, BATCH, device=device, what="cd"):
+    for index, images in batches(suspect.data, BATCH, device=device, what="cd"):
         # A generator per batch, named by its first sample: the colours do not depend on the batches before.
         generator = torch_rng(seed, "cd/colours", int(index[0]))
         distilled = distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
@@ -153,8 +167,113 @@ def score(
         kept = {key: kept[key] for key in _extremes(values, sorted(kept))}
     shown = _extremes(values, sorted(kept))
     aux = {"index": np.array(shown), "masks": np.stack([kept[key] for key in shown])}
+    chosen = numpy_rng(seed, "cd/trusted").permutation(len(suspect.reserve))[:TRUSTED]
+    flagged, rule = None, "none: a threshold needs two trusted images"
+    if len(chosen) > 1:
+        generator = torch_rng(seed, "cd/colours/trusted")
+        trusted = np.concatenate(
+            [
+                distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
+                .mean((1, 2, 3))
+                .cpu()
+                for _, images in batches(
+                    suspect.reserve, BATCH, device=device, what="cd, trusted", index=np.sort(chosen)
+                )
+            ]
+        )
+        check_finite("cd", trusted, "masks of trusted images")
+        flagged = -values < trusted.mean() - deviations * trusted.std(ddof=1)
+        rule = f"a mask {deviations:g} standard deviations smaller than the mean of {len(chosen)} trusted images"
     # Per step a forward pass, and a backward pass to the input, which costs as much.
-    return Scores(values, forward_passes=1 + 2.0 * steps, aux=aux, caption=CAPTION)
+    return Scores(values, forward_passes=1 + 2.0 * steps, aux=aux, caption=CAPTION, flagged=flagged, rule=rule)
+
+
+class _FeatureMap(nn.Module):
+    """A classifier up to its last feature map; otherwise one like any other."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model, self.traceable = model, model.traceable
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.feature_map(images)
+
+
+class CognitiveDistillation:
+    """The published class interface, for any network: masks of a batch of images.
+
+    Args:
+        lr: learning rate of Adam.
+        p: order of the mask's norm, at least 1.
+        gamma: weight of the norm, a sum over pixels.
+        beta: weight of the total variation; 10 in the paper, 1 by default in the published code, as here.
+        num_steps: steps of Adam.
+        norm_only: whether each mask's norm is returned instead of the mask.
+        seed: seed of the random colours; the same ones for every call.
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.1,
+        p: float = 1,
+        gamma: float = 0.01,
+        beta: float = 1.0,
+        num_steps: int = 100,
+        norm_only: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not p >= 1:
+            raise ParameterError(f"p: {p!r} given, allowed: 1 and more")
+        self.lr, self.p, self.gamma, self.beta, self.num_steps = lr, p, gamma, beta, num_steps
+        self.norm_only, self.seed = norm_only, seed
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, preprocessor: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Masks, float [n, 1, h, w] in (0, 1), or their norms [n].
+
+        Args:
+            model: any network from images to values to keep [n, ...]; it comes back in the mode it was in.
+            images: images, float [n, c, h, w] in [0, 1], on the network's device.
+            preprocessor: normalisation between image and network, of masked images as well: the published code leaves
+                these as they are.
+
+        Raises:
+            ParameterError: images of another shape or out of range.
+        """
+        if images.ndim != 4 or not (images.min() >= 0 and images.max() <= 1):
+            raise ParameterError(
+                f"images: {list(images.shape)} of {images.min():g} to {images.max():g} given, allowed: [n, c, h, w] of 0 to 1"
+            )
+        modes = [(module, module.training) for module in model.modules()]
+        network = model if preprocessor is None else nn.Sequential(_Applied(preprocessor), model)
+        try:
+            generator = torch_rng(self.seed, "cd/colours", 0)
+            masks = distill_masks(
+                network.eval(),
+                images,
+                generator,
+                steps=self.num_steps,
+                lr=self.lr,
+                gamma=self.gamma,
+                beta=self.beta,
+                p=self.p,
+            )
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return _norm(masks, self.p).flatten() if self.norm_only else masks
+
+
+class _Applied(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
 
 
 def _extremes(values: NDArray[np.float32], keys: list[int]) -> list[int]:
@@ -163,4 +282,4 @@ def _extremes(values: NDArray[np.float32], keys: list[int]) -> list[int]:
     return ordered if len(ordered) <= 2 * KEPT else ordered[:KEPT] + ordered[-KEPT:]
 
 
-DETECTOR = Detector(score=score)
+DETECTOR = Detector(score=score, single_inputs=True)

@@ -1,15 +1,19 @@
-"""The type of a detector: what its file hands to the rest of the project."""
+"""The type of a detector: what its file hands to the rest of the project, and what it is handed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.arrays import IntArray
 from ..core.errors import UserError
+from ..data.features import Features
+from ..data.imageset import ImageSet
 from ..data.scores import Scores
+from ..models.classifier import Classifier
 
 
 def check_finite(method: str, values: NDArray[np.floating], of: str) -> None:
@@ -25,19 +29,59 @@ def _none(**arguments: object) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """What a detector may look at; the truth is not in it.
+
+    Attributes:
+        model: the suspect classifier, which a detector leaves as it was.
+        data: the suspect training set, n images with their labels as received.
+        features: the classifier's logits and penultimate features of `data`.
+        reserve: trusted, labelled images.
+        reserve_features: the classifier's logits and penultimate features of `reserve`.
+    """
+
+    model: Classifier
+    data: ImageSet
+    features: Features
+    reserve: ImageSet
+    reserve_features: Features
+
+    @property
+    def predicted(self) -> IntArray:
+        """The label that the classifier gives to each training sample, int64 [n]."""
+        return _largest(self.features, len(self.data))
+
+    @property
+    def reserve_predicted(self) -> IntArray:
+        """The label that it gives to each trusted image, int64 [r]."""
+        return _largest(self.reserve_features, len(self.reserve))
+
+    def subset(self, index: IntArray) -> Suspect:
+        """The same with the training samples `index` [k] alone, as a set of their own."""
+        features = Features(self.features.logits[index], self.features.penultimate[index])
+        return replace(self, data=self.data.subset(index), features=features)
+
+
+def _largest(features: Features, count: int) -> IntArray:
+    largest: IntArray = features.logits[np.arange(count)].argmax(1)
+    return largest
+
+
+@dataclass(frozen=True, kw_only=True)
 class Detector:
     """A published detector.
 
     Attributes:
-        score: `score(model, data, reserve, features, *, seed, …) -> Scores`, from the suspect classifier, the suspect
-            training set, the trusted images, and the classifier's logits and features of the training set, to one score
-            per training sample, higher = more suspicious. Its keyword-only arguments but the seed are the method's own
-            parameters.
+        score: `score(suspect, *, seed, …) -> Scores`: one score per training sample, higher = more suspicious. Its
+            keyword-only arguments but the seed are the method's own parameters.
         needs_trusted: `needs_trusted(**own parameters)`, the least number of trusted images it can work with.
+        single_inputs: whether it can score images one by one, by what the model says of them, without labels and without
+            others to compare them with: then it also works at test time.
     """
 
     score: Callable[..., Scores]
     needs_trusted: Callable[..., int] = _none
+    single_inputs: bool = False
 
     @property
     def parameters(self) -> Callable[..., Scores]:

@@ -18,7 +18,7 @@ from ..data.scores import Scores
 from ..models.classifier import Classifier
 from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
-from .metrics import ROC_GRID, accuracy, collapse, detection_metrics, roc_points
+from .metrics import LEVELS, ROC_GRID, accuracy, collapse, detection_intervals, detection_metrics, roc_points
 from .stealth import Stealth
 
 
@@ -82,11 +82,17 @@ def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str
     return metrics
 
 
-def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Metrics by detector, and the ROC curves as a table with `fpr` and a column per detector.
+def detector_metrics(
+    scores: Mapping[str, Scores], poisoned: Mask | None
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Metrics by detector; ROC curves as a table with `fpr` and a column per detector; and the figures' intervals.
 
     A detector is compared with the truth on the samples that it scored. Of a part of the set, its metrics say how many these
-    are, `scored`, and how many of them are poisoned, `scored_poisoned`.
+    are, `scored`, and how many of them are poisoned, `scored_poisoned`. Where it has a rule of its own, `flagged` is the
+    number of samples that it flags, `flagged_tpr` and `flagged_fpr` the shares of the poisoned and of the clean ones that it
+    flags.
+
+    The intervals are those of `detection_intervals`: `level`, the two quantiles, and a column `DETECTOR.FIGURE` for each.
 
     Args:
         scores: scores of the training set by detector.
@@ -94,9 +100,9 @@ def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tup
             or without a clean one to tell it from, there is nothing to grade a detector by, and neither result names it.
     """
     metrics: dict[str, Any] = {}
-    curves = {"fpr": ROC_GRID}
+    curves, intervals = {"fpr": ROC_GRID}, {"level": LEVELS}
     if poisoned is None:
-        return metrics, pd.DataFrame(curves)
+        return metrics, pd.DataFrame(curves), pd.DataFrame(intervals)
     for name, scored in scores.items():
         among = poisoned if scored.index is None else poisoned[scored.index]
         if not among.any() or among.all():
@@ -105,7 +111,12 @@ def detector_metrics(scores: Mapping[str, Scores], poisoned: Mask | None) -> tup
         curves[name] = roc_points(scored.values, among)
         if scored.index is not None:
             metrics[name] |= {"scored": len(among), "scored_poisoned": among.sum()}
-    return metrics, pd.DataFrame(curves)
+        if (flagged := scored.flagged) is not None:
+            metrics[name] |= {"flagged": flagged.sum(), "flagged_tpr": flagged[among].mean()}
+            metrics[name]["flagged_fpr"] = flagged[~among].mean()
+        ends = detection_intervals(scored.values, among)
+        intervals |= {f"{name}.{figure}": interval for figure, interval in ends.items()}
+    return metrics, pd.DataFrame(curves), pd.DataFrame(intervals)
 
 
 def rounded(value: Any, name: str = "metrics") -> Any:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from ..core.arrays import IntArray
 from ..core.errors import UserError
+from ..core.seeding import numpy_rng
 
 ROC_GRID = np.concatenate([[0.0], np.logspace(-3, 0, 61)])
 """False positive rates at which ROC curves are recorded: 0, then 20 per decade from 0.1 % to 100 %."""
+
+LEVELS = np.array([0.025, 0.975])
+"""The quantiles that a bootstrap interval ends at."""
 
 
 def accuracy(logits: Tensor, labels: IntArray) -> float:
@@ -54,46 +59,112 @@ def collapse(logits: Tensor, labels: IntArray) -> dict[str, float] | None:
     return {"class": label, "share": share} if share >= 0.99 and true <= 0.9 * share else None
 
 
-def _check_scores(scores: NDArray[np.float32], poisoned: NDArray[np.bool_]) -> None:
+class _Ranking(NamedTuple):
+    """Counts of samples of equal score, from the most suspicious score to the least.
+
+    Attributes:
+        poisoned: number of poisoned samples of each distinct score, int64 [k].
+        clean: number of clean ones.
+    """
+
+    poisoned: IntArray
+    clean: IntArray
+
+
+def _groups(scores: NDArray[np.float32], poisoned: NDArray[np.bool_]) -> IntArray:
+    """The rank of each sample's score among the distinct ones, 0 the most suspicious, int64 [n]."""
     if bad := int((~np.isfinite(scores)).sum()):
         raise UserError(f"scores: {bad} of {len(scores)} are not finite; allowed: finite ones")
     if not 0 < int(poisoned.sum()) < len(poisoned):
         raise UserError(f"poisoned: {int(poisoned.sum())} of {len(poisoned)} samples given, allowed: some and not all")
+    distinct, place = np.unique(scores, return_inverse=True)
+    rank: IntArray = len(distinct) - 1 - place
+    return rank
+
+
+def _ranking(scores: NDArray[np.float32], poisoned: NDArray[np.bool_]) -> _Ranking:
+    groups = _groups(scores, poisoned)
+    return _Ranking(*(np.bincount(groups[kind], minlength=groups.max() + 1) for kind in (poisoned, ~poisoned)))
 
 
 def detection_metrics(scores: NDArray[np.float32], poisoned: NDArray[np.bool_]) -> dict[str, float]:
-    """AUROC, average precision, and the true positive rates at 1 % and 5 % false positives.
+    """AUROC, average precision, TPR at 1 % and 5 % FPR, and precision at the true count.
 
     Args:
         scores: score of each sample, [n], higher = more suspicious.
         poisoned: mask of the poisoned samples, [n]; neither kind may be absent.
 
     Samples of equal score count as found together, whichever comes first: AUROC counts a tie as half, and the other rates
-    take all of them or none.
+    take all of them or none. Precision at the true count is that of a list as long as there are poisoned samples; where
+    its last place falls among equals, what is expected of a draw among them.
 
     Raises:
         UserError: scores that are not finite, or no sample of one kind.
     """
-    _check_scores(scores, poisoned)
-    # Every threshold is kept: with the default, those on a straight piece of the curve are dropped, and the best one within
-    # a limit may be among them.
-    fpr, tpr, _ = roc_curve(poisoned, scores, drop_intermediate=False)
-    return {
-        "auroc": float(roc_auc_score(poisoned, scores)),
-        "ap": float(average_precision_score(poisoned, scores)),
-        "tpr_at_1fpr": _best_within(fpr, tpr, 0.01),
-        "tpr_at_5fpr": _best_within(fpr, tpr, 0.05),
-    }
+    return _figures(_ranking(scores, poisoned))
+
+
+def detection_intervals(
+    scores: NDArray[np.float32], poisoned: NDArray[np.bool_], *, draws: int = 1000
+) -> dict[str, NDArray[np.float64]]:
+    """Bootstrap interval of each figure of `detection_metrics`: its quantiles `LEVELS` over samples drawn with replacement.
+
+    Poisoned and clean samples are drawn apart, as many of either as there are, so that every draw has both.
+
+    Args:
+        scores: score of each sample, [n], higher = more suspicious.
+        poisoned: mask of the poisoned samples, [n]; neither kind may be absent.
+        draws: number of draws.
+
+    Raises:
+        UserError: as `detection_metrics`.
+    """
+    groups, rng = _groups(scores, poisoned), numpy_rng(0, "detection/bootstrap")
+    kinds, distinct = (groups[poisoned], groups[~poisoned]), int(groups.max()) + 1
+    # A draw needs no sorting: samples of one score are alike, so how often each score came is all there is to know.
+    drawn = [
+        _figures(
+            _Ranking(
+                *(np.bincount(kind[rng.integers(len(kind), size=len(kind))], minlength=distinct) for kind in kinds)
+            )
+        )
+        for _ in range(draws)
+    ]
+    return {name: np.quantile([figures[name] for figures in drawn], LEVELS) for name in drawn[0]}
 
 
 def roc_points(scores: NDArray[np.float32], poisoned: NDArray[np.bool_]) -> NDArray[np.float64]:
     """True positive rates reached within each false positive rate of `ROC_GRID`, float64 [62]; as `detection_metrics`."""
-    _check_scores(scores, poisoned)
-    fpr, tpr, _ = roc_curve(poisoned, scores, drop_intermediate=False)
-    return np.array([_best_within(fpr, tpr, limit) for limit in ROC_GRID])
+    return _rates_within(_ranking(scores, poisoned), ROC_GRID)
 
 
-def _best_within(fpr: NDArray[np.float64], tpr: NDArray[np.float64], limit: float) -> float:
-    """The highest TPR at a threshold whose FPR does not exceed the limit: nothing is interpolated between thresholds."""
+def _figures(ranking: _Ranking) -> dict[str, float]:
+    """The figures of `detection_metrics`."""
+    found, false = ranking.poisoned.cumsum(), ranking.clean.cumsum()
+    poisoned, clean = int(found[-1]), int(false[-1])
+    # AUROC: of all pairs of a poisoned and a clean sample, those where the clean one has the lower score, a tie as half.
+    right = ranking.poisoned @ (clean - false + ranking.clean / 2)
+    # AP: the precision at each score, weighed by the poisoned samples that come with it. No score, no sample, no weight.
+    precision = found / np.maximum(found + false, 1)
+    # Precision at the true count: all before the group that holds the last place, and of that group its share.
+    place = int(np.searchsorted(found + false, poisoned))
+    before = found[place] - ranking.poisoned[place], false[place] - ranking.clean[place]
+    share = ranking.poisoned[place] / (ranking.poisoned[place] + ranking.clean[place])
+    at_count = (before[0] + share * (poisoned - sum(before))) / poisoned
+    tpr_at_1fpr, tpr_at_5fpr = _rates_within(ranking, np.array([0.01, 0.05])).tolist()
+    return {
+        "auroc": float(right / (poisoned * clean)),
+        "ap": float(ranking.poisoned @ precision / poisoned),
+        "tpr_at_1fpr": tpr_at_1fpr,
+        "tpr_at_5fpr": tpr_at_5fpr,
+        "precision_at_count": float(at_count),
+    }
+
+
+def _rates_within(ranking: _Ranking, limits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The highest TPR at a threshold whose FPR does not exceed each limit: nothing is interpolated between thresholds."""
+    found, false = (np.concatenate([[0], counts.cumsum()]) for counts in ranking)
     # The tolerance is for rates equal to a limit that rounding puts above it.
-    return float(tpr[fpr <= limit + 1e-12].max())
+    last = np.searchsorted(false / false[-1], limits + 1e-12, side="right") - 1
+    rates: NDArray[np.float64] = found[last] / found[-1]
+    return rates

@@ -109,6 +109,16 @@ def read_roc(path: Path) -> pd.DataFrame:
     return table
 
 
+def read_intervals(path: Path) -> pd.DataFrame:
+    """The ends of the bootstrap intervals, two rows of fractions: `level` and a column `DETECTOR.FIGURE` for each."""
+    table = read_curve(path, ["level"], shares=["level"])
+    for name in table.columns:
+        check_column(path, table[name], share=True)
+    if len(table) != 2:
+        raise UserError(f"{path}: {len(table)} rows found, allowed: 2, the ends of each interval")
+    return table
+
+
 def read_losses(path: Path, data: ImageSet) -> Pixels:
     """Losses of every training sample in every epoch, float32 [epochs, n], NaN where a sample was left out of an epoch."""
     losses = load_array(path, np.float32, ("epochs", len(data)))

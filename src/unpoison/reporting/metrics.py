@@ -20,6 +20,9 @@ SHARES = frozenset(
         "ap",
         "tpr_at_1fpr",
         "tpr_at_5fpr",
+        "precision_at_count",
+        "flagged_tpr",
+        "flagged_fpr",
         "poisoned",
         "cover",
         "changed",
@@ -51,13 +54,19 @@ def read_metrics(path: Path, classes: int, *, attacked: bool) -> dict[str, Any]:
             figure_at(attack, "tested", "attack")
             for name in block_at(attack, "trigger", "attack"):
                 block_at(attack["trigger"], name, "attack.trigger")
-        for name in block_at(metrics, "detection") if "detection" in metrics else ():
-            values = block_at(metrics["detection"], name, "detection")
-            for key in ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr"):
-                figure_at(values, key, f"detection.{name}")
-            for key in ("scored", "scored_poisoned") if "scored" in values else ():
-                figure_at(values, key, f"detection.{name}")
+        for kind in ("detection", "inputs"):
+            for name in block_at(metrics, kind) if kind in metrics else ():
+                _check_detector(block_at(metrics[kind], name, kind), f"{kind}.{name}")
     return metrics
+
+
+def _check_detector(values: Mapping[str, Any], where: str) -> None:
+    """Raises ParameterError where a figure of a graded detector is absent."""
+    keys = ["auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count"]
+    keys += ["scored", "scored_poisoned"] if "scored" in values else []
+    keys += ["flagged", "flagged_tpr", "flagged_fpr"] if "flagged" in values else []
+    for key in keys:
+        figure_at(values, key, where)
 
 
 def check_figures(values: Any, where: str = "", depth: int = 0) -> None:

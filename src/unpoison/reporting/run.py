@@ -49,6 +49,7 @@ class Run:
         variations: variations of the training set.
         metrics: metrics that `evaluate` wrote; None where they are of another run, or absent.
         roc: ROC curves, `fpr` and a column per detector.
+        intervals: ends of the bootstrap intervals, two rows, and a column `DETECTOR.FIGURE` for each.
         scores: scores by detector.
         curves: training curves by model, with epoch, loss and accuracy.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
@@ -65,6 +66,7 @@ class Run:
     variations: ImageSet | None = None
     metrics: Mapping[str, Any] | None = None
     roc: pd.DataFrame | None = None
+    intervals: pd.DataFrame | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     losses: Any = None

@@ -24,6 +24,7 @@ def report(run: Run) -> Page:
     what_was_run(page, run)
     models(page, run)
     detection(page, run)
+    inputs(page, run)
     pictures.training_samples(page, run)
     pictures.triggered_samples(page, run)
     pictures.scores(page, run)
@@ -87,20 +88,72 @@ def models(page: Page, run: Run) -> None:
 
 
 def detection(page: Page, run: Run) -> None:
-    """Metrics of each detector, with a remark where the poison breaks its assumption."""
-    if run.metrics is None or "detection" not in run.metrics or run.truth is None:
+    """Metrics of each detector, best first, with a remark where the poison breaks its assumption; and what each flags."""
+    graded = run.metrics.get("detection", {}) if run.metrics is not None and run.truth is not None else {}
+    rules = [name for name, scored in run.scores.items() if scored.rule]
+    if graded or rules:
+        page.heading("Detection")
+    if graded:
+        keys = ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count")
+        header = ["detector", "AUROC", "AP", "TPR at 1 % FPR", "TPR at 5 % FPR", "precision at the true count"]
+        rows = []
+        for name in _best_first(graded):
+            numbers = [_with_interval(run, name, key, graded[name][key]) for key in keys]
+            remarks = filter(None, (_part(run, graded[name]), _remark(run, name, graded[name])))
+            rows.append([name, *numbers, _passes(run, name), "; ".join(remarks)])
+        page.table(Table([*header, "passes per sample", "remark"], rows, frozenset({7})))
+        if run.intervals is not None:
+            page.text("In brackets: 95 % bootstrap intervals, poisoned and clean samples drawn apart.")
+    if rules:
+        page.text("What each detector flags by its own rule, which knows no truth:")
+        rows = [[name, *_flagged(run, name, graded.get(name, {})), run.scores[name].rule] for name in rules]
+        page.table(Table(["rule of", "flagged", "TPR", "FPR", "rule"], rows, frozenset({4})))
+
+
+def inputs(page: Page, run: Run) -> None:
+    """Metrics of the detectors of test inputs, best first."""
+    graded = run.metrics.get("inputs", {}) if run.metrics is not None else {}
+    if not graded:
         return
-    page.heading("Detection")
-    rows = []
-    for method, values in run.metrics["detection"].items():
-        numbers = [f"{values[key]:.3f}" for key in ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr")]
-        scored = run.scores.get(method)
-        passes = f"{scored.forward_passes:g}" if scored is not None else "–"
-        rows.append(
-            [method, *numbers, passes, "; ".join(filter(None, (_part(run, values), _remark(run, method, values))))]
-        )
-    header = ("detector", "AUROC", "AP", "TPR at 1 % FPR", "TPR at 5 % FPR", "passes per sample", "remark")
-    page.table(Table(header, rows, frozenset({6})))
+    page.heading("Detection at test time")
+    keys = ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "flagged_tpr", "flagged_fpr")
+    header = [
+        "detector of inputs",
+        "AUROC",
+        "AP",
+        "TPR at 1 % FPR",
+        "TPR at 5 % FPR",
+        "TPR of its rule",
+        "FPR of its rule",
+    ]
+    page.table(Table(header, [[name, *(_figure(graded[name], key) for key in keys)] for name in _best_first(graded)]))
+    page.text("Triggered test images among clean ones, each by itself and without labels.")
+
+
+def _best_first(graded: Mapping[str, Any]) -> list[str]:
+    """Detectors by what a list of suspects is worth where few clean samples may be lost; among equals, by the whole order."""
+    return sorted(graded, key=lambda name: (-graded[name]["tpr_at_1fpr"], -graded[name]["auroc"], name))
+
+
+def _with_interval(run: Run, detector: str, key: str, value: float) -> str:
+    """A figure, with its interval where there is one."""
+    name = f"{detector}.{key}"
+    if run.intervals is None or name not in run.intervals:
+        return f"{value:.3f}"
+    low, high = run.intervals[name]
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _passes(run: Run, detector: str) -> str:
+    """The cost of a detector's scores."""
+    return f"{run.scores[detector].forward_passes:g}" if detector in run.scores else "–"
+
+
+def _flagged(run: Run, detector: str, graded: Mapping[str, Any]) -> list[str]:
+    """Number of samples that a detector's rule flags, and the rates that come with it where the truth is known."""
+    flagged = run.scores[detector].flagged
+    count = "–" if flagged is None else f"{int(flagged.sum()):,} of {len(flagged):,}"
+    return [count, _figure(graded, "flagged_tpr"), _figure(graded, "flagged_fpr")]
 
 
 def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

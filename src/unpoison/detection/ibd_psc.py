@@ -1,0 +1,128 @@
+"""IBD-PSC (Hou et al., "IBD-PSC: Input-level Backdoor Detection via Parameter-oriented Scaling Consistency", ICML 2024).
+
+Amplify batch norm in the last layers: the model stays sure of a poisoned image and forgets a clean one.
+
+Published code, which amplifies one layer more in each model than equation 4 says, as is done here:
+https://github.com/THUYimingLi/BackdoorBox (core/defenses/IBD_PSC.py)
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..compute.device import autocast, pick_device
+from ..compute.inference import batches, frozen
+from ..core.arrays import Pixels
+from ..core.errors import ParameterError
+from ..core.hyperparameters import Count, Fraction, Positive
+from ..data.imageset import ImageSet
+from ..data.scores import Scores
+from ..models.classifier import Classifier
+from .detector import Detector, Suspect, check_finite
+
+BATCH = 256  # images of 32 px
+LEAST = 20
+"""Fewest trusted images that an error is measured on."""
+
+
+def score(
+    suspect: Suspect,
+    *,
+    seed: int = 0,
+    models: Count = 5,
+    scale: Positive = 1.5,
+    error: Fraction = 0.6,
+    threshold: Fraction = 0.9,
+) -> Scores:
+    """Mean probability, over amplified models, of the label that the model as it is gives to a sample.
+
+    Args:
+        seed: not used; nothing is drawn.
+        models: number of amplified models, each with one layer more than the one before.
+        scale: factor of the weights and biases of amplified batch norms.
+        error: share of wrong trusted images above which enough layers are amplified: from there on the models count.
+        threshold: score from which the rule flags.
+    """
+    if len(suspect.reserve) < LEAST:
+        raise ParameterError(
+            f"ibd_psc: {len(suspect.reserve)} images given, allowed: at least {LEAST} in the trusted reserve"
+        )
+    device = pick_device()
+    layers = len(_norms(suspect.model))
+    start = first_layers(suspect, scale, error, device)
+    # A network that ends before has fewer models than asked for, the last one amplified throughout.
+    counts = range(start + 1, min(start + models, layers) + 1) or range(layers, layers + 1)
+    labels, total = suspect.predicted, np.zeros(len(suspect.data), np.float32)
+    for count in counts:
+        network = frozen(amplified(suspect.model, count, scale), device)
+        total += _probabilities(network, suspect.data, device)[np.arange(len(labels)), labels]
+    values = (total / len(counts)).astype(np.float32)
+    rule = f"a mean probability of {threshold:g} or more over models with {counts[0]} to {counts[-1]} amplified layers"
+    return Scores(values, forward_passes=len(counts), flagged=values >= threshold, rule=rule)
+
+
+def first_layers(suspect: Suspect, scale: float, error: float, device: torch.device) -> int:
+    """The fewest amplified layers, counted from the last, with which more than `error` of the trusted images are wrong.
+
+    Raises:
+        ParameterError: a network without batch norm, or one that stays right with all layers amplified.
+    """
+    layers = len(_norms(suspect.model))
+    if not layers:
+        name = suspect.model.description["name"]
+        raise ParameterError(f"ibd_psc: network {name} without batch norm given, allowed: networks with it")
+    # One copy whose layers are amplified one after the other, from the last: a folded copy for each would take longer.
+    network = deepcopy(suspect.model).to(device).eval()
+    norms = _norms(network)
+    for count, norm in enumerate(reversed(norms), 1):
+        _amplify(norm, scale)
+        wrong = _probabilities(network, suspect.reserve, device).argmax(1) != suspect.reserve.labels
+        if wrong.mean() > error:
+            return count
+    raise ParameterError(
+        f"error: {error:g} given, but amplifying all {layers} batch norms by {scale:g} leaves {wrong.mean():.2f}; allowed: less "
+        "than that, or a larger `scale`"
+    )
+
+
+def amplified(model: Classifier, count: int, scale: float) -> Classifier:
+    """A copy with weights and biases of the last `count` batch norms multiplied, in the order in which modules are built."""
+    copy = deepcopy(model)
+    norms = _norms(copy)
+    for norm in norms[len(norms) - count :]:
+        _amplify(norm, scale)
+    return copy
+
+
+def _norms(model: Classifier) -> list[nn.BatchNorm2d]:
+    """The batch norms with weights of their own."""
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
+
+
+@torch.no_grad()
+def _amplify(norm: nn.BatchNorm2d, scale: float) -> None:
+    norm.weight.mul_(scale)
+    norm.bias.mul_(scale)
+
+
+@torch.inference_mode()
+def _probabilities(network: nn.Module, data: ImageSet, device: torch.device) -> Pixels:
+    """Probabilities of all images, float32 [n, classes]."""
+    rows = []
+    for _, images in batches(data, BATCH, device=device, what="ibd_psc"):
+        with autocast(device):
+            logits = network(images).float()
+        rows.append(logits.softmax(1).cpu().numpy())
+        check_finite("ibd_psc", rows[-1], "predictions")
+    return np.concatenate(rows)
+
+
+def _needs_trusted(**own: object) -> int:
+    return LEAST
+
+
+DETECTOR = Detector(score=score, needs_trusted=_needs_trusted, single_inputs=True)
