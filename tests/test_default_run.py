@@ -39,7 +39,7 @@ def test_committed_metrics_reach_the_figures() -> None:
 
 def test_committed_metrics_are_of_the_methods_in_params() -> None:
     params = load_params(ROOT)
-    assert set(METRICS["detection"]) == set(params["detect"]["methods"])
+    assert set(METRICS["detection"]) == {*params["detect"]["methods"], "fusion"}
     assert set(METRICS["purified"]) == set(params["purify"]["methods"])
 
 

@@ -185,6 +185,7 @@ def test_a_name_alone_is_the_whole_recipe(name: str) -> None:
         ("schedule_epochs", 5),
         ("milestones", [2, 4]),
         ("label_smoothing", 0.1),
+        ("sam", 0.1),
         ("augment", []),
     ],
 )
@@ -209,6 +210,7 @@ def test_a_key_that_is_not_null_overrides(key: str, value: Any) -> None:
         ({"milestones": 30}, r"^milestones\..*: 30 given; input should be a valid list"),
         ({"gamma": 0}, r"^gamma: 0 given; input should be greater than 0"),
         ({"label_smoothing": 1}, r"^label_smoothing: 1 given; input should be less than 1"),
+        ({"sam": -0.1}, r"^sam: -0\.1 given; input should be greater than or equal to 0"),
         ({"augment": ["mixup"]}, r"^augment\..*: 'mixup' given; input should be 'crop', .* or 'alternating_flip'"),
         ({"momentum": 0}, r"^momentum: 0(\.0)? given, allowed: above 0, as nesterov is true"),
     ],

@@ -119,6 +119,35 @@ def test_table_of_what_varies_has_its_values_and_further_columns(varied: Suite) 
     assert (rows[0]["value"], rows[0]["mean_attack.trigger.*.psnr"], rows[0]["std_attack.cover"]) == ("0.1", "21", "")
 
 
+def test_a_matrix_leaves_out_attacks_that_did_not_take(tmp_path: Path) -> None:
+    published = {"mean of 7 attacks": {"source": "paper", "figures": {"cd": 0.5}}}
+    matrices = {"FPR": {"metric": "detection.*.fpr", "lower_is_better": True, "published": published}}
+    suite = read(tmp_path, {**VARIED, "matrices": matrices, "taken": 0.5})
+    runs = [
+        replace(run, metrics={**run.metrics, **{f"detection.{name}.fpr": value for name, value in figures.items()}})
+        for run, figures in (
+            (ran(suite, "badnets-0.1", 0, 0.9, 0.75, 0.2), {"cd": 0.1, "ac": 0.3}),
+            (ran(suite, "badnets-0.1", 1, 0.9, 0.85, 0.2), {"cd": 0.3, "ac": 0.5}),
+            (ran(suite, "badnets-0.05", 0, 0.9, 0.49, 0.2), {"cd": 0.9, "ac": 0.9}),
+            (ran(suite, "blended-0.4", 0, 0.9, 0.5, 0.2), {"cd": 0.4}),
+        )
+    ]
+    page = markdown(suite, runs).split("### FPR: 200 digits; digits\n\n")[1]
+    assert page.splitlines() == [
+        "| attack | poison_rate | ASR | ac | cd |",
+        "|---|---:|---:|---:|---:|",
+        "| badnets | 0.1 | 0.800 | 0.400 | 0.200 |",
+        "| badnets † | 0.05 | 0.490 | 0.900 | 0.900 |",
+        "| blended | 0.4 | 0.500 | – | 0.400 |",
+        "| **mean** of 2 |  |  | 0.400 | 0.300 |",
+        "| **worst** of 2 |  |  | 0.400 | 0.400 |",
+        "| mean of 7 attacks (`paper`) |  |  | – | 0.500 |",
+        "",
+        "† ASR below 0.5: the attack did not take. Such rows are in neither mean nor worst case.",
+    ]
+    assert "### FPR" not in markdown(suite, [replace(run, metrics={"backdoored.acc": 0.9}) for run in runs])
+
+
 def test_a_run_without_asr_is_graded_by_its_acc(tiny: Suite) -> None:
     run = ran(tiny, "badnets", 0, *[0.91] * 6)
     line = lines(tiny, [replace(run, metrics={"backdoored.acc": 0.91})])[0]

@@ -119,6 +119,22 @@ BAD: list[tuple[str, Any, str]] = [
     ("vary", {"a.b": ["x/y"]}, "vary.a.b: ['x/y'] given, allowed: a list of numbers or names, each once"),
     ("columns", {"PSNR": {"metrics": "x"}}, "columns.PSNR.metrics: unknown key, allowed: metric, form"),
     ("columns", {"PSNR": {"metric": "x", "form": "3q"}}, "columns.PSNR.form: '3q' given, allowed: as Python's, .3f"),
+    (
+        "matrices",
+        {"AUROC": {"metric": "a.b"}},
+        "matrices.AUROC.metric: 'a.b' given, allowed: a metric's name with one *",
+    ),
+    (
+        "matrices",
+        {"AUROC": {"metric": "a.*", "published": {"x": {"source": "mine", "figures": {}}}}},
+        "matrices.AUROC.published.x.source: 'mine' given, allowed: paper",
+    ),
+    (
+        "matrices",
+        {"AUROC": {"metric": "a.*", "published": {"x": {"source": "paper", "figures": {"cd": 1.2}}}}},
+        "matrices.AUROC.published.x.figures.cd: 1.2 given; input should be less than or equal to 1",
+    ),
+    ("taken", 1.5, "taken: 1.5 given; input should be less than or equal to 1"),
     ("tolerances", {"acc": 0.1, "asr": 0.1}, "tolerances.ra: nothing given, allowed: a number from 0 to 1"),
     ("tolerances/auroc", 0.1, "tolerances.auroc.[key]: 'auroc' given; input should be 'acc', 'asr' or 'ra'"),
     ("methods/none", {"metric": "backdoored"}, "methods.none.metric: unknown key, allowed: metrics, unpublished"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from contract import weights_of
 from small_networks import strided
 from unpoison import models
-from unpoison.compute.device import compiled, pick_device
-from unpoison.compute.inference import batch_size, features_of, logits_of
+from unpoison.compute.device import batch_size, compiled, pick_device
+from unpoison.compute.inference import features_of, logits_of
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import torch_rng
 from unpoison.data.imageset import ImageSet
@@ -60,6 +61,34 @@ def test_equals_the_loop_people_write(full_precision: None, splits: dict[str, Im
             optimizer.step()
             schedule.step()
     assert torch.allclose(model.head.weight, plain.head.weight, atol=1e-3)
+
+
+def test_sam_equals_the_loop_people_write(full_precision: None, splits: dict[str, ImageSet]) -> None:
+    data, model, plain = splits["public"], small(), small()
+    recipe = replace(RECIPE, epochs=1, schedule="constant", sam=0.5)
+    history = loop.fit(model, data, recipe, seed=3, what="test")
+    images, labels = data.tensor().float() / 255, torch.from_numpy(data.labels)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=True)
+    plain.train()
+    for index in torch.randperm(len(data), generator=torch_rng(3, "fit/test")).split(32):
+        losses = F.cross_entropy(plain(images[index]), labels[index], reduction="none")
+        assert np.allclose(history.losses[0, index.numpy()], losses.detach(), atol=1e-3)
+        gradients = torch.autograd.grad(losses.mean(), list(plain.parameters()))
+        length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        # A network of its own at the worst weights, so that neither its statistics nor its weights reach the other.
+        worst = deepcopy(plain)
+        for parameter, gradient in zip(worst.parameters(), gradients, strict=True):
+            parameter.data += 0.5 * gradient / length
+        F.cross_entropy(worst(images[index]), labels[index]).backward()
+        for parameter, other in zip(plain.parameters(), worst.parameters(), strict=True):
+            parameter.grad = other.grad
+        optimizer.step()
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(model.state_dict()[name], value, atol=1e-3), name
+    # It is not what training without it gives.
+    without = small()
+    loop.fit(without, data, replace(recipe, sam=0.0), seed=3, what="test")
+    assert not torch.allclose(model.head.weight, without.head.weight, atol=1e-3)
 
 
 def test_streaming_gives_what_a_resident_set_gives(

@@ -136,6 +136,11 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def batch_size(image_size: tuple[int, int], at_32: int) -> int:
+    """Images per forward pass: `at_32` of up to 32 px, and of larger ones as many as have no more pixels."""
+    return max(1, min(at_32, at_32 * 32 * 32 // (image_size[0] * image_size[1])))
+
+
 def to_float(images: Tensor, device: torch.device) -> Tensor:
     """Images uint8 [n, c, h, w] as float32 in [0, 1] on the device, channels_last."""
     # Moved first, a quarter of the bytes; divided in place, as the copy is ours.

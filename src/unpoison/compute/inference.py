@@ -14,15 +14,10 @@ from ..core.progress import progress
 from ..data.features import Features, Rows
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from .device import autocast, pick_device, to_float
+from .device import autocast, batch_size, pick_device, to_float
 from .finite import check_rows
 
 BATCH = 256  # images of 32 px
-
-
-def batch_size(image_size: tuple[int, int], at_32: int) -> int:
-    """Images per forward pass: `at_32` of up to 32 px, and of larger ones as many as have no more pixels."""
-    return max(1, min(at_32, at_32 * 32 * 32 // (image_size[0] * image_size[1])))
 
 
 def frozen(model: Classifier, device: torch.device) -> nn.Module:

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..compute.device import pick_device, to_float
-from ..compute.inference import batch_size
+from ..compute.device import batch_size, pick_device, to_float
 from ..core.arrays import IntArray
 from ..poisoning.trigger import Trigger
 from .context import Context

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ..core.errors import ParameterError, UserError, file_of, keys_of
 from ..core.files import open_file
 from ..core.hyperparameters import Fraction, check
-from .suite import METRICS, Column, Experiment, Method, MetricName, Overrides, Published, Scale, Suite
+from .suite import METRICS, Column, Experiment, Figures, Matrix, Method, MetricName, Overrides, Published, Scale, Suite
 from .yaml_file import LARGEST, read_yaml
 
 # Names become those of files and of Git references, which have no `..` and may not be long.
@@ -39,6 +39,8 @@ class Keys:
     set: Block = field(default_factory=dict)
     vary: Block = field(default_factory=dict)
     columns: Block = field(default_factory=dict)
+    matrices: Block = field(default_factory=dict)
+    taken: Fraction | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,15 @@ class ExperimentKeys:
 
     set: Block
     vary: Block = field(default_factory=dict)
+    published: Block = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixKeys:
+    """The keys of a matrix."""
+
+    metric: str
+    lower_is_better: bool = False
     published: Block = field(default_factory=dict)
 
 
@@ -101,6 +112,8 @@ def _suite(name: str, values: Block) -> Suite:
         set=keys.set,
         vary=next(iter(keys.vary), ""),
         columns={heading: _column(block, f"columns.{heading}") for heading, block in keys.columns.items()},
+        matrices={title: _matrix(block, f"matrices.{title}", keys.sources) for title, block in keys.matrices.items()},
+        taken=keys.taken,
         methods=methods,
         experiments=experiments,
         scales=scales,
@@ -203,6 +216,17 @@ def _column(block: Any, where: str) -> Column:
     if not FORM.fullmatch(column.form):
         raise ParameterError(f"{where}.form: {column.form!r} given, allowed: as Python's, .3f or .1%")
     return column
+
+
+def _matrix(block: Any, where: str, sources: Mapping[str, str]) -> Matrix:
+    keys = _checked(block, MatrixKeys, where)
+    if keys.metric.count("*") != 1:
+        raise ParameterError(f"{where}.metric: {keys.metric!r} given, allowed: a metric's name with one *")
+    published = {}
+    for title, figures in keys.published.items():
+        published[title] = _checked(figures, Figures, f"{where}.published.{title}")
+        _check_known([published[title].source], f"{where}.published.{title}.source", sources)
+    return Matrix(metric=keys.metric, lower_is_better=keys.lower_is_better, published=published)
 
 
 def _check_overrides(values: Overrides, where: str) -> None:

@@ -48,6 +48,29 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Published figures of a row of a matrix, by column; `source` is a key of the suite's sources."""
+
+    source: str
+    figures: dict[str, Fraction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A further table, of one figure with a column per method.
+
+    Attributes:
+        metric: the figure's name in the record, with a `*` for the method's.
+        lower_is_better: whether the worst of a column is its largest figure.
+        published: rows of published figures by their titles.
+    """
+
+    metric: str
+    lower_is_better: bool = False
+    published: dict[str, Figures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What is run, once per seed.
 
@@ -98,6 +121,8 @@ class Suite:
         tolerances: by metric, absolute, in the metrics' own unit; empty where published figures stand for orientation.
         vary: the key of the parameter that makes several experiments of one, "" where none does.
         columns: further columns of the table by heading.
+        matrices: further tables by title.
+        taken: ASR of the first method from which an attack counts in the matrices' means and worst cases; None: all do.
         experiments: by the name that runs and record use: `badnets`, or with a varied parameter `badnets-0.1`.
     """
 
@@ -109,6 +134,8 @@ class Suite:
     set: Overrides
     vary: str
     columns: dict[str, Column]
+    matrices: dict[str, Matrix]
+    taken: float | None
     methods: dict[str, Method]
     experiments: dict[str, Experiment]
     scales: dict[str, Scale]

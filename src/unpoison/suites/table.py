@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..reporting.escaping import code, prose, spreadsheet
 from ..reporting.escaping import markdown as literal
 from ..reporting.page import Table
+from . import matrices
 from .git import Repository
 from .reading import read_suite
 from .record import Run, cell, csv_text, read_record, write_text
@@ -160,7 +161,8 @@ def markdown(suite: Suite, runs: Sequence[Run]) -> str:
     )
     if len(valid) < len(runs):
         parts.append(f"Recorded runs of other settings than the suite has now, not counted: {len(runs) - len(valid)}.")
-    return "\n\n".join([*parts, _table(suite, lines(suite, runs)).markdown(str)]) + "\n"
+    parts += [_table(suite, lines(suite, runs)).markdown(str), *matrices.sections(suite, valid)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _settings(name: str, suite: Suite, experiment: Experiment) -> str:

@@ -7,9 +7,8 @@ from copy import deepcopy
 import numpy as np
 import torch
 
-from ..compute.device import autocast, to_float
+from ..compute.device import autocast, batch_size, to_float
 from ..compute.finite import not_finite
-from ..compute.inference import batch_size
 from ..core.errors import ParameterError
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier

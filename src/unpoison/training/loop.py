@@ -32,6 +32,7 @@ from .checks import check_batch_of_one, check_trained, diverged
 from .distributed import World, world
 from .optimizer import Optimizer
 from .recipe import Recipe, rates
+from .sam import at_the_worst_weights
 from .whitening import whiten
 
 Loss = Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -125,6 +126,17 @@ def fit(
     fast = compiled(plain, device, recipe.epochs * len(data))
     # On the device: reading a loss in each step would make the CPU wait for the GPU.
     losses = torch.zeros(recipe.epochs, len(data), device=device)
+
+    def differentiate(function: Loss, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Logits and losses of this process's share of a batch, and the gradients of the whole one."""
+        with autocast(device):
+            logits, batch_losses = function(model, images, labels)
+        optimizer.zero_grad()
+        # Over the whole batch, not this process's share of it: the summed gradients are then those of the mean.
+        (batch_losses.sum() / total).backward()
+        here.sum_gradients(optimizer.parameters)
+        return logits, batch_losses
+
     rows: list[dict[str, float]] = []
     for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
         correct = torch.zeros((), device=device)
@@ -132,12 +144,11 @@ def fit(
         for step, (samples, images, labels, total) in enumerate(batches, epoch * plan.steps_per_epoch):
             # A batch of another size would be compiled anew, for one step per epoch.
             function = fast if total == recipe.batch_size else plain
-            with autocast(device):
-                logits, batch_losses = function(model, images, labels)
-            optimizer.zero_grad()
-            # Over the whole batch, not this process's share of it: the summed gradients are then those of the mean.
-            (batch_losses.sum() / total).backward()
-            here.sum_gradients(optimizer.parameters)
+            logits, batch_losses = differentiate(function, images, labels, total)
+            if recipe.sam:
+                # Kept are the losses above, of the weights as they are; the step follows the gradients of this pass.
+                with at_the_worst_weights(model, optimizer.parameters, recipe.sam):
+                    differentiate(function, images, labels, total)
             optimizer.step(schedule[step])
             with torch.no_grad():
                 losses[epoch, samples] = batch_losses.float()

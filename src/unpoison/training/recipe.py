@@ -40,6 +40,7 @@ class Recipe:
         gamma: factor on the learning rate at a milestone.
         whiten: whether the first convolution gets filters that whiten patches of the images, and is not trained.
         label_smoothing: share of each label that is spread evenly over all classes.
+        sam: radius of Sharpness-Aware Minimisation (`training.sam`), over all trained weights together; 0: without it.
         augment: names out of `training.augment`, applied in this order.
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     gamma: Positive = 0.1
     whiten: bool = False
     label_smoothing: Smoothing = 0.0
+    sam: NonNegative = 0.0
     augment: list[AugmentationName] | tuple[AugmentationName, ...] = ()
 
 
