@@ -82,12 +82,13 @@ def test_the_lock_file_has_the_parameters_and_stages_of_this_tree() -> None:
                     held = held[part]
                 assert held == value, f"{stage}: {file}: {key}"
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    lists = {"detect": "detect", "purify": "purify", "train_robust": "robust"}
-    expected = {
-        name
-        for stage in stages
-        for name in ([f"{stage}@{m}" for m in params[lists[stage]]["methods"]] if stage in lists else [stage])
-    }
+    expected = set()
+    for stage, block in stages.items():
+        # A stage that runs one method of a list: `${detect.methods}`.
+        methods: Any = params
+        for part in block.get("foreach", "").removeprefix("${").removesuffix("}").split("."):
+            methods = methods[part] if part else None
+        expected |= {stage} if methods is None else {f"{stage}@{name}" for name in methods}
     assert set(LOCK) == expected
 
 
