@@ -114,7 +114,7 @@ def test_a_page_of_hostile_names_shows_them_and_does_nothing() -> None:
     run = run_of(data=DATA, sources=list(NAMES), scores=scores, settings=settings)
     page = Parsed(report(run).html())
     assert page.tags <= TAGS
-    assert page.attributes <= {"lang", "charset", "name", "content", "class", "alt", "src"}
+    assert page.attributes <= {"lang", "charset", "name", "content", "class", "alt", "title", "src"}
     assert page.sources == {"data:image/png;base64,"}
     assert not page.other
     shown = set(page.texts)
@@ -188,8 +188,8 @@ def test_labels_of_figures_are_no_mathematics_and_warn_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures.contact_sheet({"猫 $x$": IMAGES[:3], "b\x00": IMAGES[:3]}, [NAMES[0], NAMES[4], "🐈"])
-        figures.histogram(np.arange(4.0), None, NAMES[-1])
-        figures.roc(np.array([0.0, 1.0]), dict.fromkeys(NAMES[:2] + NAMES[-5:], np.array([0.0, 1.0])))
+        for name in NAMES:
+            figures.roc(np.array([0.0, 1.0]), {name: np.array([0.0, 1.0])}, name)
     assert escaping.figure("猫$") == "\\u732b\\$"
     assert escaping.figure("x" * 99) == "x" * 20 + "…" + "x" * 19
 

@@ -40,9 +40,6 @@ def test_figures_are_pictures_and_the_same_every_time() -> None:
     assert Image.open(io.BytesIO(one)).format == "PNG"
     small = Image.open(io.BytesIO(figures.thumbnail(np.zeros((128, 100, 1), np.uint8))))
     assert small.size == (50, 64)
-    heat = figures.heat(np.array([[[0.0, 1.0]]], np.float16))
-    assert heat[0, 0, 0].min() > 240
-    assert heat[0, 0, 1, 2] > heat[0, 0, 1, 0] + 50
 
 
 def test_suspects_are_ranked_by_all_detectors() -> None:
@@ -67,7 +64,7 @@ def test_samples_that_no_detector_scored_are_not_listed() -> None:
     assert table["label"].tolist() == ["cat", "cat", "cat"]
     assert table["one_rank"].tolist() == table["mean_rank"].tolist() == [1, 2, 3]
     page = suspects_of(run_of(scores={"one": part}, settings={"suspects": 2}))
-    assert re.findall(r"<figcaption>(\d\d)\.png label", page) == ["10", "30"]
+    assert re.findall(r'alt="(\d\d)\.png label', page) == ["10", "30"]
     # Beside a detector that scored all, it leaves a gap.
     both = suspects_table(run_of(scores={"one": part, "all": scores_of(1)["detector0"]}))
     assert len(both) == COUNT
@@ -92,9 +89,9 @@ def test_samples_of_one_score_share_their_rank_and_the_page_says_so() -> None:
     assert sorted(listed) == list(range(COUNT))
     assert 20 < np.mean(listed[10:20]) < 30, "an order by number has the mean 14.5"
     page = suspects_of(run)
-    assert "one: 30 samples share the score at the cut; which 10 of them are shown means nothing." in page
+    assert ". 30 samples share the score at the cut; which 10 of them are shown means nothing." in page
     # Of the page and of the list the same ones.
-    shown = re.findall(r"<figcaption>(\d\d)\.png label", page)
+    shown = re.findall(r'alt="(\d\d)\.png label', page)
     assert [int(name) for name in shown] == listed[:20]
     for suspects in (10, COUNT):
         other = run_of(scores={"one": Scores(values, 1)}, settings={"suspects": suspects})

@@ -76,9 +76,7 @@ def test_scores_of_data_of_unknown_origin(drawn: list[Figure]) -> None:
     assert ["training", "epochs 2"] in rows(page, "")
     assert "Marked in red" not in page.html()
     assert 'class="hit"' not in page.html()
-    assert page.html().count('<figure class=""><img alt=""') == 2 * 5
-    [legend] = {text.get_text() for text in axes_of(drawn, "share of its kind").get_legend().get_texts()}
-    assert legend == "all (40)"
+    assert page.html().count('<img class="" alt=') == 2 * 5
 
 
 def test_everything(drawn: list[Figure]) -> None:
@@ -120,6 +118,7 @@ def test_everything(drawn: list[Figure]) -> None:
         "The same images through the pipeline",
         "The trigger at the test",
         "Scores",
+        "Image, mask and pattern: detector0",
         "Most suspicious samples",
         "Training",
     ]
@@ -134,21 +133,19 @@ def test_everything(drawn: list[Figure]) -> None:
     assert (
         rows(page, "detector")
         == [
-            ["detector0", "0.950 [0.900, 1.000]", "0.500", "0.250", "0.750", "0.500", "1", ""],
+            ["detector0", "0.950 [0.900,\u00a01.000]", "0.500", "0.250", "0.750", "0.500", "1", ""],
             ["strong", "0.900", "0.500", "0.500", "0.750", "0.500", "–", ""],
         ][::-1]
     )
-    assert rows(page, "rule of") == [["detector0", "4 of 40", "0.750", "0.125", "the first four"]]
+    assert rows(page, "rule of") == [["detector0", "4\u00a0of\u00a040", "0.750", "0.125", "the first four"]]
     assert rows(page, "detector of inputs") == [["strip", "0.950", "0.500", "0.250", "0.750", "–", "–"]]
     assert "8 triggered test images (of other classes than the target)" in page.markdown()
     assert "What the masks show." in page.html()
     # Marked are those of the shown suspects that are poisoned: the three with the highest scores are none of them.
     assert page.html().count('class="hit"') == 0
     assert "Marked in red" in page.html()
-    # Clean, received, difference, variation, mask; the sample whose mask was kept as the most suspicious comes first.
-    sheet = drawn[1]
-    assert len(sheet.axes) == 5 * 4
-    assert sheet.axes[0].get_title().startswith("07.png")
+    # Clean, received, difference, variation.
+    assert len(drawn[1].axes) == 4 * 4
     points = axes_of(drawn, "ASR (triggered test images)").collections
     assert [tuple(map(float, point.get_offsets()[0])) for point in points] == [(0.9, 0.7), (0.85, 0.05), (0.7, 0.0)]
     lines = {line.get_label(): line.get_ydata().tolist() for line in axes_of(drawn, "loss").lines}
@@ -263,8 +260,6 @@ def test_figures_of_a_sample_are_said_to_be_of_one(drawn: list[Figure]) -> None:
     )
     assert row[-1] in page.markdown()
     assert "all 10 scored samples (of 40) with their scores are in suspects.csv" in page.html()
-    [_, histogram] = [text.get_text() for text in axes_of(drawn, "share of its kind").get_legend().get_texts()]
-    assert histogram == "poisoned (3)"
 
 
 def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
@@ -274,13 +269,11 @@ def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
     run = run_of(
         truth=truth,
         metrics=metrics_of(truth, purified=models),
-        roc=pd.DataFrame({"fpr": [0, 1], **{name: [0, 1] for name in scores_of(count)}}),
         scores=scores_of(count),
         curves=dict.fromkeys(models, curve),
     )
     page = report(run)
     assert len(axes_of(drawn, "ASR (triggered test images)").collections) == count + 1
-    assert [line.get_label() for line in axes_of(drawn, "true positive rate").lines] == [*scores_of(count), "chance"]
     assert [line.get_label() for line in axes_of(drawn, "accuracy").lines] == list(models)
-    assert all(f"<p>{name}:</p>" in page.html() for name in scores_of(count))
+    assert all(f"<p>{name}: 1 of label cat, 1 of label eel, 1 of label" in page.html() for name in scores_of(count))
     assert len(rows(page, "model")) == count + 1

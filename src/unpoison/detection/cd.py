@@ -27,7 +27,7 @@ from ..models.classifier import Classifier
 from .detector import Detector, Suspect, check_finite
 
 BATCH = 256  # images of 32 px; the random colours are drawn per batch, so another size means other colours
-CAPTION = "Blue: pixels that Cognitive Distillation keeps. Grey: no mask was kept for this sample."
+CAPTION = "The mask is the smallest that leaves the model's answer as it is; what it shows is the cognitive pattern."
 TRUSTED = 100
 """Most trusted images that set the threshold."""
 KEPT = 8  # masks of the most and least suspicious samples kept for the report

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from . import escaping
 
@@ -21,16 +22,33 @@ CLEAN, POISON = "#3b6fb6", "#c8442f"
 COLOURS = ("#3b6fb6", "#c8442f", "#3d9152", "#8a5fb0", "#b58a1b", "#4aa3a8", "#7d7d7d", "#d36ba6")
 
 Array = NDArray[np.float64]
+BINS = 32
+TAIL = 0.01
+"""Share of the scores at either end that has no say in a histogram's range."""
+
+
+class _Small(Figure):
+    """A figure that is saved as large as it was made: the axes of small multiples lie at the same places."""
 
 
 def _png(figure: Figure) -> bytes:
     # Without matplotlib's version, which would change the bytes with every release.
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+    box = None if isinstance(figure, _Small) else "tight"
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches=box, metadata={"Software": None})
     return buffer.getvalue()
 
 
 # Figures are made without pyplot, which would keep every one of them open.
+def _small_axes(height: float, left: float) -> tuple[Figure, matplotlib.axes.Axes]:
+    # Shown at half its size and less, down to 150 pixels wide: few ticks, in large letters, and no words.
+    figure = _Small(figsize=(2.5, height))
+    axes = figure.add_axes((left, 0.3 / height, 0.94 - left, 1 - 0.4 / height))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=10, length=2, pad=2)
+    return figure, axes
+
+
 def _axes(width: float = 5.2, height: float = 3.6) -> tuple[Figure, matplotlib.axes.Axes]:
     figure = Figure(figsize=(width, height))
     axes = figure.add_subplot()
@@ -63,32 +81,68 @@ def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str])
     return _png(figure)
 
 
-def histogram(values: Array, poisoned: NDArray[np.bool_] | None, title: str) -> bytes:
-    """Scores of all samples, or of clean and of poisoned ones, each as a share of its own kind."""
-    figure, axes = _axes(4.2, 2.9)
-    # The same bins for both kinds; the small term gives constant scores a bin of some width.
-    bins: list[float] = np.linspace(values.min(), values.max() + 1e-9, 50).tolist()
+def histogram(values: Array, poisoned: NDArray[np.bool_] | None) -> bytes:
+    """Scores of all samples, or of clean and of poisoned ones, each kind scaled to its tallest bar.
+
+    The bins span what lies between the outer hundredths of each kind; scores beyond are counted in the outermost bins.
+
+    Args:
+        values: scores, finite, [n].
+        poisoned: mask of the poisoned samples, [n]; None where it is not known.
+    """
     kinds = {"all": (values, CLEAN)}
     if poisoned is not None:
         kinds = {"clean": (values[~poisoned], CLEAN), "poisoned": (values[poisoned], POISON)}
+    edges = _edges([part for part, _ in kinds.values() if len(part)])
+    figure, axes = _small_axes(1.4, 0.06)
     for name, (part, colour) in kinds.items():
-        # Shares, not counts: at 1 % poison its bars would be invisible beside the clean ones.
-        weights = np.full(len(part), 1 / max(1, len(part)))
-        axes.hist(part, bins, weights=weights, alpha=0.6, color=colour, label=f"{name} ({len(part)})")
-    axes.set(title=_label(title), xlabel="score (higher = more suspicious)", ylabel="share of its kind")
-    axes.legend(frameon=False, fontsize=8)
+        counts, _ = np.histogram(part.clip(edges[0], edges[-1]), edges)
+        # Not counts: at 1 % poison its bars would be invisible; nor shares: one bar of all would flatten a wide hill.
+        axes.stairs(counts / max(1, counts.max()), edges, fill=True, alpha=0.6, color=colour, label=name)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.05), yticks=[])
+    # To a hundredth of their distance, and no minus in front of a 0.
+    places = 2 - int(np.floor(np.log10(edges[-1] - edges[0])))
+    ends = [float(edges[0]), float(edges[-1])]
+    _label_ends(axes, ends, [f"{round(end, places) + 0.0:.6g}" for end in ends])
     return _png(figure)
 
 
-def roc(fpr: Array, curves: Mapping[str, Array]) -> bytes:
-    """True against false positive rate, the latter on a log scale: a user can bear few false alarms."""
-    figure, axes = _axes()
+def _label_ends(axes: matplotlib.axes.Axes, places: Sequence[float], labels: Sequence[str]) -> None:
+    """Ticks of the x-axis, from its left end to its right one; what stands at the ends stays within the axes' width."""
+    axes.set_xticks(places, labels)
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
+    axes.get_xticklabels()[-1].set_horizontalalignment("right")
+
+
+def _edges(kinds: Sequence[Array]) -> Array:
+    """Edges of the same bins for every kind, float64 [`BINS` + 1], rising."""
+    # A single score of 1e30 would leave all others in one bar. Of each kind, as poison may be rarer than the tail.
+    inner = np.concatenate([np.quantile(kind, (TAIL, 1 - TAIL)) for kind in kinds])
+    # Where nearly all have one score, those that differ are what there is to see.
+    every = inner if inner.min() < inner.max() else np.concatenate(kinds)
+    low, high = float(every.min()), float(every.max())
+    # Constant scores get bins of some width.
+    width = 1e-6 * max(1.0, abs(low), abs(high))
+    edges: Array = np.linspace(low, high, BINS + 1) if low < high else np.linspace(low - width, high + width, BINS + 1)
+    return edges
+
+
+def roc(fpr: Array, curves: Mapping[str, Array], name: str) -> bytes:
+    """The ROC curve of one detector, the others' in grey behind it.
+
+    True against false positive rate, the latter on a log scale: a user can bear few false alarms.
+    """
+    figure, axes = _small_axes(1.7, 0.12)
     # Steps, as nothing lies between two thresholds; the first point is a rate of 0, which has no place on a log scale.
-    for (name, tpr), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot(fpr[1:], tpr[1:], label=_label(name), color=colour, drawstyle="steps-post")
+    for tpr in curves.values():
+        axes.plot(fpr[1:], tpr[1:], color="0.85", linewidth=0.8, drawstyle="steps-post")
     axes.plot(fpr[1:], fpr[1:], color="0.6", linestyle=":", label="chance")
-    axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate")
-    axes.legend(frameon=False, fontsize=8)
+    axes.plot(fpr[1:], curves[name][1:], label=name, color=CLEAN, linewidth=2, drawstyle="steps-post")
+    axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.03))
+    _label_ends(axes, (1e-3, 1e-2, 1e-1, 1), ("0.1%", "1%", "10%", "100%"))
+    axes.set_xticks([], minor=True)
+    axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
+    axes.grid(alpha=0.35)
     return _png(figure)
 
 
@@ -119,17 +173,25 @@ def training_curves(
 
 def thumbnail(image: NDArray[np.uint8]) -> bytes:
     """One image uint8 [h, w, c] as a PNG of at most 64 pixels per side."""
-    from PIL import Image
+    return _encoded(_shrunk(image))
 
+
+def strip(images: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Images uint8 [h, w, c] of one size beside each other, with some white between them, each as in `thumbnail`."""
+    shrunk = [np.asarray(_shrunk(image)) for image in images]
+    gap = np.full_like(shrunk[0][:, : max(1, shrunk[0].shape[1] // 16)], 255)
+    parts = [part for image in shrunk for part in (gap, image)]
+    return _encoded(Image.fromarray(np.concatenate(parts[1:], axis=1)))
+
+
+def _shrunk(image: NDArray[np.uint8]) -> Image.Image:
     # Box filter: small images keep their pixels, large ones are averaged.
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     picture.thumbnail((64, 64), Image.Resampling.BOX)
+    return picture
+
+
+def _encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def heat(masks: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Masks [n, h, w] in [0, 1] as images uint8 [n, h, w, 3], from white (not needed) to blue (kept)."""
-    colours: NDArray[np.uint8] = (matplotlib.colormaps["Blues"](masks.astype(float))[..., :3] * 255).astype(np.uint8)
-    return colours

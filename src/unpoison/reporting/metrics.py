@@ -60,6 +60,11 @@ def read_metrics(path: Path, classes: int, *, attacked: bool) -> dict[str, Any]:
     return metrics
 
 
+def best_first(graded: Mapping[str, Any]) -> list[str]:
+    """Detectors by what a list of suspects is worth where few clean samples may be lost; among equals, by the whole order."""
+    return sorted(graded, key=lambda name: (-graded[name]["tpr_at_1fpr"], -graded[name]["auroc"], name))
+
+
 def _check_detector(values: Mapping[str, Any], where: str) -> None:
     """Raises ParameterError where a figure of a graded detector is absent."""
     keys = ["auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count"]

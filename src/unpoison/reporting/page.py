@@ -17,17 +17,20 @@ body { margin: 0 auto; max-width: 1080px; padding: 1.2rem; background: var(--bac
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: .4rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 p { max-width: 46rem; } .soft { color: var(--soft); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-th, td { padding: .32rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } .text { text-align: left; }
-td.text { white-space: normal; min-width: 14rem; }
-thead th { background: var(--band); font-weight: 600; }
+td, p, figcaption { overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0;
+  font-size: .9rem; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }
+td.number { overflow-wrap: normal; } .text { text-align: left; } td.text { min-width: 14rem; }
+thead th, thead th:first-child { background: var(--band); font-weight: 600; vertical-align: bottom; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; } .row figure { flex: 1 1 300px; max-width: 400px; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .88rem; } img.figure { width: 100%; height: auto; }
-.wide { min-width: 640px; } .suspects { display: flex; flex-wrap: wrap; gap: .5rem; }
-.suspects figure { width: 76px; font-size: .7rem; text-align: center; line-height: 1.25; overflow-wrap: anywhere; }
-.suspects figcaption { max-height: 6rem; overflow-y: auto; } td, p, figcaption { overflow-wrap: anywhere; }
-.suspects img { width: 64px; height: 64px; image-rendering: pixelated; } .hit img { outline: 3px solid #c8442f; }
+.wide { min-width: 640px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)); gap: .6rem; }
+.grid img { display: block; width: 100%; height: auto; } .grid figcaption { font-size: .75rem; line-height: 1.25; }
+.suspects { display: flex; flex-wrap: wrap; gap: .3rem; } .suspects img { width: 38px; height: 38px; }
+.suspects img, img.pixels { image-rendering: pixelated; } img.hit { outline: 2px solid #c8442f; }
 code { background: var(--band); padding: .1em .3em; border-radius: 3px; }
 """
 
@@ -97,19 +100,24 @@ class Page:
     def figures(self, pictures: Sequence[tuple[bytes, str]], *, wide: bool = False) -> None:
         """Add figures of (PNG, caption) side by side; a wide one scrolls on a narrow screen instead of shrinking."""
         kind, box = ("figure wide", "scroll") if wide else ("figure", "row")
-        parts = [
-            f'<figure><img class="{kind}" alt="{escaping.html(caption)}" src="{_inline(png)}">'
-            f"<figcaption>{escaping.html(caption)}</figcaption></figure>"
-            for png, caption in pictures
-        ]
-        self._html.append(f'<div class="{box}">{"".join(parts)}</div>')
+        self._html.append(f'<div class="{box}">{_captioned(pictures, kind)}</div>')
+
+    def grid(self, pictures: Sequence[tuple[bytes, str]], *, pixels: bool = False) -> None:
+        """Add small figures of (PNG, caption), as many in a row as the screen has room for: two on a telephone.
+
+        Args:
+            pictures: figures, of one size.
+            pixels: whether they are images, whose pixels are to be seen.
+        """
+        kind = "pixels" if pixels else "figure"
+        self._html.append(f'<div class="grid">{_captioned(pictures, kind)}</div>')
 
     def thumbnails(self, pictures: Sequence[tuple[bytes, str, bool]]) -> None:
-        """Add small images of (PNG, caption, whether to mark it)."""
+        """Add tiny images of (PNG, name, whether to mark it); the name is shown to whoever points at one."""
         parts = [
-            f'<figure class="{"hit" if marked else ""}"><img alt="" src="{_inline(png)}">'
-            f"<figcaption>{escaping.html(caption)}</figcaption></figure>"
-            for png, caption, marked in pictures
+            f'<img class="{"hit" if marked else ""}" alt="{escaping.html(name)}" title="{escaping.html(name)}" '
+            f'src="{_inline(png)}">'
+            for png, name, marked in pictures
         ]
         self._html.append(f'<div class="suspects">{"".join(parts)}</div>')
 
@@ -125,6 +133,14 @@ class Page:
     def markdown(self) -> str:
         """The summary."""
         return f"# {escaping.markdown(self.title)}\n\n" + "\n\n".join(self._markdown) + "\n"
+
+
+def _captioned(pictures: Sequence[tuple[bytes, str]], kind: str) -> str:
+    return "".join(
+        f'<figure><img class="{kind}" alt="{escaping.html(caption)}" src="{_inline(png)}">'
+        f"<figcaption>{escaping.html(caption)}</figcaption></figure>"
+        for png, caption in pictures
+    )
 
 
 def _inline(png: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..data.ranks import order
 from ..data.ranks import ranks as rank_span
 from . import figures
 from .escaping import spreadsheet, visible
+from .metrics import best_first
 from .page import Page
 from .run import Run
 
@@ -21,17 +23,11 @@ Floats = NDArray[np.floating[Any]]
 
 
 def training_samples(page: Page, run: Run) -> None:
-    """The same training images clean, as received, as variations, and as a detector's masks show them."""
+    """The same training images clean, as received and as variations."""
     page.heading("The same images through the pipeline", both=False)
-    masked = {name: scored for name, scored in run.scores.items() if "masks" in scored.aux}
     # Poisoned samples where they are known, else any.
     candidates = np.arange(len(run.data)) if run.poisoned is None else np.flatnonzero(run.poisoned)
-    candidates = _from_all_over(candidates, run.settings.samples)
-    for scored in masked.values():
-        # Samples whose mask was kept come first, the most suspicious ones in front.
-        kept = scored.aux["index"]
-        candidates = np.concatenate([kept[np.isin(kept, candidates)], candidates[~np.isin(candidates, kept)]])
-    samples = candidates[: run.settings.samples]
+    samples = _from_all_over(candidates, run.settings.samples)[: run.settings.samples]
     received = run.data.gather(samples)
     rows = {"received": received}
     # The clean images are the base's, below the overlay; shown only where the truth is known.
@@ -41,14 +37,8 @@ def training_samples(page: Page, run: Run) -> None:
     if run.variations is not None:
         # A sample's variations follow each other; the first one is shown.
         rows["variation"] = run.variations.gather(samples * (len(run.variations) // len(run.data)))
-    for name, scored in masked.items():
-        # Grey where no mask was kept for a sample.
-        place = {int(sample): row for row, sample in enumerate(scored.aux["index"])}
-        blank, drawn = np.full((*run.data.image_size, 3), 235, np.uint8), figures.heat(scored.aux["masks"])
-        rows[f"{name}: mask"] = np.stack([drawn[place[int(s)]] if int(s) in place else blank for s in samples])
     titles = [f"{_short(run.sources[s])}\nlabel {_start(run.data.classes[run.data.labels[s]])}" for s in samples]
-    caption = " ".join(scored.caption for scored in masked.values())
-    page.figures([(figures.contact_sheet(rows, titles), caption)], wide=True)
+    page.figures([(figures.contact_sheet(rows, titles), "")], wide=True)
 
 
 def triggered_samples(page: Page, run: Run) -> None:
@@ -75,16 +65,73 @@ def scores(page: Page, run: Run) -> None:
     if not run.scores:
         return
     page.heading("Scores", both=False)
+    kinds = "" if run.poisoned is None else "Blue: clean samples, red: poisoned ones, each scaled to its tallest bar. "
+    page.text(
+        f"{kinds}The more suspicious, the farther right; the outermost bars hold all that lies beyond the outer hundredths.",
+        both=False,
+    )
     shown = []
-    for name, scored in run.scores.items():
+    for name in run.detectors:
+        scored = run.scores[name]
         poisoned = None if run.poisoned is None else run.poisoned[run.samples(scored)]
-        shown.append((figures.histogram(scored.values.astype(float), poisoned, name), f"Scores of {name}"))
-    if run.roc is not None:
-        curves = {name: run.roc[name].to_numpy() for name in run.scores if name in run.roc}
-        if curves:
-            picture = figures.roc(run.roc["fpr"].to_numpy(), curves)
-            shown.append((picture, "ROC, false positive rate on a log scale"))
-    page.figures(shown)
+        picture = figures.histogram(scored.values.astype(float), poisoned)
+        shown.append((picture, _with_figure(run, name, "AUROC {:.3f}", "auroc")))
+    page.grid(shown)
+    if run.roc is None:
+        return
+    # Fusion, which `evaluate` makes of the others' ranks, has no scores on disk but a curve.
+    curves = {name: run.roc[name].to_numpy() for name in best_first(run.graded) if name in run.roc}
+    if not curves:
+        return
+    page.text(
+        "ROC: true over false positive rate, the latter on a log scale; beside each name the former at 1 %. Grey: the other "
+        "detectors, dotted: chance.",
+        both=False,
+    )
+    rates = run.roc["fpr"].to_numpy()
+    page.grid(
+        [(figures.roc(rates, curves, name), _with_figure(run, name, "{:.3f} at 1 %", "tpr_at_1fpr")) for name in curves]
+    )
+
+
+def _with_figure(run: Run, name: str, written: str, key: str) -> str:
+    """A detector's name with one of its figures, where there is one."""
+    return f"{name}: {written.format(run.graded[name][key])}" if name in run.graded else name
+
+
+def masks(page: Page, run: Run) -> None:
+    """Image, mask and pattern of the most and the least suspicious samples whose masks a detector kept."""
+    for name in run.detectors:
+        scored = run.scores[name]
+        if not len(scored.aux.get("masks", ())):
+            continue
+        page.heading(f"Image, mask and pattern: {name}", both=False)
+        words = "Image; mask, white where the image is kept; and the image through the mask, grey where it is not kept."
+        page.text(f"{words} {scored.caption}", both=False)
+        kept = dict(zip(scored.aux["index"].tolist(), scored.aux["masks"], strict=True))
+        ranked = [sample for sample in order(scored.values, scored.index).tolist() if sample in kept]
+        half = (len(ranked) + 1) // 2
+        most, least = ranked[:half][: run.settings.samples], ranked[half:][-run.settings.samples :]
+        for which, samples in (("most", most), ("least", least)):
+            if samples:
+                page.text(f"The {which} suspicious samples:", both=False)
+                page.grid(
+                    [(_masked(run, sample, kept[sample]), _named(run, sample)) for sample in samples], pixels=True
+                )
+
+
+def _masked(run: Run, sample: int, mask: Floats) -> bytes:
+    """Image, mask (white: kept) and cognitive pattern x * m + (1 - m) * grey of a sample, beside each other."""
+    image, weight = run.data.gather(np.array([sample]))[0], mask.astype(float)[..., None]
+    # Grey is the mean of the random colours that such masks are made with.
+    parts = (image, np.broadcast_to(255 * weight, image.shape), image * weight + (1 - weight) * 127.5)
+    return figures.strip([np.rint(part).astype(np.uint8) for part in parts])
+
+
+def _named(run: Run, sample: int) -> str:
+    """A sample by the end of its file's name and the start of its class's, and whether it is poisoned, where that is known."""
+    end = ", poisoned" if run.poisoned is not None and run.poisoned[sample] else ""
+    return f"{_short(run.sources[sample])} label {_start(run.data.classes[run.data.labels[sample]])}{end}"
 
 
 def suspects(page: Page, run: Run) -> None:
@@ -96,15 +143,24 @@ def suspects(page: Page, run: Run) -> None:
     listed, all_ = len(_scored(run)), len(run.data)
     which = "all samples" if listed == all_ else f"all {listed:,} scored samples (of {all_:,})"
     page.text(f"By each detector, in order; {which} with their scores are in suspects.csv.{end}", both=False)
-    for name, scored in run.scores.items():
+    for name in run.detectors:
+        scored = run.scores[name]
         top = order(scored.values, scored.index)[: run.settings.suspects]
         thumbnails = []
         for sample, image in zip(top, run.data.gather(top), strict=True):
             caption = f"{run.sources[sample]} label {run.data.classes[run.data.labels[sample]]}"
             marked = run.poisoned is not None and bool(run.poisoned[sample])
             thumbnails.append((figures.thumbnail(image), caption, marked))
-        page.text(f"{name}:{_tied(scored.values, len(top))}", both=False)
+        page.text(f"{name}: {_labels(run, top)}.{_tied(scored.values, len(top))}", both=False)
         page.thumbnails(thumbnails)
+
+
+def _labels(run: Run, samples: IntArray, most: int = 3) -> str:
+    """The commonest labels of samples with their numbers: suspects of one label point to the attacker's."""
+    counts = Counter(run.data.labels[samples].tolist()).most_common()
+    named = [f"{count} of label {run.data.classes[label]}" for label, count in counts[:most]]
+    rest = sum(count for _, count in counts[most:])
+    return ", ".join([*named, *([f"{rest} of others"] if rest else [])])
 
 
 def _tied(values: Floats, shown: int) -> str:
@@ -127,7 +183,8 @@ def suspects_table(run: Run) -> pd.DataFrame:
     sources = [spreadsheet(run.sources[sample]) for sample in samples]
     table = pd.DataFrame({"sample": sources, "label": names[run.data.labels[samples]]}, index=samples)
     ranks = []
-    for name, scored in run.scores.items():
+    for name in run.detectors:
+        scored = run.scores[name]
         table[f"{name}_score"] = pd.Series(scored.values, run.samples(scored))
         table[f"{name}_rank"] = pd.Series(np.mean(rank_span(scored.values), axis=0), run.samples(scored))
         ranks.append(table[f"{name}_rank"])

@@ -16,6 +16,7 @@ from ..data.scores import Scores
 from ..poisoning.policy import class_name
 from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
+from .metrics import best_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,20 @@ class Run:
     def samples(self, scored: Scores) -> IntArray:
         """The samples that a detector scored, int64 [n]."""
         return np.arange(len(self.data)) if scored.index is None else scored.index
+
+    @property
+    def graded(self) -> Mapping[str, Any]:
+        """Figures by detector; none where the truth is not known."""
+        if self.truth is None or self.metrics is None:
+            return {}
+        graded: Mapping[str, Any] = self.metrics.get("detection", {})
+        return graded
+
+    @property
+    def detectors(self) -> list[str]:
+        """The detectors whose scores there are, in the order of every section: best first, then those without figures."""
+        graded = [name for name in best_first(self.graded) if name in self.scores]
+        return graded + [name for name in self.scores if name not in self.graded]
 
     @property
     def poisoned(self) -> Mask | None:

@@ -11,6 +11,7 @@ from ..core.arrays import IntArray, Mask
 from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
+from .metrics import best_first
 from .page import Page, Table
 from .run import Run
 
@@ -28,6 +29,7 @@ def report(run: Run) -> Page:
     pictures.training_samples(page, run)
     pictures.triggered_samples(page, run)
     pictures.scores(page, run)
+    pictures.masks(page, run)
     pictures.suspects(page, run)
     pictures.training(page, run)
     return page
@@ -89,15 +91,14 @@ def models(page: Page, run: Run) -> None:
 
 def detection(page: Page, run: Run) -> None:
     """Metrics of each detector, best first, with a remark where the poison breaks its assumption; and what each flags."""
-    graded = run.metrics.get("detection", {}) if run.metrics is not None and run.truth is not None else {}
-    rules = [name for name, scored in run.scores.items() if scored.rule]
+    graded, rules = run.graded, [name for name in run.detectors if run.scores[name].rule]
     if graded or rules:
         page.heading("Detection")
     if graded:
         keys = ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count")
         header = ["detector", "AUROC", "AP", "TPR at 1 % FPR", "TPR at 5 % FPR", "precision at the true count"]
         rows = []
-        for name in _best_first(graded):
+        for name in best_first(graded):
             numbers = [_with_interval(run, name, key, graded[name][key]) for key in keys]
             remarks = filter(None, (_part(run, graded[name]), _remark(run, name, graded[name])))
             rows.append([name, *numbers, _passes(run, name), "; ".join(remarks)])
@@ -126,13 +127,8 @@ def inputs(page: Page, run: Run) -> None:
         "TPR of its rule",
         "FPR of its rule",
     ]
-    page.table(Table(header, [[name, *(_figure(graded[name], key) for key in keys)] for name in _best_first(graded)]))
+    page.table(Table(header, [[name, *(_figure(graded[name], key) for key in keys)] for name in best_first(graded)]))
     page.text("Triggered test images among clean ones, each by itself and without labels.")
-
-
-def _best_first(graded: Mapping[str, Any]) -> list[str]:
-    """Detectors by what a list of suspects is worth where few clean samples may be lost; among equals, by the whole order."""
-    return sorted(graded, key=lambda name: (-graded[name]["tpr_at_1fpr"], -graded[name]["auroc"], name))
 
 
 def _with_interval(run: Run, detector: str, key: str, value: float) -> str:
@@ -141,7 +137,8 @@ def _with_interval(run: Run, detector: str, key: str, value: float) -> str:
     if run.intervals is None or name not in run.intervals:
         return f"{value:.3f}"
     low, high = run.intervals[name]
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    # A cell may break in front of the interval, not within it.
+    return f"{value:.3f} [{low:.3f},\u00a0{high:.3f}]"
 
 
 def _passes(run: Run, detector: str) -> str:
@@ -152,7 +149,7 @@ def _passes(run: Run, detector: str) -> str:
 def _flagged(run: Run, detector: str, graded: Mapping[str, Any]) -> list[str]:
     """Number of samples that a detector's rule flags, and the rates that come with it where the truth is known."""
     flagged = run.scores[detector].flagged
-    count = "–" if flagged is None else f"{int(flagged.sum()):,} of {len(flagged):,}"
+    count = "–" if flagged is None else f"{int(flagged.sum()):,}\u00a0of\u00a0{len(flagged):,}"
     return [count, _figure(graded, "flagged_tpr"), _figure(graded, "flagged_fpr")]
 
 
