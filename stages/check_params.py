@@ -39,6 +39,7 @@ from unpoison.crafting.craft import make_trigger
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import DETECTORS
 from unpoison.detection.sample import check_sample
+from unpoison.inspection import INSPECTORS
 from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
 from unpoison.purification import PURIFIERS
@@ -62,7 +63,7 @@ SECTIONS = [
 ]
 METHODS: dict[str, Mapping[str, Any]] = {
     "attacks": ATTACKS,
-    "detectors": DETECTORS,
+    "detectors": DETECTORS | INSPECTORS,
     "purifiers": PURIFIERS,
     "robust": ROBUST,
 }
@@ -162,9 +163,10 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
         most, classes = training_size(data)
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=most, classes=classes)
-    for name in dict.fromkeys([*methods_of(params, "detect", DETECTORS), *detect.settings(params).inputs]):
-        detector = DETECTORS[name]
-        needed = detector.needs_trusted(**own_parameters(params, "detectors", name, detector.parameters))
+    settings = detect.settings(params)
+    for name in dict.fromkeys([*methods_of(params, "detect", DETECTORS), *settings.inputs, *settings.models]):
+        method = METHODS["detectors"][name]
+        needed = method.needs_trusted(**own_parameters(params, "detectors", name, method.parameters))
         if needed > data.most("reserve"):
             raise UserError(
                 f"{PARAMS}: data.reserve: {data.reserve} given, allowed: at least {needed}, {name} needs them"

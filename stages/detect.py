@@ -22,6 +22,7 @@ from unpoison.data.store import open_poisoned, open_split
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.detection.detector import Suspect
 from unpoison.detection.sample import check_sample, draw_sample
+from unpoison.inspection import INSPECTORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +33,19 @@ class Settings:
         sample: number of training samples that are scored, drawn with the classes' shares, and the most test inputs; null:
             all.
         inputs: detectors that score test inputs as well.
+        models: inspectors that look at the model itself, class by class.
     """
 
     sample: Count | None = None
     inputs: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
 
 
 def settings(params: Params) -> Settings:
     wanted = Settings(**checked(params, "detect", Settings, without=("methods",)))
-    if len(set(wanted.inputs)) != len(wanted.inputs) or not set(wanted.inputs) <= set(INPUT_DETECTORS):
-        raise UserError(
-            f"{PARAMS}: detect.inputs: {wanted.inputs!r} given, allowed: a list out of {', '.join(INPUT_DETECTORS)}"
-        )
+    for key, given, known in (("inputs", wanted.inputs, INPUT_DETECTORS), ("models", wanted.models, INSPECTORS)):
+        if len(set(given)) != len(given) or not set(given) <= set(known):
+            raise UserError(f"{PARAMS}: detect.{key}: {given!r} given, allowed: a list out of {', '.join(known)}")
     return wanted
 
 

@@ -27,18 +27,21 @@ import numpy as np
 
 from detect import settings
 from detect_inputs import INPUT_SCORES
+from inspect_model import VERDICTS
 from parameters import Params, load_params, methods_of
 from unpoison import models
 from unpoison.core.errors import UserError
 from unpoison.core.files import new_folder, write_json
 from unpoison.core.manifest import is_made_from, made_from_of
 from unpoison.data import scores as scores_
+from unpoison.data import verdicts as verdicts_
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_split
+from unpoison.data.verdicts import load_verdict
 from unpoison.detection import DETECTORS
 from unpoison.detection.fusion import fused
-from unpoison.evaluation.grading import attack_metrics, detector_metrics, model_metrics, rounded
+from unpoison.evaluation.grading import attack_metrics, detector_metrics, inspector_metrics, model_metrics, rounded
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import Triggered, read_triggered
@@ -92,6 +95,11 @@ def main() -> list[Path]:
         metrics["detection"] = graded
     if graded := _inputs(params, test, triggered, present):
         metrics["inputs"] = graded
+    folders = {name: VERDICTS / name for name in settings(params).models}
+    there = {n: f for n, f in folders.items() if _is_there(f, verdicts_.DESCRIPTION, **present)}
+    if there:
+        verdicts = {name: load_verdict(f, method=name, classes=len(test.classes)) for name, f in there.items()}
+        metrics["models"] = inspector_metrics(verdicts, truth)
     write_json(METRICS, rounded(metrics))
     with new_folder(CURVES) as staging:
         curves.round(6).to_csv(staging / "roc.csv", index=False)

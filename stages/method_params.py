@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 from parameters import FAMILIES, read_yaml
 from unpoison.attacks import ATTACKS
 from unpoison.detection import DETECTORS
+from unpoison.inspection import INSPECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 
@@ -35,7 +36,7 @@ HEADER = """\
 """
 METHODS: dict[str, tuple[str, Mapping[str, Any], str]] = {
     "attacks": ("attacks", ATTACKS, "badnets.size=3"),
-    "detectors": ("detection", DETECTORS, "cd.steps=100"),
+    "detectors": ("detection/ and inspection", DETECTORS | INSPECTORS, "cd.steps=100"),
     "purifiers": ("purification", PURIFIERS, "fst.alpha=0.2"),
     "robust": ("robust", ROBUST, "distillation.alpha=0.7"),
 }

@@ -32,9 +32,11 @@ from unpoison.core.files import new_file
 from unpoison.core.manifest import is_made_from
 from unpoison.data import scores as scores_
 from unpoison.data import store
+from unpoison.data import verdicts as verdicts_
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
+from unpoison.data.verdicts import load_verdict
 from unpoison.models import checkpoint
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning.triggered import read_triggered
@@ -46,6 +48,8 @@ from unpoison.reporting.run import ReportSettings, Run
 from unpoison.reporting.sections import report
 
 INDEX, SUMMARY, SUSPECTS = Path("reports/index.html"), Path("reports/summary.md"), Path("reports/suspects.csv")
+VERDICTS = Path("data/verdicts")
+"""As in `inspect_model`, which would bring the networks and their code with it."""
 
 
 def settings(params: Params) -> ReportSettings:
@@ -107,6 +111,12 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
         if is_made_from(folder, scores_.DESCRIPTION, **present):
             found["scores"][folder.name] = load_scores(folder, method=folder.name, count=len(data))
             inputs.check_masks(folder, found["scores"][folder.name], data)
+    found["verdicts"] = {}
+    for folder in sorted(VERDICTS.glob("*")):
+        if is_made_from(folder, verdicts_.DESCRIPTION, **present):
+            verdict = load_verdict(folder, method=folder.name, classes=len(data.classes))
+            inputs.check_patches(folder, verdict, data)
+            found["verdicts"][folder.name] = verdict
     if is_made_from(GRADED.parent, GRADED.name, **present):
         found["metrics"] = read_metrics(METRICS, len(data.classes), attacked=attacked)
         found["roc"] = inputs.read_roc(CURVES / "roc.csv")

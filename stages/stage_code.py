@@ -19,6 +19,7 @@ from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
 from unpoison.core.files import write_json
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
+from unpoison.inspection import INSPECTORS
 from unpoison.models.networks import NETWORKS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
@@ -42,6 +43,7 @@ METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "purify": ("unpoison.purification", PURIFIERS),
     "detect": ("unpoison.detection", DETECTORS),
     "detect_inputs": ("unpoison.detection", INPUT_DETECTORS),
+    "inspect_model": ("unpoison.inspection", INSPECTORS),
 }
 """Stages that run one method: the family's package, which is the table of its methods, and the methods by name."""
 

@@ -23,6 +23,7 @@ from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.core import code
 from unpoison.core.code import digest_of, imports_of, source_of
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
+from unpoison.inspection import INSPECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 
@@ -32,17 +33,21 @@ STAGES: dict[str, dict[str, Any]] = {
     name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
 # Tables, which import all that is in them. A stage depends on what it takes from one, so that a new entry reruns nothing.
-TABLES = {LIBRARY / family / "__init__.py" for family in ("attacks", "detection", "purification", "robust")}
+TABLES = {
+    LIBRARY / family / "__init__.py" for family in ("attacks", "detection", "inspection", "purification", "robust")
+}
 TABLES |= {LIBRARY / "models" / "networks.py", LIBRARY / "training" / "recipes.py"}
 # Stage to the folder of its methods, the template that names one, and the methods that it can run.
 FAMILIES = {
     "poison": ("attacks", "${attack.name}", ATTACKS),
     "detect": ("detection", "${item}", DETECTORS),
     "detect_inputs": ("detection", "${item}", INPUT_DETECTORS),
+    "inspect_model": ("inspection", "${item}", INSPECTORS),
     "purify": ("purification", "${item}", PURIFIERS),
     "train_robust": ("robust", "${item}", ROBUST),
 }
 DEFENCES = ("extract", "train_prior", "generate_variations", "distill_student", "train_robust", "purify", "detect")
+DEFENCES += ("inspect_model",)
 # What each folder of the library may import; the order is that of docs/pipeline.md, the lowest first.
 MAY_IMPORT = {
     "core": set[str](),
@@ -56,6 +61,7 @@ MAY_IMPORT = {
     "attacks": {"crafting", "poisoning", "training", "compute", "models", "data", "core"},
     "variations": {"compute", "data", "core"},
     "detection": {"training", "compute", "models", "data", "core"},
+    "inspection": {"compute", "models", "data", "core"},
     "purification": {"training", "compute", "models", "data", "core"},
     "robust": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
@@ -192,10 +198,15 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.training.recipes", set()),
         ("unpoison.detection.cd", {"detect@cd", "detect_inputs@cd"}),
         ("unpoison.detection", set()),
+        ("unpoison.inspection.mm_bd", {"inspect_model@mm_bd"}),
+        ("unpoison.inspection", set()),
         ("unpoison.attacks.lf", {"poison@lf"}),
         ("unpoison.attacks", set()),
         ("unpoison.models.vgg", set()),
-        ("unpoison.models.resnet", TRAINED | {"poison", "extract", "detect", "detect_inputs", "evaluate"}),
+        (
+            "unpoison.models.resnet",
+            TRAINED | {"poison", "extract", "detect", "detect_inputs", "inspect_model", "evaluate"},
+        ),
         ("unpoison.models.networks", set()),
         ("unpoison.sources.build", {"prepare"}),
         ("unpoison.reporting.sections", {"report"}),
@@ -267,7 +278,7 @@ def test_every_stage_script_is_a_stage() -> None:
 
 def test_no_stage_knows_a_method_by_name() -> None:
     # Distillation has a stage of its own, and `none` is the absence of a method.
-    methods = {*SINGLE, "multi", *DETECTORS, *PURIFIERS, *ROBUST} - {"distillation"}
+    methods = {*SINGLE, "multi", *DETECTORS, *INSPECTORS, *PURIFIERS, *ROBUST} - {"distillation"}
     for path in (ROOT / "stages").glob("*.py"):
         texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         assert not methods & texts, path
@@ -335,7 +346,7 @@ def table_of(page: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("detection", set(DETECTORS)),
+        ("detection", {*DETECTORS, *INSPECTORS}),
         ("purification", set(PURIFIERS)),
         ("robust", set(ROBUST)),
         ("data", set(SOURCES)),

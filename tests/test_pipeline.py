@@ -71,7 +71,7 @@ def project(repository: Path) -> Iterator[Path]:
 
 def test_reports_and_metrics_are_there(project: Path) -> None:
     metrics = json.loads((project / "reports/metrics.json").read_text())
-    assert set(metrics) == {"attack", "backdoored", "student", "purified", "detection", "inputs"}
+    assert set(metrics) == {"attack", "backdoored", "student", "purified", "detection", "inputs", "models"}
     # A model of this size may give one class for everything.
     assert set(metrics["backdoored"]) - {"collapsed"} == {"acc", "acc_without_target", "asr", "ra"}
     assert set(metrics["attack"]["trigger"]["badnets"]) == {"psnr", "ssim", "linf", "l2", "changed"}
@@ -80,6 +80,7 @@ def test_reports_and_metrics_are_there(project: Path) -> None:
     graded = {"auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count"}
     assert set(metrics["detection"]["cd"]) == graded | {"flagged", "flagged_tpr", "flagged_fpr"}
     assert set(metrics["inputs"]["scale_up"]) == set(metrics["detection"]["cd"])
+    assert set(metrics["models"]["neural_cleanse"]) == {"flagged", "anomaly", "hit", "false_alarms"}
     page = (project / "reports/index.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "seconds" not in page

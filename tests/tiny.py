@@ -20,6 +20,7 @@ import distill_student
 import evaluate
 import extract
 import generate_variations
+import inspect_model
 import poison
 import prepare
 import purify
@@ -55,6 +56,9 @@ TINY: dict[str, Any] = {
     "detect.methods": ["cd"],
     "params/detectors.yaml:cd.steps": 2,
     "detect.inputs": ["scale_up"],
+    "detect.models": ["neural_cleanse"],
+    "params/detectors.yaml:neural_cleanse.epochs": 2,
+    "params/detectors.yaml:neural_cleanse.sample": 8,
     "report.suspects": 2,
 }
 
@@ -92,6 +96,7 @@ def run_stages(*names: str) -> None:
         **{f"purify@{name}": lambda name=name: purify.main(name) for name in params["purify"]["methods"]},
         **{f"detect@{name}": lambda name=name: detect.main(name) for name in params["detect"]["methods"]},
         **{f"detect_inputs@{name}": lambda name=name: detect_inputs.main(name) for name in params["detect"]["inputs"]},
+        **{f"inspect_model@{name}": lambda name=name: inspect_model.main(name) for name in params["detect"]["models"]},
         "evaluate": evaluate.main,
         "report": report.main,
     }

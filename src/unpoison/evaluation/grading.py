@@ -15,6 +15,7 @@ from ..core.arrays import Mask
 from ..core.errors import UserError
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
+from ..data.verdicts import Verdict
 from ..models.classifier import Classifier
 from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
@@ -117,6 +118,32 @@ def detector_metrics(
         ends = detection_intervals(scored.values, among)
         intervals |= {f"{name}.{figure}": interval for figure, interval in ends.items()}
     return metrics, pd.DataFrame(curves), pd.DataFrame(intervals)
+
+
+def inspector_metrics(verdicts: Mapping[str, Verdict], truth: Truth | None) -> dict[str, dict[str, float]]:
+    """Metrics of verdicts on the backdoored model by inspector.
+
+    `flagged` is the number of classes that it flags, `anomaly` the largest index. Where the attack is known, `false_alarms`
+    is the number of flagged classes that are no target, and `hit` the share of targets that are flagged: 0 or 1 of an attack
+    with one target. With all2all every class is a target. A set without poison has none, and so no `hit`.
+
+    Args:
+        verdicts: verdicts by inspector.
+        truth: the ground truth; None for data of unknown origin.
+    """
+    metrics = {}
+    for name, verdict in verdicts.items():
+        metrics[name] = {"flagged": verdict.flagged.sum(), "anomaly": verdict.anomaly.max()}
+        if truth is None:
+            continue
+        targets = np.zeros(len(verdict.flagged), bool)
+        for number, part in enumerate(truth.parts):
+            if (truth.mask & (truth.part == number)).any():
+                targets[slice(None) if part.policy.label_policy == "all2all" else part.policy.target] = True
+        metrics[name]["false_alarms"] = (verdict.flagged & ~targets).sum()
+        if targets.any():
+            metrics[name]["hit"] = verdict.flagged[targets].mean()
+    return metrics
 
 
 def rounded(value: Any, name: str = "metrics") -> Any:

@@ -20,6 +20,7 @@ from ..core.files import open_file, read_json
 from ..core.npy import load_array
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
+from ..data.verdicts import Verdict
 from .escaping import visible
 from .metrics import block_at
 
@@ -42,6 +43,16 @@ def check_masks(path: Path, scores: Scores, data: ImageSet) -> None:
     if masks is not None and masks.shape[1:] != data.image_size:
         raise UserError(
             f"{path}: masks {list(masks.shape)} found, allowed: of the images' size, {list(data.image_size)}"
+        )
+
+
+def check_patches(path: Path, verdict: Verdict, data: ImageSet) -> None:
+    """Raises UserError where an inspector's patches are not of the images' size and channels."""
+    patterns = verdict.aux.get("patterns")
+    if patterns is not None and patterns.shape[1:] != (data.channels, *data.image_size):
+        raise UserError(
+            f"{path}: patterns {list(patterns.shape)} found, allowed: of the images' channels and size, "
+            f"{[data.channels, *data.image_size]}"
         )
 
 

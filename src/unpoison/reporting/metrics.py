@@ -23,6 +23,7 @@ SHARES = frozenset(
         "precision_at_count",
         "flagged_tpr",
         "flagged_fpr",
+        "hit",
         "poisoned",
         "cover",
         "changed",
@@ -57,6 +58,10 @@ def read_metrics(path: Path, classes: int, *, attacked: bool) -> dict[str, Any]:
         for kind in ("detection", "inputs"):
             for name in block_at(metrics, kind) if kind in metrics else ():
                 _check_detector(block_at(metrics[kind], name, kind), f"{kind}.{name}")
+        for name in block_at(metrics, "models") if "models" in metrics else ():
+            values = block_at(metrics["models"], name, "models")
+            for key in ("flagged", "anomaly", *(key for key in ("hit", "false_alarms") if key in values)):
+                figure_at(values, key, f"models.{name}")
     return metrics
 
 

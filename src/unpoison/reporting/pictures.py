@@ -134,6 +134,22 @@ def _named(run: Run, sample: int) -> str:
     return f"{_short(run.sources[sample])} label {_start(run.data.classes[run.data.labels[sample]])}{end}"
 
 
+def patches(page: Page, run: Run) -> None:
+    """The patches that an inspector found, those of the most suspicious classes first."""
+    for verdict in run.verdicts.values():
+        if not verdict.aux:
+            continue
+        page.text(f"{verdict.caption} Marked in red: classes that are flagged.", both=False)
+        thumbnails = []
+        for label in order(verdict.anomaly)[: run.settings.suspects].tolist():
+            # Channels last for a picture; what the mask keeps out is black.
+            patch = verdict.aux["patterns"][label] * verdict.aux["masks"][label].astype(np.float32)
+            image = np.ascontiguousarray(patch.round().astype(np.uint8).transpose(1, 2, 0))
+            caption = f"{run.class_name(label)}: {verdict.anomaly[label]:.1f}"
+            thumbnails.append((figures.thumbnail(image), caption, bool(verdict.flagged[label])))
+        page.thumbnails(thumbnails)
+
+
 def suspects(page: Page, run: Run) -> None:
     """The most suspicious samples of each detector."""
     if not run.scores:

@@ -13,6 +13,7 @@ from ..core.arrays import IntArray, Mask
 from ..core.hyperparameters import Count
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
+from ..data.verdicts import Verdict
 from ..poisoning.policy import class_name
 from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
@@ -52,6 +53,7 @@ class Run:
         roc: ROC curves, `fpr` and a column per detector.
         intervals: ends of the bootstrap intervals, two rows, and a column `DETECTOR.FIGURE` for each.
         scores: scores by detector.
+        verdicts: verdicts on the backdoored model by inspector.
         curves: training curves by model, with epoch, loss and accuracy.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
     """
@@ -69,6 +71,7 @@ class Run:
     roc: pd.DataFrame | None = None
     intervals: pd.DataFrame | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     losses: Any = None
 

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import IntArray, Mask
+from ..data.ranks import ranks
 from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
 from .metrics import best_first
 from .page import Page, Table
 from .run import Run
+
+MOST_CLASSES = 20
+"""Classes in the table of indices at most."""
 
 
 def report(run: Run) -> Page:
@@ -26,6 +30,7 @@ def report(run: Run) -> Page:
     models(page, run)
     detection(page, run)
     inputs(page, run)
+    inspected(page, run)
     pictures.training_samples(page, run)
     pictures.triggered_samples(page, run)
     pictures.scores(page, run)
@@ -129,6 +134,35 @@ def inputs(page: Page, run: Run) -> None:
     ]
     page.table(Table(header, [[name, *(_figure(graded[name], key) for key in keys)] for name in best_first(graded)]))
     page.text("Triggered test images among clean ones, each by itself and without labels.")
+
+
+def inspected(page: Page, run: Run) -> None:
+    """What each inspector says of the backdoored model, class by class."""
+    if not run.verdicts:
+        return
+    page.heading("Models inspected")
+    graded = run.metrics.get("models", {}) if run.metrics is not None and run.truth is not None else {}
+    rows = []
+    for name, verdict in run.verdicts.items():
+        flagged = ", ".join(map(run.class_name, np.flatnonzero(verdict.flagged).tolist())) or "none"
+        right = (f"{graded[name][key]:.3g}" if key in graded.get(name, {}) else "–" for key in ("hit", "false_alarms"))
+        rows.append([name, flagged, *right, f"{verdict.forward_passes:,.0f}", verdict.rule])
+    header = ["inspector", "classes flagged", "hit", "false alarms", "passes", "rule"]
+    page.table(Table(header, rows, frozenset({1, 5})))
+    page.text("A class that is flagged counts as the target of a backdoor; a model with none counts as clean.")
+    if run.truth is None:
+        page.text("Nothing is known about an attack, so nobody can say here whether a flag is right.")
+    # All classes, or of many those that some inspector ranks first.
+    foremost = np.min([ranks(verdict.anomaly)[0] for verdict in run.verdicts.values()], axis=0)
+    shown = np.sort(np.argsort(foremost, kind="stable")[:MOST_CLASSES])
+    rows = [
+        [run.class_name(label), *(f"{verdict.anomaly[label]:.2f}" for verdict in run.verdicts.values())]
+        for label in shown.tolist()
+    ]
+    page.table(Table(["anomaly index of class", *run.verdicts], rows))
+    if len(shown) < len(foremost):
+        page.text(f"The {len(shown)} most suspicious of {len(foremost)} classes.")
+    pictures.patches(page, run)
 
 
 def _with_interval(run: Run, detector: str, key: str, value: float) -> str:

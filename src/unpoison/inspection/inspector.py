@@ -1,0 +1,57 @@
+"""The type of an inspector: what its file hands to the rest of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..compute.device import batch_size
+from ..core.errors import UserError
+from ..data.verdicts import Verdict
+from ..models.classifier import Classifier
+
+PASS = 512  # images of 32 px in a pass, of all the classes that are worked on together
+
+
+def check_finite(method: str, values: NDArray[np.floating[Any]], of: str) -> None:
+    """Raises UserError where a row of values [k, ...], `of` in the message, is not finite: the model has diverged."""
+    if bad := int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()):
+        raise UserError(
+            f"{method}: {of} of {bad} of {len(values)} classes are not finite; allowed: those of a sound model"
+        )
+
+
+def groups(model: Classifier, each: int) -> tuple[Tensor, ...]:
+    """The classes of a model, int64 [a] by group: as many together as fill a pass with `each` images of every class."""
+    height, width = model.description["image_size"]
+    together = max(1, batch_size((height, width), PASS) // each)
+    return torch.arange(model.head.out_features).split(together)
+
+
+def _none(**arguments: object) -> int:
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspector:
+    """A published way to tell a backdoored model from a clean one, and its target from other classes.
+
+    Attributes:
+        inspect: `inspect(model, reserve, *, seed, …) -> Verdict`, from the suspect classifier, which is left as it was, and
+            the trusted images. Its keyword-only arguments but the seed are the method's own parameters.
+        needs_trusted: `needs_trusted(**own parameters)`, the least number of trusted images it can work with.
+    """
+
+    inspect: Callable[..., Verdict]
+    needs_trusted: Callable[..., int] = _none
+
+    @property
+    def parameters(self) -> Callable[..., Verdict]:
+        """The function whose keyword-only arguments are the inspector's own parameters."""
+        return self.inspect
