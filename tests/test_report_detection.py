@@ -142,11 +142,11 @@ def strips(html: str) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_kept_samples_have_image_mask_and_pattern(channels: int) -> None:
-    kept = np.random.default_rng(0).random((5, 12, 12)).astype(np.float16)
+    kept = np.random.default_rng(0).random((6, 12, 12)).astype(np.float16)
     kept[0, :6], kept[0, 6:] = 0, 1
     data = ImageSet(IMAGES[..., :channels], np.zeros(COUNT, np.int64), ("<b>cat</b>",))
     # 30 is the most suspicious of those that were kept, 2 the least; 39, more suspicious than all, was not kept.
-    aux = {"index": np.array([30, 7, 25, 2, 1]), "masks": kept}
+    aux = {"index": np.array([30, 7, 25, 2, 1, 5]), "masks": kept}
     scored = Scores(
         np.where(np.arange(COUNT) == 1, -1, np.arange(COUNT)).astype(np.float32), 1, aux, "White & <i>kept</i>."
     )
@@ -156,7 +156,7 @@ def test_kept_samples_have_image_mask_and_pattern(channels: int) -> None:
     assert "<h2>Image, mask and pattern: a&lt;b</h2>" in html
     assert "White &amp; &lt;i&gt;kept&lt;/i&gt;." in html
     assert html.count("<h2>") == 1, "of detectors without masks there is nothing to show"
-    # Two of the samples in each part at most, by the settings: of five, the two most and the two least suspicious ones.
+    # Two of the samples in each part at most, by the settings: of six, the two most and the two least suspicious ones.
     shown = [30, 25, 2, 1]
     assert [int(re.sub(r"\D", "", caption.partition(" label")[0])) for caption in captions(html)] == shown
     assert [caption.endswith(", poisoned") for caption in captions(html)] == [False, False, False, True]
