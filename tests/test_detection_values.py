@@ -213,7 +213,8 @@ def test_the_last_norms_are_amplified_and_nothing_else(planted: Planted) -> None
 def test_consistency_of_amplified_models_equals_the_plain_loop(full_precision: None, suspect: Suspect) -> None:
     given = suspect.subset(np.arange(6))
     images = given.data.tensor().float() / 255
-    start = ibd_psc.first_layers(given, 1.5, 0.2, CPU)
+    start, wrong = ibd_psc.first_layers(given, 1.5, 0.2, CPU)
+    assert start is not None
     errors, total = [], torch.zeros(6)
     with torch.no_grad():
         for count in range(1, start + 1):
@@ -223,7 +224,7 @@ def test_consistency_of_amplified_models_equals_the_plain_loop(full_precision: N
         for count in (start + 1, start + 2):
             probabilities = ibd_psc.amplified(given.model, count, 1.5).eval()(images).softmax(1)
             total += probabilities[torch.arange(6), torch.from_numpy(given.predicted)]
-    assert errors[-1] > 0.2
+    assert errors[-1] == wrong > 0.2
     assert max(errors[:-1], default=0) <= 0.2
     scores = ibd_psc.score(given, models=2, error=0.2)
     assert scores.values == pytest.approx(total.numpy() / 2, abs=1e-4)
@@ -463,6 +464,19 @@ def test_a_model_that_no_amplification_confuses_is_named(suspect: Suspect) -> No
     refused(
         lambda: ibd_psc.score(suspect, scale=1.0),
         r"^error: 0\.6 given, but amplifying all \d+ batch norms by 1 leaves 0\.",
+    )
+
+
+def test_a_scale_that_does_not_confuse_the_model_gives_way_to_a_larger_one(
+    suspect: Suspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ibd_psc, "SCALES", (1.0, 1.5))
+    chosen = ibd_psc.score(suspect)
+    assert chosen.rule.endswith("layers amplified by 1.5")
+    assert (chosen.values == ibd_psc.score(suspect, scale=1.5).values).all()
+    monkeypatch.setattr(ibd_psc, "SCALES", (1.0, 1.01))
+    refused(
+        lambda: ibd_psc.score(suspect), r"^error: 0\.6 given, but amplifying all \d+ batch norms by 1\.01 leaves 0\."
     )
 
 

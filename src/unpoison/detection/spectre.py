@@ -21,7 +21,8 @@ from .detector import Detector, Suspect, check_finite
 
 Real = NDArray[np.float64]
 
-ASSUMPTION = Assumption("takes poison for the smaller part of a class", least_share=0.5)
+# What is left out is at most two thirds of a class: with a share of poison above a third, the core may be the poison.
+ASSUMPTION = Assumption("takes poison for the smaller part of a class", least_share=1 / 3)
 STEPS = 10
 """Steps of the robust estimate, each of which leaves out a part."""
 PER_DIMENSION = 5
