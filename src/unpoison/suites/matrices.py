@@ -47,16 +47,19 @@ def _table(suite: Suite, matrix: Matrix, names: Sequence[str], runs: Sequence[Ru
         if took := suite.taken is None or (asr is not None and asr >= suite.taken):
             taken.append(means)
         first = literal(about.name) + ("" if took else " †")
-        body.append([first, literal(about.value), "–" if asr is None else f"{asr:.3f}", *_cells(means, names)])
+        value = [literal(about.value)] if suite.vary else []
+        body.append([first, *value, "–" if asr is None else f"{asr:.3f}", *_cells(means, names)])
     columns = {name: [row[name] for row in taken if row[name] is not None] for name in names}
     whole = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    blank = [""] * (2 if suite.vary else 1)
     for title, of in (("mean", statistics.fmean), ("worst", max if matrix.lower_is_better else min)):
         summary = {name: of(values) if values else None for name, values in whole.items()}
-        body.append([f"**{title}** of {len(taken)}", "", "", *_cells(summary, names)])
+        body.append([f"**{title}** of {len(taken)}", *blank, *_cells(summary, names)])
     for title, published in matrix.published.items():
         first = f"{prose(title)} ({code(published.source)})"
-        body.append([first, "", "", *_cells(published.figures, names)])
-    return Table(["attack", literal(suite.vary.rpartition(".")[2]), "ASR", *map(literal, names)], body)
+        body.append([first, *blank, *_cells(published.figures, names)])
+    varied = [literal(suite.vary.rpartition(".")[2])] if suite.vary else []
+    return Table(["attack", *varied, "ASR", *map(literal, names)], body)
 
 
 def _cells(figures: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
