@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -32,23 +33,23 @@ class Row(NamedTuple):
     floor: float
 
 
-# The lowest over seeds 0 to 2: 0.935, 0.989, 0.997 (nothing is drawn), 0.997; 0.794, 0.866, 0.943, 0.975, 1.000, 0.963, 0.919,
-# 0.778, 0.666. Where it is low, the network is what the method does not ask for: not sure of its samples, small, weak.
+# Behind each row the lowest AUROC over seeds 0 to 2. Where it is low, the network is what the method does not ask for: not
+# sure of its samples, small, weak.
 TABLE = {
-    "cd": Row({"steps": 10}, 0.85),
-    "ac": Row({}, 0.9),
-    "ss": Row({}, 0.95),
-    "strip": Row({"overlays": 20}, 0.9),
-    "abl": Row({"epochs": 2}, 0.65),
-    "fct": Row({"epochs": 0}, 0.8),
-    "frequency": Row({"rounds": 2, "epochs": 1}, 0.8),
-    "spectre": Row({"expected": 0.12}, 0.85),
-    "scan": Row({}, 0.95),
-    "beatrix": Row({}, 0.9),
-    "scale_up": Row({}, 0.85),
-    "ibd_psc": Row({}, 0.7),
-    "psbd": Row({"rate": 0.4}, 0.75),
-    "sentinet": Row({"overlays": 20, "trusted": 40}, 0.6),
+    "cd": Row({"steps": 10}, 0.85),  # 0.940
+    "ac": Row({}, 0.9),  # 0.989
+    "ss": Row({}, 0.95),  # 0.997
+    "strip": Row({"overlays": 20}, 0.9),  # 0.988
+    "abl": Row({"epochs": 2}, 0.65),  # 0.794
+    "fct": Row({"epochs": 0}, 0.8),  # 0.866
+    "frequency": Row({"rounds": 2, "epochs": 1}, 0.8),  # 0.920
+    "spectre": Row({"expected": 0.12}, 0.85),  # 0.938
+    "scan": Row({}, 0.95),  # 1.000
+    "beatrix": Row({}, 0.9),  # 0.963
+    "scale_up": Row({}, 0.85),  # 0.919
+    "ibd_psc": Row({}, 0.7),  # 0.778
+    "psbd": Row({"rate": 0.4}, 0.75),  # 0.866
+    "sentinet": Row({"overlays": 20, "trusted": 40}, 0.6),  # 0.994
 }
 # A share of five copies, and the probabilities of a network that is sure of everything.
 FEW_VALUES = ("scale_up",)
@@ -110,8 +111,11 @@ def test_contract(name: str, suspects: Suspect) -> None:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_poison_is_ranked_first(name: str, planted: Planted, suspects: Suspect, part: IntArray) -> None:
     arguments, floor = TABLE[name]
-    scores, poisoned = DETECTORS[name].score(suspects, seed=0, **arguments), planted.poisoned.truth.mask[part]
-    assert detection_metrics(scores.values, poisoned)["auroc"] > floor
+    seed, poisoned = int(os.environ.get("SEED", "0")), planted.poisoned.truth.mask[part]
+    scores = DETECTORS[name].score(suspects, seed=seed, **arguments)
+    auroc = detection_metrics(scores.values, poisoned)["auroc"]
+    print(f"{name}, seed {seed}: AUROC {auroc:.3f}")
+    assert auroc > floor
     # And flagged rather than clean samples, by a rule that has something to flag here.
     assert scores.flagged is not None
     if name not in WITHOUT_THE_MODEL:
