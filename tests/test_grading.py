@@ -17,6 +17,7 @@ from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Scores
+from unpoison.data.verdicts import Verdict
 from unpoison.evaluation import grading
 from unpoison.evaluation.metrics import ROC_GRID
 from unpoison.poisoning.triggered import Triggered, triggered_of
@@ -172,6 +173,32 @@ def test_detectors_are_graded_where_something_is_poisoned() -> None:
         assert metrics == {}
         assert list(curves) == ["fpr"]
         assert list(intervals) == ["level"]
+
+
+@pytest.mark.parametrize(
+    ("policies", "flagged", "hit", "false_alarms"),
+    [
+        ([{"target": 1}], [1], 1, 0),
+        ([{"target": 1}], [], 0, 0),
+        ([{"target": 1}], [0, 1, 3], 1, 2),
+        ([{"target": 2, "label_policy": "clean_label"}], [1], 0, 1),
+        ([{"target": 2, "label_policy": "source_specific", "sources": [0]}], [2], 1, 0),
+        # Every class is a target, so that no flag is false.
+        ([{"label_policy": "all2all"}], [0, 2, 3], 0.75, 0),
+        ([{"target": 0, "poison_rate": 0.1}, {"target": 3, "poison_rate": 0.1}], [1, 3], 0.5, 1),
+        # A rate of 0 poisons nothing: the model is clean.
+        ([{"target": 1, "poison_rate": 0.0}], [1], None, 1),
+    ],
+)
+def test_verdicts_are_graded_by_the_targets(
+    policies: list[dict[str, Any]], flagged: list[int], hit: float | None, false_alarms: int
+) -> None:
+    truth, _ = attacked("multi" if len(policies) > 1 else "badnets", [wanted(**policy) for policy in policies])
+    verdict = Verdict(np.array([0.5, 3, 1, 2], np.float32), np.isin(np.arange(4), flagged), "a rule", 1.0)
+    expected = {"flagged": len(flagged), "anomaly": 3.0}
+    assert grading.inspector_metrics({"one": verdict}, None) == {"one": expected}
+    expected |= {"false_alarms": false_alarms} | ({} if hit is None else {"hit": hit})
+    assert grading.inspector_metrics({"one": verdict}, truth) == {"one": expected}
 
 
 def test_a_model_of_one_class_is_said_to_have_collapsed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,8 +268,9 @@ def test_what_cannot_be_inspected_is_said_in_one_line(planted: Planted, few: Ima
         nc.inspect(planted.model, nobody)
     assert len(mm_bd.inspect(planted.model, nobody, images=1, steps=1).anomaly) == 10
     two = models.build("resnet18", width=8, num_classes=2, image_size=8)
-    with pytest.raises(UserError, match=r"^mm_bd: 2 classes given, allowed: 3 or more"):
-        mm_bd.inspect(two, nobody)
+    for name, one in INSPECTORS.items():
+        with pytest.raises(UserError, match=rf"^{name}: 2 classes given, allowed: 3 or more"):
+            one.inspect(two, nobody)
 
 
 def test_margins_that_are_all_alike_flag_nothing(planted: Planted, few: ImageSet) -> None:

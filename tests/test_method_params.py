@@ -162,6 +162,7 @@ def test_dvc_changes_the_one_line_that_it_is_asked_to(path: Path, override: str,
 
 LISTS = [
     (PARAMS, "detect.methods"),
+    (PARAMS, "detect.models"),
     (PARAMS, "purify.methods"),
     (PARAMS, "robust.methods"),
     (PARAMS, "prior.channels"),

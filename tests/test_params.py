@@ -115,6 +115,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("detect.sample", 4801, r"detect\.sample: 4801 given, allowed: at most 4800, the training images; null: all"),
     ("detect.sample", 29, r"detect\.sample: 29 given, allowed: at least 30, 3 for each of 10 classes"),
     ("detect.samples", 100, r"detect\.samples: unknown key, allowed: sample"),
+    ("detect.models", ["cd"], r"detect\.models: \['cd'\] given, allowed: a list out of neural_cleanse, mm_bd"),
+    ("detect.models", ["mm_bd", "mm_bd"], r"detect\.models: .* given, allowed: a list out of neural_cleanse, mm_bd"),
+    ("detect.models", None, r"detect\.models: None given; input should be a valid list"),
+    ("params/detectors.yaml:mm_bd.momentum", 1.0, r"params/detectors\.yaml: mm_bd\.momentum: 1\.0 given"),
     ("params/detectors.yaml:cd.stepz", 3, r"params/detectors\.yaml: cd\.stepz: unknown key, allowed: seed, steps"),
     ("params/detectors.yaml:cd.seed", 3, r"params/detectors\.yaml: cd\.seed: given, allowed: the run's `seed`"),
     ("params/detectors.yaml:fst", {}, r"params/detectors\.yaml: fst: 'fst' given, allowed: cd"),
@@ -171,6 +175,7 @@ def test_what_dvc_cannot_read_is_said_before_it_tries(make: Any, what: str, on_e
         {"variations.enabled": False, "data.public": 0},
         {"purify.methods": [], "data.reserve": 0, "detect.methods": ["ac"]},
         {"attack.name": "none", "attack.target": 12},
+        {"purify.methods": [], "data.reserve": 0, "detect.methods": [], "detect.models": ["mm_bd"]},
     ],
 )
 def test_branches_may_be_empty(changes: dict[str, Any]) -> None:
@@ -179,6 +184,15 @@ def test_branches_may_be_empty(changes: dict[str, Any]) -> None:
         section, name = key.split(".")
         params[section][name] = value
     check_params.check_all(params)
+
+
+def test_an_inspector_may_need_trusted_images() -> None:
+    params: Any = deepcopy(dict(DEFAULT))
+    params["data"] |= {"reserve": 0}
+    params["purify"]["methods"], params["detect"]["methods"] = [], []
+    params["detect"]["models"] = ["neural_cleanse"]
+    with pytest.raises(UserError, match=r"reserve: 0 given, allowed: at least 1, neural_cleanse needs them$"):
+        check_params.check_all(params)
 
 
 def test_small_numbers_written_by_dvc_are_numbers(tmp_path: Path) -> None:

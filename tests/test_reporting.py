@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from report_runs import CLASSES, COUNT, IMAGES, MASK, MODEL, TRUE, metrics_of, run_of, scores_of, truth_of
 from unpoison.data.imageset import ImageSet, Overlay
 from unpoison.data.scores import Assumption, Scores
+from unpoison.data.verdicts import Verdict
 from unpoison.poisoning.policy import Policy
 from unpoison.poisoning.triggered import Triggered
 from unpoison.poisoning.truth import Part, Truth
-from unpoison.reporting import figures, sections
+from unpoison.reporting import figures, pictures, sections
 from unpoison.reporting.page import Page
 from unpoison.reporting.sections import report
 
@@ -277,3 +278,59 @@ def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
     assert [line.get_label() for line in axes_of(drawn, "accuracy").lines] == list(models)
     assert all(f"<p>{name}: 1 of label cat, 1 of label eel, 1 of label" in page.html() for name in scores_of(count))
     assert len(rows(page, "model")) == count + 1
+
+
+def test_verdicts_name_the_classes_they_flag(drawn: list[Figure]) -> None:
+    aux = {"masks": np.zeros((3, 12, 12), np.float16), "patterns": np.full((3, 3, 12, 12), 200, np.uint8)}
+    aux["masks"][1, :2, :3] = 0.5
+    patchy = Verdict(np.array([-1, 4.25, 0], np.float32), np.arange(3) == 1, "2 below", 1200, "The patches.", aux)
+    silent = Verdict(np.array([0.5, 0.25, 1], np.float32), np.zeros(3, bool), "p below 0.05", 60)
+    verdicts, truth = {"patchy": patchy, "silent": silent}, truth_of(1)
+    graded = {"patchy": {"flagged": 1.0, "anomaly": 4.25, "hit": 1.0, "false_alarms": 0.0}}
+    metrics = metrics_of(truth, models=graded)
+    page = report(run_of(truth=truth, metrics=metrics, verdicts=verdicts, settings={"suspects": 2}))
+    assert "Models inspected" in headings(page)
+    assert rows(page, "inspector") == [
+        ["patchy", r"1 (\<b>dog\</b>)", "1", "0", "1,200", "2 below"],
+        ["silent", "none", "–", "–", "60", "p below 0.05"],
+    ]
+    assert [row[1:] for row in rows(page, "anomaly index of class")] == [
+        ["-1.00", "0.50"],
+        ["4.25", "0.25"],
+        ["0.00", "1.00"],
+    ]
+    # The two most suspicious patches, of which the first is flagged.
+    shown = page.html().split("The patches.")[1].split("<h2>")[0]
+    captions = re.findall("<figcaption>(.*?)</figcaption>", shown)
+    assert captions == ["1 (&lt;b&gt;dog&lt;/b&gt;): 4.2", "2 (eel): 0.0"]
+    assert re.findall('<figure class="(.*?)">', shown) == ["hit", ""]
+    # Without the truth nothing is right or wrong, whatever stands in the metrics.
+    unknown = report(run_of(metrics={"backdoored": {"acc": 0.9}, "models": graded}, verdicts=verdicts)).markdown()
+    assert "Nothing is known about an attack, so nobody can say here whether a flag is right" in unknown
+    assert r"| patchy | 1 (\<b>dog\</b>) | – | – |" in unknown
+    assert "Models inspected" not in report(run_of()).markdown()
+
+
+def test_a_patch_is_shown_on_black(monkeypatch: pytest.MonkeyPatch) -> None:
+    images: list[np.ndarray] = []
+    monkeypatch.setattr(figures, "thumbnail", lambda image: images.append(image) or b"picture")
+    masks, patterns = np.zeros((2, 2, 2), np.float16), np.full((2, 1, 2, 2), 200, np.uint8)
+    masks[1, 0, 0] = 0.5
+    verdict = Verdict(
+        np.array([0, 1], np.float32), np.zeros(2, bool), "", 1, "", {"masks": masks, "patterns": patterns}
+    )
+    pictures.patches(Page("page"), run_of(verdicts={"one": verdict}))
+    assert [image[..., 0].tolist() for image in images] == [[[100, 0], [0, 0]], [[0, 0], [0, 0]]]
+    assert images[0].dtype == np.uint8
+
+
+def test_of_many_classes_the_most_suspicious_are_shown(drawn: list[Figure]) -> None:
+    data = ImageSet(IMAGES, TRUE, tuple(f"c{number}" for number in range(30)))
+    low, high = np.arange(30, dtype=np.float32), np.arange(30, 0, -1).astype(np.float32)
+    verdicts = {name: Verdict(index, index > 100, "", 1) for name, index in (("low", low), ("high", high))}
+    page = report(run_of(data=data, verdicts=verdicts))
+    # Ten foremost of either.
+    assert [row[0] for row in rows(page, "anomaly index of class")] == [
+        f"{number} (c{number})" for number in (*range(10), *range(20, 30))
+    ]
+    assert "The 20 most suspicious of 30 classes." in page.markdown()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import inspect_model
 import poison
 from detect import read_suspect
 from parameters import load_params
@@ -27,6 +28,7 @@ from unpoison.core.errors import UserError
 from unpoison.core.files import read_json, write_json
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split
+from unpoison.data.verdicts import load_verdict
 from unpoison.detection import DETECTORS
 from unpoison.detection.sample import draw_sample
 from unpoison.evaluation.metrics import detection_metrics
@@ -69,7 +71,8 @@ def test_stages_say_what_they_made_from_what(project: Path) -> None:
     assert backdoored["made_from"] == poisoned
     assert backdoored["made_by"]["recipe"]["epochs"] == 2
     weights = backdoored["files"]["model.safetensors"]
-    for name in ("data/scores/cd/scores.json", "data/features/training/features.json", "data/graded.json"):
+    of_both = ["data/scores/cd/scores.json", "data/features/training/features.json", "data/graded.json"]
+    for name in (*of_both, "data/verdicts/neural_cleanse/verdict.json"):
         assert read_json(project / name)["made_from"] == {**poisoned, "backdoored": weights}
     assert read_json(project / "models/student/model.json")["made_from"]["backdoored"] == weights
     given = load_params(project)["params/purifiers.yaml"]["fst"]
@@ -97,7 +100,7 @@ def test_artefacts_of_another_run_are_not_graded(project: Path, capsys: pytest.C
     assert "Most suspicious samples" not in page
     run_stages("train_backdoored", "stamp_test", "evaluate", "report")
     said = capsys.readouterr().out
-    for folder in ("models/student", "models/purified/fst", "data/scores/cd"):
+    for folder in ("models/student", "models/purified/fst", "data/scores/cd", "data/verdicts/neural_cleanse"):
         assert f"evaluate: {folder} is of another run, left out" in said
     assert set(metrics_of(project)) == {"attack", "backdoored"}
     assert "student" not in (project / "reports/summary.md").read_text()
@@ -121,7 +124,7 @@ def test_after_detection_alone_the_report_shows_detection(project: Path) -> None
     assert "No model of this run was graded" in page
     assert "variation" not in page.split("The same images")[1].split("Scores")[0]
     run_stages("stamp_test", "evaluate", "report")
-    assert set(metrics_of(project)) == {"attack", "backdoored", "detection", "inputs"}
+    assert set(metrics_of(project)) == {"attack", "backdoored", "detection", "inputs", "models"}
 
 
 def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,10 +162,30 @@ def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixtu
     assert len(load_scores(Path("data/scores/cd")).values) == 60
 
 
+def test_a_model_is_inspected(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"params/detectors.yaml:mm_bd.images": 1, "params/detectors.yaml:mm_bd.steps": 2}
+    write_params(project, {**TINY, **own, "detect.models": ["mm_bd", "neural_cleanse"]})
+    run_stages("check_params", "inspect_model@mm_bd", "evaluate", "report")
+    said = capsys.readouterr().out
+    verdict = load_verdict(Path("data/verdicts/mm_bd"), method="mm_bd", classes=10)
+    flagged = np.flatnonzero(verdict.flagged)
+    assert f"inspect_model@mm_bd: 40 passes; flagged: {flagged[0] if len(flagged) else 'no class'}\n" in said
+    graded = metrics_of(project)["models"]
+    assert graded["mm_bd"] == {
+        "anomaly": pytest.approx(verdict.anomaly.max(), abs=1e-5),
+        "flagged": len(flagged),
+        "hit": int(0 in flagged),
+        "false_alarms": len(set(flagged) - {0}),
+    }
+    assert set(graded) == {"mm_bd", "neural_cleanse"}
+    assert "| mm_bd |" in (project / "reports/summary.md").read_text().replace("\\", "")
+    with pytest.raises(UserError, match=r"^params\.yaml: detect\.models: 'cd' given, allowed: neural_cleanse, mm_bd$"):
+        inspect_model.main("cd")
+
+
 def test_branches_that_are_off_are_left_out(project: Path) -> None:
-    write_params(
-        project, {**TINY, "purify.methods": [], "detect.methods": [], "detect.inputs": [], "variations.enabled": False}
-    )
+    off = {"purify.methods": [], "detect.methods": [], "detect.inputs": [], "detect.models": []}
+    write_params(project, {**TINY, **off, "variations.enabled": False})
     shutil.rmtree(project / "data/scores")
     (project / "data/scores").mkdir()
     run_stages()
@@ -182,6 +205,9 @@ def test_attack_none_needs_no_truth(project: Path) -> None:
     page = (project / "reports/index.html").read_text()
     assert "unknown origin" in page
     assert "Most suspicious samples" in page
+    # A verdict needs no truth; whether it is right is not said.
+    assert set(metrics_of(project)["models"]["neural_cleanse"]) == {"flagged", "anomaly"}
+    assert "Models inspected" in page
     assert "ROC," not in page
     assert "The trigger at the test" not in page
 

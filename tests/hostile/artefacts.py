@@ -21,6 +21,7 @@ from unpoison.core.files import sha256_json
 from unpoison.data.features import write_features
 from unpoison.data.scores import Assumption, Scores, save_scores
 from unpoison.data.store import new_base, open_poisoned, open_split, read_sources
+from unpoison.data.verdicts import Verdict, save_verdict
 from unpoison.poisoning.attacker import read_training, read_triggers, write_training, write_triggers
 from unpoison.poisoning.trigger import stamp
 from unpoison.poisoning.triggered import read_triggered, write_triggered
@@ -57,6 +58,9 @@ def intact() -> Path:
     assumption, flagged = Assumption("a small part", 0.5), rows[:, 0] > 1
     scores = Scores(rows[:, 0], 3.0, aux, "masks", assumption, flagged=flagged, rule="above 1")
     save_scores(scores, folder / "scores", method="cd", parameters={}, made_from=made_from)
+    patches = {"masks": aux["masks"], "patterns": rng.integers(0, 256, (2, 3, 16, 16), dtype=np.uint8)}
+    verdict = Verdict(rows[:2, 0], rows[:2, 0] > 1, "above 1", 6.0, "patches", patches)
+    save_verdict(verdict, folder / "verdict", method="mm_bd", parameters={}, made_from=made_from)
     return folder
 
 

@@ -19,6 +19,7 @@ from unpoison.core.files import sha256_file
 from unpoison.core.npy import load_array, load_arrays
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split
+from unpoison.data.verdicts import load_verdict
 from unpoison.poisoning.attacker import read_triggers
 from unpoison.poisoning.trigger import stamp
 from unpoison.poisoning.truth import read_truth
@@ -70,6 +71,12 @@ def _stamped(folder: Path) -> Any:
 def _scores(folder: Path) -> Any:
     scores = load_scores(folder / "scores", method="cd", count=SAMPLES)
     return [scores.values.shape, str(scores.values.dtype), bool(np.isfinite(scores.values).all())]
+
+
+def _verdict(folder: Path) -> Any:
+    verdict = load_verdict(folder / "verdict", method="mm_bd", classes=2)
+    shapes = {name: (array.shape, str(array.dtype)) for name, array in verdict.aux.items()}
+    return [verdict.flagged.tolist(), bool(np.isfinite(verdict.anomaly).all()), shapes]
 
 
 def _same(valid: Any, value: Any) -> bool:
@@ -145,6 +152,9 @@ READERS = [
     _reader("scores/scores.json", _scores, _same),
     _reader("scores/scores.npy", _scores, _same),
     _reader("scores/aux.npz", _scores, _same),
+    _reader("verdict/verdict.json", _verdict, _same),
+    _reader("verdict/anomaly.npy", _verdict, _same),
+    _reader("verdict/aux.npz", _verdict, _same),
     Reader("npz", lambda: [(intact() / "scores/aux.npz").read_bytes()], _arrays, _checksummed),
     Reader(
         "npy",

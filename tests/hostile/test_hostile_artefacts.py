@@ -32,15 +32,21 @@ from unpoison.core.files import read_json
 from unpoison.core.manifest import is_made_from
 from unpoison.data.features import read_features
 from unpoison.data.scores import load_scores
+from unpoison.data.verdicts import load_verdict
 
 MANIFEST, OVERLAY, TRUTH = "base/manifest.json", "poisoned/manifest.json", "truth/truth.json"
-TRIGGER, SCORES = "triggers/blended/trigger.json", "scores/scores.json"
+TRIGGER, SCORES, VERDICT = "triggers/blended/trigger.json", "scores/scores.json", "verdict/verdict.json"
 
 
 def read_scores(folder: Path) -> Any:
     scores = load_scores(folder / "scores", method="cd", count=SAMPLES)
     assert scores.flagged is not None
     return [scores.values.tolist(), sorted(scores.aux), scores.forward_passes, int(scores.flagged.sum())]
+
+
+def read_verdict(folder: Path) -> Any:
+    verdict = load_verdict(folder / "verdict", method="mm_bd", classes=2)
+    return [verdict.anomaly.tolist(), verdict.flagged.tolist(), sorted(verdict.aux), verdict.forward_passes]
 
 
 def read_rows(folder: Path) -> Any:
@@ -552,7 +558,65 @@ SCORED = [
         Accepted(valid(read_scores)),
     ),
 ]
-DOORS = {read_base: BASE, read_any: JSON, read_run: RUN, read_rows: ROWS, read_scores: SCORED}
+JUDGED = [
+    Case("verdict-intact", tampered(), Accepted(valid(read_verdict))),
+    Case(
+        "verdict-not-finite",
+        tampered(array("verdict/anomaly.npy", lambda a: a / np.float32(0))),
+        Refused(r"anomaly\.npy: 2 indices are not finite"),
+    ),
+    Case(
+        "verdict-of-another-inspector",
+        tampered(said(VERDICT, method="neural_cleanse")),
+        Refused("method: 'neural_cleanse' found, allowed: 'mm_bd'"),
+    ),
+    Case("verdict-of-more-classes", tampered(said(VERDICT, classes=3)), Refused("classes: '3' found, allowed: 2")),
+    Case("verdict-of-no-class", tampered(said(VERDICT, classes=0)), Refused("classes: 0 found")),
+    Case("verdict-of-another-format", tampered(said(VERDICT, format="x")), Refused("format 'x' found")),
+    Case("verdict-of-no-cost", tampered(said(VERDICT, forward_passes=-1)), Refused("forward_passes: -1 found")),
+    Case(
+        "verdict-of-fewer-indices",
+        tampered(array("verdict/anomaly.npy", lambda a: a[:1])),
+        Refused(r"anomaly\.npy: float32 of shape \(1,\) found, allowed: float32 \[2\]"),
+    ),
+    Case(
+        "verdict-flags-that-are-numbers",
+        tampered(array("verdict/flagged.npy", lambda a: a.astype(np.uint8))),
+        Refused(r"flagged\.npy: uint8 of shape \(2,\)"),
+    ),
+    Case(
+        "patches-below-zero",
+        tampered(archive("verdict/aux.npz", lambda a: a | {"masks": -a["masks"]})),
+        Refused(r"aux\.npz: masks: allowed: real numbers of 0 to 1"),
+    ),
+    Case(
+        "patches-of-nothing",
+        tampered(archive("verdict/aux.npz", lambda a: a | {"masks": a["masks"] * np.float16(np.nan)})),
+        Refused(r"aux\.npz: masks: allowed: real numbers of 0 to 1"),
+    ),
+    Case(
+        "patches-of-real-numbers",
+        tampered(archive("verdict/aux.npz", lambda a: a | {"patterns": a["patterns"].astype(np.float32)})),
+        Refused(r"aux\.npz: float32 of shape \(2, 3, 16, 16\) found, allowed: uint8"),
+    ),
+    Case(
+        "patches-of-another-size",
+        tampered(archive("verdict/aux.npz", lambda a: a | {"patterns": a["patterns"][..., :8]})),
+        Refused(r"aux\.npz: uint8 of shape \(2, 3, 16, 8\) found, allowed: uint8 \[2, channels, 16, 16\]"),
+    ),
+    Case(
+        "patches-of-one-class",
+        tampered(archive("verdict/aux.npz", lambda a: {name: values[:1] for name, values in a.items()})),
+        Refused(r"aux\.npz: float16 of shape \(1, 16, 16\) found, allowed: \[2, height, width\]"),
+    ),
+    Case(
+        "patches-without-masks",
+        tampered(archive("verdict/aux.npz", lambda a: {"patterns": a["patterns"]})),
+        Refused("allowed: none, or masks and patterns"),
+    ),
+    Case("no-patches", tampered(archive("verdict/aux.npz", lambda _: {})), Accepted(lambda value: value[2] == [])),
+]
+DOORS = {read_base: BASE, read_any: JSON, read_run: RUN, read_rows: ROWS, read_scores: SCORED, read_verdict: JUDGED}
 
 
 @pytest.mark.parametrize(

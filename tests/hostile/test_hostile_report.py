@@ -20,6 +20,7 @@ from unpoison.core.files import write_json
 from unpoison.core.manifest import write_manifest
 from unpoison.data.scores import Assumption, Scores, save_scores
 from unpoison.data.store import new_overlay, open_poisoned, open_split, write_base
+from unpoison.data.verdicts import Verdict, save_verdict
 from unpoison.poisoning.policy import Policy
 from unpoison.poisoning.truth import Part, Truth, write_truth
 from unpoison.reporting import figures
@@ -137,6 +138,20 @@ def losses(array: Any) -> Make:
     return make
 
 
+def verdict(classes: int, side: int, channels: int = 3) -> Make:
+    """A run with a verdict of so many classes, with patches of this size."""
+
+    def make(folder: Path) -> None:
+        project(folder)
+        present = json.loads(Path("data/graded.json").read_text())["made_from"]
+        shape = (classes, channels, side, side)
+        aux = {"masks": np.ones((classes, side, side), np.float16), "patterns": np.zeros(shape, np.uint8)}
+        said = Verdict(np.ones(classes, np.float32), np.ones(classes, bool), "always", 1, "", aux)
+        save_verdict(said, Path("data/verdicts/one"), method="one", parameters={}, made_from=present)
+
+    return make
+
+
 def scores(values: Any, **aux: Any) -> Make:
     return lambda folder: project(folder, scores=Scores(np.asarray(values, np.float32), 1, aux))
 
@@ -242,6 +257,24 @@ CASES = [
         Refused(IN_METRICS + "detection.ss.scored_poisoned: nothing"),
     ),
     Case(
+        "metrics-number-for-a-verdict", metrics("models", value={"one": 1}), Refused(IN_METRICS + "models.one: 1 found")
+    ),
+    Case(
+        "metrics-verdict-without-flags",
+        metrics("models", value={"one": {"anomaly": 1.0}}),
+        Refused(IN_METRICS + "models.one.flagged: nothing found"),
+    ),
+    Case(
+        "metrics-hit-above-one",
+        metrics("models", value={"one": {"anomaly": 1.0, "flagged": 1.0, "hit": 2.0}}),
+        Refused(IN_METRICS + "models.one.hit: 2.0 found, allowed: a fraction from 0 to 1"),
+    ),
+    Case(
+        "metrics-false-alarms-block",
+        metrics("models", value={"one": {"anomaly": 1.0, "flagged": 1.0, "false_alarms": {}}}),
+        Refused(IN_METRICS + "models.one.false_alarms: a dict found"),
+    ),
+    Case(
         "metrics-collapse-of-no-class",
         metrics("backdoored", "collapsed", value={"class": 7, "share": 1.0}),
         Refused(IN_METRICS + ".*class: 7 found, allowed: 0 to 1"),
@@ -345,6 +378,22 @@ CASES = [
     ),
     Case("losses-text", losses(np.array([["a"] * COUNT])), Refused(r"losses\.npy: not a readable")),
     Case("losses-objects", replaced(LOSSES, _bytes_of(np.array([None], object))), Refused(r"losses\.npy: ")),
+    Case("verdict-intact", verdict(2, 4), Accepted(lambda texts: "Models inspected" in texts[1])),
+    Case(
+        "verdict-of-other-classes",
+        verdict(3, 4),
+        Refused(r"verdicts/one/verdict\.json: classes: '3' found, allowed: 2"),
+    ),
+    Case(
+        "patches-of-another-size",
+        verdict(2, 5),
+        Refused(r"data/verdicts/one: patterns \[2, 3, 5, 5\] found, allowed: of"),
+    ),
+    Case(
+        "patches-of-one-channel",
+        verdict(2, 4, 1),
+        Refused(r"data/verdicts/one: patterns \[2, 1, 4, 4\] found, allowed: of"),
+    ),
     Case("scores-of-other-samples", scores(np.arange(5.0)), Refused(r"data/scores/ss.*(5|float32 \[5\])")),
     Case(
         "masks-of-no-sample",

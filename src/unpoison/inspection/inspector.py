@@ -27,11 +27,22 @@ def check_finite(method: str, values: NDArray[np.floating[Any]], of: str) -> Non
         )
 
 
+def check_classes(method: str, model: Classifier) -> None:
+    """Raises UserError where a model has fewer than three classes: of two, neither stands out from the others."""
+    if (classes := model.head.out_features) < 3:
+        raise UserError(f"{method}: {classes} classes given, allowed: 3 or more, for one to stand out from the others")
+
+
 def groups(model: Classifier, each: int) -> tuple[Tensor, ...]:
     """The classes of a model, int64 [a] by group: as many together as fill a pass with `each` images of every class."""
     height, width = model.description["image_size"]
     together = max(1, batch_size((height, width), PASS) // each)
     return torch.arange(model.head.out_features).split(together)
+
+
+def span(targets: Tensor) -> str:
+    """A group's classes in words, for progress."""
+    return f"classes {int(targets[0])} to {int(targets[-1])}"
 
 
 def _none(**arguments: object) -> int:

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from ..compute.device import autocast, pick_device
 from ..compute.inference import frozen
-from ..core.errors import UserError
 from ..core.hyperparameters import Count, Positive
 from ..core.progress import progress
 from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
 from ..data.verdicts import Verdict
 from ..models.classifier import Classifier
-from .inspector import Inspector, check_finite, groups
+from .inspector import Inspector, check_classes, check_finite, groups, span
 
 SMALLEST = 1e-300  # p-value that is written as 300: below it a double has none
 STILL = 1e-5  # relative change of a class's margins at which its ascent ends
@@ -60,24 +59,22 @@ def inspect(
     Raises:
         UserError: fewer than three classes, or a network whose margins are not finite.
     """
-    classes = model.head.out_features
-    if classes < 3:
-        raise UserError(f"mm_bd: {classes} classes given, allowed: 3 or more, two of which say what margins are usual")
+    check_classes("mm_bd", model)
     network = frozen(model, pick_device())
     height, width = model.description["image_size"]
     shape = (images, model.description["channels"], height, width)
     parts = [
         largest_margins(network, targets, shape, steps=steps, lr=lr, momentum=momentum, seed=seed)
-        for targets in progress(groups(model, images), what="mm_bd", unit="group")
+        for targets in groups(model, images)
     ]
     margins = np.concatenate([margins for margins, _ in parts])
     check_finite("mm_bd", margins, "margins")
     p, rule = p_values(margins), f"the largest margin, where its p-value is below {level:g}"
     if p is None:
-        p, rule = np.ones(classes), "none: all margins but the largest are the same, which is no distribution"
+        p, rule = np.ones(len(margins)), "none: all margins but the largest are the same, which is no distribution"
     return Verdict(
-        (-np.log10(np.maximum(p, SMALLEST))).astype(np.float32),
-        (p < level) & (np.arange(classes) == margins.argmax()),
+        (0 - np.log10(np.maximum(p, SMALLEST))).astype(np.float32),
+        (p < level) & (np.arange(len(margins)) == margins.argmax()),
         rule,
         forward_passes=sum(passes for _, passes in parts),
     )
@@ -134,7 +131,7 @@ def largest_margins(
     velocity = torch.zeros_like(ascending)
     margins, sums = np.empty(len(targets)), np.full(len(targets), 1000.0)
     active, passes = torch.arange(len(targets)), 0
-    for _ in range(steps):
+    for _ in progress(range(steps), what=f"mm_bd, {span(targets)}", unit="step", total=steps):
         clamped = ascending.clamp(0, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last).requires_grad_()
         with autocast(device):
             logits = network(clamped).float()

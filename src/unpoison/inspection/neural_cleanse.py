@@ -22,11 +22,12 @@ from ..compute.device import autocast, pick_device, to_float
 from ..compute.inference import frozen
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Epochs, Fraction, Positive
+from ..core.progress import progress
 from ..core.seeding import numpy_rng, torch_rng
 from ..data.imageset import ImageSet
 from ..data.verdicts import Verdict
 from ..models.classifier import Classifier
-from .inspector import Inspector, check_finite, groups
+from .inspector import Inspector, check_classes, check_finite, groups, span
 
 CAPTION = "Neural Cleanse: the smallest patch that takes trusted images to each class, on black."
 STALE = 5  # times the patience: epochs after which a search ends whose mask does not become smaller
@@ -124,7 +125,11 @@ def inspect(
         success: share of the images that a patch must lead to the class.
         patience: epochs in a row that change the weight.
         threshold: deviations from which on a class is flagged; 2 in the paper.
+
+    Raises:
+        UserError: fewer than three classes, no trusted image, or a network whose predictions are not finite.
     """
+    check_classes("neural_cleanse", model)
     if not len(reserve):
         raise ParameterError("sample: no trusted image given, allowed: a reserve of at least 1")
     settings = Settings(
@@ -141,7 +146,6 @@ def inspect(
     parts = [find_patches(network, reserve, targets, settings, seed=seed) for targets in groups(model, batch_size)]
     patches = torch.cat([patches for patches, _ in parts])
     masks = patches[:, 0]
-    check_finite("neural_cleanse", masks.numpy(), "masks")
     anomaly, rule = anomaly_index(masks.sum((1, 2)).numpy()), f"a mask {threshold:g} deviations below the median one"
     if anomaly is None:
         anomaly, rule = np.zeros(len(masks), np.float32), "none: most classes have masks of one size, the whole image's"
@@ -196,7 +200,9 @@ def find_patches(
     first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     searches = [Search(settings) for _ in targets]
     best, active, passes, step = torch.ones(theta.shape), torch.arange(len(targets)), 0, 0
-    for epoch in range(settings.epochs):
+    # Nearly every search ends long before the last epoch.
+    what = f"neural_cleanse, {span(targets)}"
+    for epoch in progress(range(settings.epochs), what=what, unit="epoch", total=settings.epochs):
         order = numpy_rng(seed, "neural_cleanse/order", epoch).permutation(len(reserve))[: settings.sample]
         weights = torch.tensor([searches[place].weight for place in active], device=device).view(-1, 1, 1, 1)
         wanted, hits = targets[active].to(device), torch.zeros(len(active), device=device)
