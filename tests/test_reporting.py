@@ -302,8 +302,7 @@ def test_verdicts_name_the_classes_they_flag(drawn: list[Figure]) -> None:
     # The two most suspicious patches, of which the first is flagged.
     shown = page.html().split("The patches.")[1].split("<h2>")[0]
     captions = re.findall("<figcaption>(.*?)</figcaption>", shown)
-    assert captions == ["1 (&lt;b&gt;dog&lt;/b&gt;): 4.2", "2 (eel): 0.0"]
-    assert re.findall('<figure class="(.*?)">', shown) == ["hit", ""]
+    assert captions == ["1 (&lt;b&gt;dog&lt;/b&gt;): 4.2, flagged", "2 (eel): 0.0"]
     # Without the truth nothing is right or wrong, whatever stands in the metrics.
     unknown = report(run_of(metrics={"backdoored": {"acc": 0.9}, "models": graded}, verdicts=verdicts)).markdown()
     assert "Nothing is known about an attack, so nobody can say here whether a flag is right" in unknown

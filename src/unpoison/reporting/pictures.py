@@ -139,15 +139,15 @@ def patches(page: Page, run: Run) -> None:
     for verdict in run.verdicts.values():
         if not verdict.aux:
             continue
-        page.text(f"{verdict.caption} Marked in red: classes that are flagged.", both=False)
-        thumbnails = []
+        page.text(verdict.caption, both=False)
+        pictures = []
         for label in order(verdict.anomaly)[: run.settings.suspects].tolist():
             # Channels last for a picture; what the mask keeps out is black.
             patch = verdict.aux["patterns"][label] * verdict.aux["masks"][label].astype(np.float32)
             image = np.ascontiguousarray(patch.round().astype(np.uint8).transpose(1, 2, 0))
             caption = f"{run.class_name(label)}: {verdict.anomaly[label]:.1f}"
-            thumbnails.append((figures.thumbnail(image), caption, bool(verdict.flagged[label])))
-        page.thumbnails(thumbnails)
+            pictures.append((figures.thumbnail(image), caption + (", flagged" if verdict.flagged[label] else "")))
+        page.grid(pictures, pixels=True)
 
 
 def suspects(page: Page, run: Run) -> None:
