@@ -14,6 +14,7 @@ import torch
 
 from contract import check_parameters, fingerprint, own_parameters
 from planted import Planted
+from unpoison import models
 from unpoison.core.arrays import IntArray
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import numpy_rng
@@ -23,6 +24,7 @@ from unpoison.data.scores import Assumption, Scores, load_scores, save_scores
 from unpoison.detection import DETECTORS, ac, cd, ss
 from unpoison.detection.detector import Suspect
 from unpoison.detection.fusion import fused
+from unpoison.detection.passes import _Matrix, frozen_for
 from unpoison.evaluation.metrics import detection_metrics
 
 
@@ -157,11 +159,9 @@ def test_cd_equals_the_textbook_loop(
     model, images = planted.model, planted.data.tensor(np.arange(6)).float() / 255
     network = model if layer == "logits" else cd._FeatureMap(model)
     settings = {"lr": 0.1, "gamma": gamma, "beta": 10.0, "p": p}
-    fast, one = (
-        cd.distill_masks(network, images, torch.Generator().manual_seed(1), steps=count, **settings)
-        for count in (steps, 1)
-    )
-    generator, masks = torch.Generator().manual_seed(1), []
+    colours = cd.random_colours(steps, 6, 3, torch.Generator().manual_seed(1))
+    fast, one = (cd.distill(network, images, colours[:count], **settings).masks for count in (steps, 1))
+    generator, masks, misfits = torch.Generator().manual_seed(1), [], []
     theta = torch.ones(6, 1, 32, 32, requires_grad=True)
     optimizer = torch.optim.Adam([theta], 0.1, betas=(0.1, 0.1))
     target = network(images).detach()
@@ -174,10 +174,50 @@ def test_cd_equals_the_textbook_loop(
         loss.sum().backward()
         optimizer.step()
         masks.append((theta.detach().tanh() + 1) / 2)
+        misfits.append(keep.detach())
     assert torch.allclose(one, masks[0], atol=1e-5)
     assert ((fast - masks[-1]).abs() < 1e-4).float().mean() > 0.99
-    start = cd.distill_masks(network, images, generator, steps=0, **settings)
-    assert start[0, 0, 0, 0].item() == pytest.approx(0.8807970779778824)
+    averaged = cd.distill(network, images, colours, averaged=2, **settings)
+    assert ((averaged.masks - (masks[-1] + masks[-2]) / 2).abs() < 1e-4).float().mean() > 0.99
+    assert torch.allclose(averaged.misfits, (misfits[-1] + misfits[-2]) / 2, rtol=1e-3)
+    start = cd.distill(network, images, torch.empty(0, 1, 3, 1, 1), **settings)
+    assert start.masks[0, 0, 0, 0].item() == pytest.approx(0.8807970779778824)
+
+
+def test_shared_colours_visit_every_octant_in_turn() -> None:
+    colours = cd.shared_colours(24, 3, torch.Generator().manual_seed(3))
+    assert colours.shape == (24, 1, 3, 1, 1)
+    octants = (colours.view(3, 8, 3) >= 0.5).int() @ torch.tensor([4, 2, 1], dtype=torch.int32)
+    assert octants.sort(1).values.tolist() == [list(range(8))] * 3
+    assert not torch.equal(colours, cd.shared_colours(24, 3, torch.Generator().manual_seed(4)))
+
+
+def test_cd_with_shared_colours_scores_an_image_by_itself(full_precision: None, suspects: Suspect) -> None:
+    arguments = {"steps": 3, "lr": 0.4, "colours": "shared"}
+    some, one = (
+        DETECTORS["cd"].score(with_reserve(given, 0), seed=0, misfit=0.05, **arguments)
+        for given in (first(4, suspects), suspects.subset(np.array([3])))
+    )
+    assert one.values == pytest.approx(some.values[3:], rel=1e-3)
+    # The misfit only lowers a score: what is not kept yet counts as mask.
+    masks = DETECTORS["cd"].score(with_reserve(first(4, suspects), 0), seed=0, **arguments)
+    assert (some.values < masks.values).all()
+
+
+def test_convolutions_of_small_maps_become_matrices() -> None:
+    torch.manual_seed(0)
+    network = models.build("resnet18", num_classes=5, image_size=(32, 32), width=8, stem="conv3_pool").eval()
+    data = ImageSet(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64), tuple("abcde"))
+    images = torch.rand(4, 3, 32, 32)
+    fast = frozen_for(network, data, torch.device("cpu"))
+    # Of the last stage's four 3x3 convolutions the first one sees 4x4 pixels, as do all before it or more.
+    assert sum(isinstance(module, _Matrix) for module in fast.modules()) == 3
+    with torch.no_grad():
+        assert torch.allclose(fast(images), network(images), atol=1e-5)
+    # Of any shape, and with what its columns are of: stride, padding, dilation, a bias.
+    convolution = torch.nn.Conv2d(2, 3, 3, stride=2, padding=2, dilation=2).requires_grad_(False)
+    maps = torch.rand(2, 2, 2, 3)
+    assert torch.allclose(_Matrix(convolution, maps.shape[1:])(maps), convolution(maps), atol=1e-6)
 
 
 def test_published_class_interface_takes_any_network() -> None:

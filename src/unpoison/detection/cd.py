@@ -9,7 +9,7 @@ Published code: https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/de
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..compute.device import autocast, pick_device
-from ..compute.inference import batches, frozen
+from ..compute.inference import batches
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, NonNegative, Positive
 from ..core.seeding import numpy_rng, torch_rng
@@ -25,52 +25,83 @@ from ..data.ranks import tie_break
 from ..data.scores import Scores
 from ..models.classifier import Classifier
 from .detector import Detector, Suspect, check_finite
+from .passes import frozen_for
 
-BATCH = 256  # images of 32 px; the random colours are drawn per batch, so another size means other colours
+BATCH = 256  # images of 32 px; random colours are drawn per batch, so another size means other colours
 CAPTION = "The mask is the smallest that leaves the model's answer as it is; what it shows is the cognitive pattern."
 TRUSTED = 100
 """Most trusted images that set the threshold."""
+AVERAGED = (
+    8  # last steps whose masks are averaged where colours are shared: in so few, each octant of the colours comes once
+)
 KEPT = 8  # masks of the most and least suspicious samples kept for the report
 
 
-def distill_masks(
+class Distilled(NamedTuple):
+    """What `distill` makes of a batch.
+
+    Attributes:
+        masks: float [n, 1, h, w] in (0, 1).
+        misfits: what each mask fails to keep, float [n]: the objective's first term.
+    """
+
+    masks: Tensor
+    misfits: Tensor
+
+
+def random_colours(steps: int, images: int, channels: int, generator: torch.Generator) -> Tensor:
+    """The published colours, U[0, 1] for each step, image and channel: float [steps, images, channels, 1, 1]."""
+    return torch.rand(steps, images, channels, 1, 1, generator=generator)
+
+
+def shared_colours(steps: int, channels: int, generator: torch.Generator) -> Tensor:
+    """The same colours for all images, float [steps, 1, channels, 1, 1]: a scrambled Sobol sequence.
+
+    What a colour does to all masks alike changes no rank; and the sequence fills the cube of colours evenly, so the means over
+    few steps vary less than those of independent draws.
+    """
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    return torch.quasirandom.SobolEngine(channels, scramble=True, seed=seed).draw(steps).view(steps, 1, channels, 1, 1)
+
+
+def distill(
     network: nn.Module,
     images: Tensor,
-    generator: torch.Generator,
+    colours: Tensor,
     *,
-    steps: int,
     lr: float,
     gamma: float,
     beta: float,
     p: float = 1.0,
-) -> Tensor:
-    """Masks of a batch, float [n, 1, h, w] in (0, 1): section 3.2 of the paper.
+    averaged: int = 1,
+) -> Distilled:
+    """Masks of a batch: section 3.2 of the paper.
 
     m = (tanh(theta) + 1) / 2, theta starting at 1; minimised, by Adam with both betas 0.1, is
-    mean_k |f(x) - f(x * m + (1 - m) * delta)|_k + gamma * ||m||_p + beta * TV(m), delta a random colour, new in each step.
+    mean_k |f(x) - f(x * m + (1 - m) * delta)|_k + gamma * ||m||_p + beta * TV(m), delta a colour, another in each step.
 
     Args:
         network: network in evaluation mode, from images in [0, 1] to the values to keep [n, ...]: logits, or features.
         images: images, float [n, c, h, w] in [0, 1]; one whose values are not finite gets a mask of NaN.
-        generator: CPU generator for delta, U[0, 1] per sample and channel.
-        steps: steps of Adam.
+        colours: delta of each step, one per image or one for all, float [steps, n or 1, c, 1, 1].
         lr: learning rate of Adam.
         gamma: weight of the norm.
         beta: weight of the total variation.
         p: order of the norm, at least 1.
+        averaged: how many last steps' masks and misfits are averaged.
     """
-    n, channels, height, width = images.shape
     # One channel, so the mask hides a pixel in all colours; theta = 1 starts it at 0.88, nearly open.
-    theta = torch.ones(n, 1, height, width, device=images.device)
+    theta = torch.ones(len(images), 1, *images.shape[2:], device=images.device)
     first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     with torch.no_grad(), autocast(images.device):
         target = network(images).float().flatten(1)
     finite = target.isfinite().all(1)
-    for step in range(1, steps + 1):
+    squashed = theta.tanh()
+    mask = masks = (squashed + 1) / 2
+    misfits = torch.zeros(len(images), device=images.device)
+    averaged = min(averaged, len(colours))
+    for step, delta in enumerate(colours.to(images.device), 1):
         # What the mask hides shows one colour per image, another in each step, so that no colour can pass for content.
-        delta = torch.rand(n, channels, 1, 1, generator=generator).to(images.device)
-        squashed = theta.tanh()
-        mask = (squashed + 1) / 2
         contrast = images - delta
         # x * m + (1 - m) * delta, written as delta + (x - delta) * m: one pass, and x - delta is needed again below.
         masked = torch.addcmul(delta, contrast, mask).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -79,10 +110,10 @@ def distill_masks(
         finite &= kept.isfinite().all(1)
         # The sum over samples, not the published code's mean: as Adam divides by the gradient's size, only its eps feels the
         # difference, and a mask does not depend on how many others are made with it.
-        keep = (kept.float() - target).abs().mean(1).sum()
+        keep = (kept.float() - target).abs().mean(1)
         # Autograd runs through the network only; the terms of the mask are differentiated by hand, which saves a third:
         # the chain rule to m sums over channels, the norm of a positive mask adds gamma to every pixel where p is 1.
-        (back,) = torch.autograd.grad(keep, masked)
+        (back,) = torch.autograd.grad(keep.sum(), masked)
         to_mask = (back * contrast).sum(1, keepdim=True).add_(_variation_gradient(mask), alpha=beta)
         to_mask.add_(gamma if p == 1 else gamma * (mask / _norm(mask, p)) ** (p - 1))
         # From m on to theta: dm / dtheta = (1 - tanh(theta)^2) / 2.
@@ -92,8 +123,15 @@ def distill_masks(
         second.mul_(0.1).addcmul_(gradient, gradient, value=0.9)
         root = (second / (1 - 0.1**step)).sqrt_().add_(1e-8)
         theta.addcdiv_(first, root, value=-lr / (1 - 0.1**step))
+        squashed = theta.tanh()
+        mask = (squashed + 1) / 2
+        if step == len(colours) - averaged + 1:
+            masks = torch.zeros_like(mask)
+        if step > len(colours) - averaged:
+            masks.add_(mask, alpha=1 / averaged)
+            misfits.add_(keep.detach(), alpha=1 / averaged)
     # Where values are not finite the gradient is that of the mask's terms alone: a mask that looks sound and means nothing.
-    return ((theta.tanh() + 1) / 2).masked_fill(~finite[:, None, None, None], torch.nan)
+    return Distilled(masks.masked_fill(~finite[:, None, None, None], torch.nan), misfits)
 
 
 def _norm(masks: Tensor, p: float) -> Tensor:
@@ -132,57 +170,62 @@ def score(
     gamma: NonNegative = 0.01,
     beta: NonNegative = 10.0,
     layer: Literal["logits", "features"] = "logits",
+    colours: Literal["random", "shared"] = "random",
+    misfit: NonNegative = 0.0,
     deviations: NonNegative = 1.0,
 ) -> Scores:
     """Minus the mask's L1 norm, as a share of the image: a small mask is suspicious.
 
     Args:
-        seed: seed for the random colours.
+        seed: seed for the colours.
         steps: steps of Adam per image; each one costs a forward and a backward pass.
         lr: learning rate of Adam.
         gamma: weight of the L1 norm, a sum over pixels: 0.01 at 32 px, 0.001 at 224 px.
         beta: weight of the total variation; 10 in the paper, 1 by default in the published code.
         layer: what a mask keeps: the logits, or the last feature map (CD-F of the paper, with gamma 0.001 and lr 0.05).
-        deviations: how many standard deviations below the mean mask of trusted images the rule's threshold lies; 1 in the
-            paper (section 4, gamma there), from 1 % of the clean training images.
+        colours: those that a mask hides pixels behind: `random`, as published, another for each image; or, for few steps, `shared`
+            by all images, with the masks and misfits of the last `AVERAGED` steps averaged.
+        misfit: what a change of the kept values by 1, their mean, adds to a mask's share of the image: masks of few steps are not
+            done. 1 / (gamma * pixels) in the objective.
+        deviations: how many standard deviations below the mean of trusted images the rule's threshold lies; 1 in the paper
+            (section 4, gamma there), from 1 % of the clean training images.
 
     The rule's trusted images are `TRUSTED` of the reserve at most.
     """
     device = pick_device()
-    # To `frozen` a part of a classifier is like any other.
+    # To `frozen_for` a part of a classifier is like any other.
     watched = suspect.model if layer == "logits" else _FeatureMap(suspect.model)
-    network = frozen(watched, device)  # type: ignore[arg-type]
+    network = frozen_for(watched, suspect.data, device)  # type: ignore[arg-type]
+    channels = suspect.data.channels
+    shared = shared_colours(steps, channels, torch_rng(seed, "cd/colours/shared"))
+
+    def distilled(images: Tensor, *keys: int | str) -> tuple[Tensor, NDArray[np.float32]]:
+        """Masks [n, h, w] in half precision, as stored, and how suspicious each image is."""
+        drawn, averaged = shared, AVERAGED
+        if colours == "random":
+            # A generator per batch, named by its first sample: the colours do not depend on the batches before.
+            drawn, averaged = random_colours(steps, len(images), channels, torch_rng(seed, "cd/colours", *keys)), 1
+        masks, misfits = distill(network, images, drawn, lr=lr, gamma=gamma, beta=beta, averaged=averaged)
+        masks = masks[:, 0].half().cpu()
+        return masks, -(masks.float().mean((1, 2)) + misfit * misfits.cpu()).numpy()
+
     values = np.empty(len(suspect.data), np.float32)
     kept: dict[int, NDArray[np.float16]] = {}
     for index, images in batches(suspect.data, BATCH, device=device, what="cd"):
-        # A generator per batch, named by its first sample: the colours do not depend on the batches before.
-        generator = torch_rng(seed, "cd/colours", int(index[0]))
-        distilled = distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
-        # Scored in half precision, as stored: a figure of the masks and the scores then agree.
-        masks = distilled[:, 0].half().cpu().numpy()
-        check_finite("cd", masks, "masks")
-        values[index] = -masks.astype(np.float32).mean((1, 2))
+        masks, values[index] = distilled(images, int(index[0]))
+        check_finite("cd", masks.numpy(), "masks")
         # Memory holds the masks of the most and the least suspicious samples so far, never those of the whole set.
-        kept |= dict(zip(index.tolist(), masks, strict=True))
+        kept |= dict(zip(index.tolist(), masks.numpy(), strict=True))
         kept = {key: kept[key] for key in _extremes(values, sorted(kept))}
     shown = _extremes(values, sorted(kept))
     aux = {"index": np.array(shown), "masks": np.stack([kept[key] for key in shown])}
-    chosen = numpy_rng(seed, "cd/trusted").permutation(len(suspect.reserve))[:TRUSTED]
+    chosen = np.sort(numpy_rng(seed, "cd/trusted").permutation(len(suspect.reserve))[:TRUSTED])
     flagged, rule = None, "none: a threshold needs two trusted images"
     if len(chosen) > 1:
-        generator = torch_rng(seed, "cd/colours/trusted")
-        trusted = np.concatenate(
-            [
-                distill_masks(network, images, generator, steps=steps, lr=lr, gamma=gamma, beta=beta)
-                .mean((1, 2, 3))
-                .cpu()
-                for _, images in batches(
-                    suspect.reserve, BATCH, device=device, what="cd, trusted", index=np.sort(chosen)
-                )
-            ]
-        )
+        parts = batches(suspect.reserve, BATCH, device=device, what="cd, trusted", index=chosen)
+        trusted = np.concatenate([distilled(images, "trusted", int(index[0]))[1] for index, images in parts])
         check_finite("cd", trusted, "masks of trusted images")
-        flagged = -values < trusted.mean() - deviations * trusted.std(ddof=1)
+        flagged = values > trusted.mean() + deviations * trusted.std(ddof=1)
         rule = f"a mask {deviations:g} standard deviations smaller than the mean of {len(chosen)} trusted images"
     # Per step a forward pass, and a backward pass to the input, which costs as much.
     return Scores(values, forward_passes=1 + 2.0 * steps, aux=aux, caption=CAPTION, flagged=flagged, rule=rule)
@@ -248,17 +291,10 @@ class CognitiveDistillation:
         modes = [(module, module.training) for module in model.modules()]
         network = model if preprocessor is None else nn.Sequential(_Applied(preprocessor), model)
         try:
-            generator = torch_rng(self.seed, "cd/colours", 0)
-            masks = distill_masks(
-                network.eval(),
-                images,
-                generator,
-                steps=self.num_steps,
-                lr=self.lr,
-                gamma=self.gamma,
-                beta=self.beta,
-                p=self.p,
+            colours = random_colours(
+                self.num_steps, len(images), images.shape[1], torch_rng(self.seed, "cd/colours", 0)
             )
+            masks, _ = distill(network.eval(), images, colours, lr=self.lr, gamma=self.gamma, beta=self.beta, p=self.p)
         finally:
             for module, mode in modes:
                 module.training = mode

@@ -17,7 +17,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from ..compute.device import autocast, pick_device, to_float
-from ..compute.inference import batches, frozen
+from ..compute.inference import batches
 from ..core.arrays import Pixels
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Positive
@@ -25,6 +25,7 @@ from ..core.seeding import numpy_rng
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from .detector import Detector, Suspect, check_finite
+from .passes import frozen_for
 
 PASS = 512  # mixed images of 32 px per forward pass
 TRUSTED = 200
@@ -56,7 +57,7 @@ def score(
     if overlays > len(reserve):
         raise ParameterError(f"overlays: {overlays} given, allowed: 1 to {len(reserve)}, the trusted reserve")
     device = pick_device()
-    network = frozen(suspect.model, device)
+    network = frozen_for(suspect.model, data, device)
     # One set of overlays for all samples, on the device throughout: samples then differ by themselves, not by their draw.
     drawn = numpy_rng(seed, "strip/overlays").choice(len(reserve), overlays, replace=False)
     others = to_float(reserve.tensor(drawn), device) * weight
