@@ -31,9 +31,8 @@ BATCH = 256  # images of 32 px; random colours are drawn per batch, so another s
 CAPTION = "The mask is the smallest that leaves the model's answer as it is; what it shows is the cognitive pattern."
 TRUSTED = 100
 """Most trusted images that set the threshold."""
-AVERAGED = (
-    8  # last steps whose masks are averaged where colours are shared: in so few, each octant of the colours comes once
-)
+AVERAGED = 8
+"""Last steps whose masks are averaged where colours are shared: in so few, each octant of the colours comes once."""
 KEPT = 8  # masks of the most and least suspicious samples kept for the report
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..compute.device import autocast, pick_device
 from ..compute.inference import batches, frozen
-from ..core.arrays import Pixels
+from ..core.arrays import Mask, Pixels
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction, Positive
 from ..data.imageset import ImageSet
@@ -47,7 +47,8 @@ def score(
         models: number of amplified models, each with one layer more than the one before.
         scale: factor of the weights and biases of amplified batch norms; null: 1.5, as published, or where that does not
             confuse the model enough, the first of 2, 3, 5 and 8 that does, which is this project's.
-        error: share of wrong trusted images above which enough layers are amplified: from there on the models count.
+        error: share of wrong trusted images above which enough layers are amplified: from there on the models count. Where
+            no factor comes to it, all layers are amplified by the one that confuses most, and there is no rule.
         threshold: score from which the rule flags.
     """
     if len(suspect.reserve) < LEAST:
@@ -55,16 +56,13 @@ def score(
             f"ibd_psc: {len(suspect.reserve)} images given, allowed: at least {LEAST} in the trusted reserve"
         )
     device = pick_device()
-    layers, chosen, start = len(_norms(suspect.model)), scale or SCALES[0], None
+    layers, tried = len(_norms(suspect.model)), {}
     for chosen in (scale,) if scale else SCALES:
-        start, wrong = first_layers(suspect, chosen, error, device)
+        start, tried[chosen] = first_layers(suspect, chosen, error, device)
         if start is not None:
             break
-    if start is None:
-        raise ParameterError(
-            f"error: {error:g} given, but amplifying all {layers} batch norms by {chosen:g} leaves {wrong:.2f}; allowed: "
-            "less than that, or a larger `scale`"
-        )
+    else:
+        chosen, start = max(tried, key=lambda factor: tried[factor]), layers
     # A network that ends before has fewer models than asked for, the last one amplified throughout.
     counts = range(start + 1, min(start + models, layers) + 1) or range(layers, layers + 1)
     labels, total = suspect.predicted, np.zeros(len(suspect.data), np.float32)
@@ -76,7 +74,13 @@ def score(
         f"a mean probability of {threshold:g} or more over models with {counts[0]} to {counts[-1]} layers amplified by "
         f"{chosen:g}"
     )
-    return Scores(values, forward_passes=len(counts), flagged=values >= threshold, rule=rule)
+    flagged: Mask | None = values >= threshold
+    if tried[chosen] <= error:
+        rule = (
+            f"none: amplifying all {layers} layers by {chosen:g} makes {tried[chosen]:.0%} of the trusted images wrong"
+        )
+        flagged = None
+    return Scores(values, forward_passes=len(counts), flagged=flagged, rule=rule)
 
 
 def first_layers(suspect: Suspect, scale: float, error: float, device: torch.device) -> tuple[int | None, float]:
