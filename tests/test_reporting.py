@@ -255,11 +255,9 @@ def test_figures_of_a_sample_are_said_to_be_of_one(drawn: list[Figure]) -> None:
     truth = truth_of(0)
     page = report(run_of(truth=truth, metrics=metrics_of(truth, detection={"one": quality}), scores=scores))
     [row] = rows(page, "detector")
-    assert row[-1] == (
-        "of 10 scored samples (of 40), 3 of them poisoned; takes poison for rare; here poison is 43% of class 0 (cat), so it "
-        "fails"
-    )
+    assert row[-1] == "takes poison for rare; here poison is 43% of class 0 (cat), so it fails"
     assert row[-1] in page.markdown()
+    assert page.markdown().count("Figures are of 10 scored samples (of 40), 3 of them poisoned.") == 1
     assert "all 10 scored samples (of 40) with their scores are in suspects.csv" in page.html()
 
 

@@ -105,9 +105,11 @@ def detection(page: Page, run: Run) -> None:
         rows = []
         for name in best_first(graded):
             numbers = [_with_interval(run, name, key, graded[name][key]) for key in keys]
-            remarks = filter(None, (_part(run, graded[name]), _remark(run, name, graded[name])))
-            rows.append([name, *numbers, _passes(run, name), "; ".join(remarks)])
+            rows.append([name, *numbers, _passes(run, name), _remark(run, name, graded[name])])
         page.table(Table([*header, "passes per sample", "remark"], rows, frozenset({7})))
+        # One sentence, as all detectors of a run score the same samples.
+        for part in dict.fromkeys(filter(None, (_part(run, values) for values in graded.values()))):
+            page.text(part)
         if run.intervals is not None:
             page.text("In brackets: 95 % bootstrap intervals, poisoned and clean samples drawn apart.")
     if rules:
@@ -273,7 +275,8 @@ def _part(run: Run, values: Mapping[str, Any]) -> str:
     """Of how many samples a detector's figures are, where it did not score all of them, else ""."""
     if "scored" not in values:
         return ""
-    return f"of {values['scored']:,.0f} scored samples (of {len(run.data):,}), {values['scored_poisoned']:,.0f} of them poisoned"
+    scored, poisoned = values["scored"], values["scored_poisoned"]
+    return f"Figures are of {scored:,.0f} scored samples (of {len(run.data):,}), {poisoned:,.0f} of them poisoned."
 
 
 def _remark(run: Run, method: str, values: Mapping[str, Any]) -> str:
