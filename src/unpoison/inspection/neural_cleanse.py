@@ -31,7 +31,7 @@ from .inspector import Inspector, check_classes, check_finite, groups, span
 
 CAPTION = "Neural Cleanse: the smallest patch that takes trusted images to each class, on black."
 STALE = 5  # times the patience: epochs after which a search ends whose mask does not become smaller
-HOPELESS = 100  # epochs without any success after which a search ends
+HOPELESS = 100  # and epochs after which one ends that has not come as far as to raise the weight
 SMALLER = 0.99  # a mask is smaller if it has less than this share of the smallest one's norm
 Factor = Annotated[float, Gt(1), Le(1000)]
 
@@ -62,7 +62,6 @@ class Search:
         failed: epochs in a row that have not.
         stale: epochs in a row that found no smaller mask.
         raised: whether the weight has been raised.
-        lowered: whether it has been lowered.
     """
 
     settings: Settings
@@ -72,7 +71,6 @@ class Search:
     failed: int = 0
     stale: int = 0
     raised: bool = False
-    lowered: bool = False
 
     def after(self, success: float, norm: float) -> bool:
         """Take in an epoch's share of successes and the norm of its mask; whether that mask is the one to keep."""
@@ -86,15 +84,15 @@ class Search:
             self.weight = self.weight * settings.factor if self.raised else settings.weight
         elif self.failed == settings.patience:
             # Down in larger steps than up, as a patch that fails is of no use.
-            self.failed, self.lowered = 0, self.lowered or self.weight > 0
+            self.failed = 0
             self.weight /= settings.factor**1.5
         return better
 
     @property
     def over(self) -> bool:
-        if self.smallest == float("inf"):
-            return self.stale >= HOPELESS
-        return self.raised and self.lowered and self.stale >= STALE * self.settings.patience
+        # The published code also waits until the weight has been lowered. A mask of ones and zeros alone, where tanh has no
+        # slope left, succeeds at any weight: its search would go on to the last epoch.
+        return self.stale >= (STALE * self.settings.patience if self.raised else HOPELESS)
 
 
 def inspect(
