@@ -21,6 +21,7 @@ from ..core.arrays import IntArray, Pixels
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction
 from ..core.seeding import derive, numpy_rng
+from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
@@ -64,11 +65,11 @@ def score(
     device = pick_device()
     network = _Dropping(suspect.model, device, seed)
     chosen, tried = (rate, 0.0) if rate is not None else _choose(network, suspect, seed)
-    falls = _falls(network, suspect.data, suspect.predicted, chosen, passes)
-    trusted = _falls(network, suspect.reserve, suspect.reserve_predicted, chosen, passes)
+    falls = _falls(network, suspect.data, suspect.features, chosen, passes)
+    trusted = _falls(network, suspect.reserve, suspect.reserve_features, chosen, passes)
     rule = f"a fall below the {quantile:.0%} quantile of {len(trusted)} trusted images, at a dropout rate of {chosen:g}"
     flagged = falls < np.quantile(trusted, quantile)
-    # One pass without dropout, which the published code takes too, and those that chose the rate.
+    # The pass without dropout is that of the features; then those with it, and those that chose the rate.
     return Scores(-falls, forward_passes=1 + passes + tried, flagged=flagged, rule=rule)
 
 
@@ -126,13 +127,14 @@ def _adds_branches(node: fx.Node) -> bool:
     return adds and len(branches) == 2
 
 
-def _falls(network: _Dropping, data: ImageSet, labels: IntArray, rate: float, passes: int) -> Pixels:
-    """How far the probability of each image's label falls under dropout, a mean over passes: float32 [n]."""
+def _falls(network: _Dropping, data: ImageSet, features: Features, rate: float, passes: int) -> Pixels:
+    """How far the probability of each image's own prediction falls under dropout, a mean over passes: float32 [n]."""
     falls = np.empty(len(data), np.float32)
     for index, images in batches(data, BATCH, device=network.device, what="psbd"):
-        own = np.arange(len(index)), labels[index]
+        sure = torch.from_numpy(features.logits[index]).float().softmax(1).numpy()
+        own = np.arange(len(index)), sure.argmax(1)
         dropped = [network.probabilities(images, rate, int(index[0]), number)[own] for number in range(passes)]
-        falls[index] = network.probabilities(images, 0)[own] - np.mean(dropped, 0)
+        falls[index] = sure[own] - np.mean(dropped, 0)
     return falls
 
 
