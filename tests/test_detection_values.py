@@ -464,6 +464,7 @@ def test_networks_that_a_method_cannot_use_are_named() -> None:
 def test_a_scale_that_does_not_confuse_the_model_gives_way_to_a_larger_one(
     suspect: Suspect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    suspect = replace(suspect.subset(np.arange(16)), reserve=suspect.reserve.subset(np.arange(40)))
     monkeypatch.setattr(ibd_psc, "SCALES", (1.0, 1.5))
     chosen = ibd_psc.score(suspect)
     assert chosen.rule.endswith("layers amplified by 1.5")
