@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
@@ -12,6 +13,7 @@ from common import BACKDOORED, BASE, PURIFIED, run_stage
 from parameters import FAMILIES, PARAMS, load_params, own_parameters, seed_of
 from unpoison import models
 from unpoison.compute.device import machine
+from unpoison.compute.passes import counted_passes
 from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.core.hyperparameters import one_of
 from unpoison.data.store import open_split
@@ -27,12 +29,20 @@ def main(method: str) -> list[Path]:
     if not len(reserve):
         raise UserError(f"{BASE}/reserve: 0 trusted images, allowed: at least 10; raise data.reserve")
     with file_of(FAMILIES["purifiers"]), keys_of(method):
-        purified = purifier.purify(models.load(BACKDOORED, reserve), reserve, seed=seed, **arguments)
+        backdoored = models.load(BACKDOORED, reserve)
+        with counted_passes() as passes:
+            purified = purifier.purify(backdoored, reserve, seed=seed, **arguments)
     models.save(
         purified,
         PURIFIED / method,
         classes=reserve.classes,
-        made_by={"stage": f"purify@{method}", "seed": seed, "parameters": arguments, "machine": machine()},
+        made_by={
+            "stage": f"purify@{method}",
+            "seed": seed,
+            "parameters": arguments,
+            "passes": asdict(passes),
+            "machine": machine(),
+        },
         made_from={"backdoored": models.digest_of(BACKDOORED), "base": reserve.digest},
     )
     return [PURIFIED / method]

@@ -1,11 +1,30 @@
-"""The type of a purifier: what its file hands to the rest of the project."""
+"""The type of a purifier: what its file hands to the rest of the project, and what some are handed besides the reserve."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import UserError
+from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a detector said of training samples, for purifiers that build on it.
+
+    Attributes:
+        data: the k samples that were scored, with their labels as received.
+        values: their scores, float32 [k], higher = more suspicious.
+    """
+
+    data: ImageSet
+    values: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +34,22 @@ class Purifier:
     Attributes:
         purify: `purify(model, reserve, *, seed, …) -> Classifier`, from the suspect classifier, which is left as it was,
             and the trusted images, to a new classifier. Its keyword-only arguments but the seed are the method's own
-            parameters.
+            parameters. One with `by` takes that as its third argument.
+        by: what it builds on besides: `scores` of training samples (`Scored`), or the `verdicts` on the model's classes
+            (`data.verdicts.Verdict`).
+        needs_trusted: the least number of trusted images it can work with.
     """
 
     purify: Callable[..., Classifier]
+    by: Literal["scores", "verdicts"] | None = None
+    needs_trusted: int = 1
 
     @property
     def parameters(self) -> Callable[..., Classifier]:
         """The function whose keyword-only arguments are the purifier's own parameters."""
         return self.purify
+
+
+def unsuited(method: str, model: Classifier, why: str) -> UserError:
+    """The error for a network that a method cannot work on: "clp: vit_tiny given, which has no batch norm; allowed: …"."""
+    return UserError(f"{method}: {model.description['name']} given, {why}")

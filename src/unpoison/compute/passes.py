@@ -1,0 +1,44 @@
+"""Counting what a method costs: images that pass a network, forward, and forward with a backward pass to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ..models.classifier import Backbone
+
+
+@dataclass
+class Passes:
+    """Images that passed the backbones of networks so far.
+
+    Attributes:
+        forward: images in all.
+        backward: those of them through which a gradient could flow back.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+
+@contextmanager
+def counted_passes() -> Iterator[Passes]:
+    """Within the block, images that pass any `Backbone` are counted. Copies folded by `frozen` are no backbones."""
+    passes = Passes()
+
+    def count(module: nn.Module, given: tuple[Any, ...], raw: Tensor) -> None:
+        if isinstance(module, Backbone):
+            passes.forward += len(given[0])
+            passes.backward += len(given[0]) * (torch.is_grad_enabled() and raw.requires_grad)
+
+    handle = register_module_forward_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
