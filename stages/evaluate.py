@@ -13,6 +13,7 @@ from common import (
     BASE,
     CURVES,
     GRADED,
+    INPUT_SCORES,
     METRICS,
     PURIFIED,
     ROBUST,
@@ -20,14 +21,13 @@ from common import (
     STUDENT,
     TRIGGERED,
     TRUTH,
+    VERDICTS,
     run_stage,
 )
 
 import numpy as np
 
 from detect import settings
-from detect_inputs import INPUT_SCORES
-from inspect_model import VERDICTS
 from parameters import Params, load_params, methods_of
 from unpoison import models
 from unpoison.core.errors import UserError

@@ -24,6 +24,7 @@ from common import (
     TRIGGERED,
     TRUTH,
     VARIATIONS,
+    VERDICTS,
     run_stage,
 )
 
@@ -48,7 +49,6 @@ from unpoison.reporting.run import ReportSettings, Run
 from unpoison.reporting.sections import report
 
 INDEX, SUMMARY, SUSPECTS = Path("reports/index.html"), Path("reports/summary.md"), Path("reports/suspects.csv")
-VERDICTS = Path("data/verdicts")
 """As in `inspect_model`, which would bring the networks and their code with it."""
 
 
