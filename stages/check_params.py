@@ -102,15 +102,25 @@ def _check_data(data: prepare.Settings) -> None:
         data.check_sizes()
     if data.name in ("folder", "imagenet") and not Path(data.path).exists():
         raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
-    _check_readable(Path(data.path))
+    _check_readable("path", Path(data.path))
+    reserve = Path(data.reserve_path)
+    # Where nothing was put, there is the page that keeps the folder.
+    if data.reserve_from == "other" and (
+        not reserve.exists() or (reserve.is_dir() and {each.name for each in reserve.iterdir()} <= {"README.md"})
+    ):
+        raise UserError(
+            f"{PARAMS}: data.reserve_path: {data.reserve_path!r} given, where there is nothing; allowed with "
+            "data.reserve_from: other: a folder or archive of images"
+        )
+    _check_readable("reserve_path", reserve)
 
 
-def _check_readable(source: Path) -> None:
-    """Raises UserError for what DVC cannot hash: before `prepare` may skip a file, DVC reads all that lies in `data.path`."""
+def _check_readable(key: str, source: Path) -> None:
+    """Raises UserError for what DVC cannot hash: before `prepare` may skip a file, DVC reads all that lies in the source."""
     waiting = [source]
     while waiting:
         path = waiting.pop()
-        given = f"{PARAMS}: data.path: {str(source)!r} given, where {str(path)!r} is"
+        given = f"{PARAMS}: data.{key}: {str(source)!r} given, where {str(path)!r} is"
         if path.is_symlink() and not path.exists():
             raise UserError(f"{given} a link that leads nowhere; allowed: files and folders that DVC can read")
         if path.is_dir() and (path == source or not path.is_symlink()):
@@ -169,7 +179,7 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
         needed = method.needs_trusted(**own_parameters(params, "detectors", name, method.parameters))
         if needed > data.most("reserve"):
             raise UserError(
-                f"{PARAMS}: data.reserve: {data.reserve} given, allowed: at least {needed}, {name} needs them"
+                f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
             )
 
 

@@ -38,7 +38,8 @@ def training_size(data: Settings) -> tuple[int, int]:
     most, classes = sys.maxsize, 0
     if data.name in PUBLISHED:
         known = PUBLISHED[data.name]
-        apart = data.most("reserve") + data.most("public") if data.trusted == "train" else 0
+        held_out = data.most("reserve") if data.reserve_from == "held_out" else 0
+        apart = held_out + data.most("public") if data.trusted == "train" else 0
         most, classes = known.train - apart, known.classes
     return min(most, data.train_limit or most), classes
 

@@ -267,7 +267,7 @@ def test_no_training_sees_the_test() -> None:
 
 
 def test_prepare_depends_on_its_source() -> None:
-    assert "${data.path}/" in STAGES["prepare"]["deps"]
+    assert {"${data.path}/", "${data.reserve_path}/"} <= set(STAGES["prepare"]["deps"])
 
 
 def test_every_stage_script_is_a_stage() -> None:

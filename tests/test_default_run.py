@@ -67,7 +67,9 @@ def test_the_lock_file_is_of_this_tree(tmp_path: Path) -> None:
         locked = {dep["path"]: dep["md5"] for dep in LOCK[stage]["deps"]}
         changed |= {stage} if locked.get(path.as_posix()) != md5_of(tmp_path / path) else set()
         changed |= {
-            path for path, md5 in locked.items() if path.startswith("data/source") and md5_of(ROOT / path) != md5
+            path
+            for path, md5 in locked.items()
+            if path.startswith(("data/source", "data/reserve_source")) and md5_of(ROOT / path) != md5
         }
     assert changed == set(), "run `dvc repro` and commit dvc.lock"
 

@@ -238,6 +238,11 @@ def _data(run: Run) -> str:
     text = f"{name} ({source}): {counts}; {height}x{width}x{channels}"
     if left_out := run.about.get("defects"):
         text += f"; files that could not be used and were left out: {left_out}, listed in data/base/defects.txt"
+    count, origin = run.about["counts"].get("reserve", 0), run.about.get("reserve_from")
+    if origin == "train":
+        text += f"; the {count} images of the reserve are in the training set as well, where the attack may have stamped them"
+    elif origin == "other":
+        text += f"; the {count} images of the reserve are of another source, {run.about.get('reserve_source')}"
     if run.truth is None and run.about.get("trusted") == "train":
         text += "; the reserve and the public images come from the same part as the suspect ones, so nothing vouches for them"
     return text
