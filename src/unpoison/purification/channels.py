@@ -114,7 +114,8 @@ def outliers(values: Tensor, u: float) -> Tensor:
 
     No value of n lies (n - 1) / sqrt(n) deviations above the mean or more: with u = 3 a layer of 10 channels or fewer keeps all.
     """
-    # Of a single channel the deviation is NaN, and nothing is above that.
+    if len(values) == 1:
+        return torch.zeros_like(values, dtype=torch.bool)
     return values > values.mean() + u * values.std()
 
 
