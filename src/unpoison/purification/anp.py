@@ -1,7 +1,7 @@
 """Adversarial Neuron Pruning (Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021).
 
 A backdoored network falls into the backdoor when its batch norms' weights are pushed a little. Masks are trained that keep the
-network right both as it is and under the worst such push, section 4: what a mask has to close for that carries the backdoor.
+network right both as it is and under the worst such push, algorithm 1: what a mask has to close for that carries the backdoor.
 
 Published code: https://github.com/csdongxian/ANP_backdoor/blob/85acbae/optimize_mask_cifar.py. Its push starts at random and
 takes a step of eps from there, so that it may be twice as long as the paper allows; here it is put back into [-eps, eps]. Its
@@ -86,7 +86,7 @@ def purify(
 
 
 def worst_push(masks: Masks, images: Tensor, labels: Tensor, start: Tensor, *, eps: float, steps: int) -> Tensor:
-    """A push of weights and biases that raises the loss: the inner maximisation of equation 5, by signs of gradients.
+    """A push of weights and biases that raises the loss: the inner maximisation, by signs of gradients.
 
     Args:
         masks: the masks, which stay as they are.
@@ -109,7 +109,7 @@ def worst_push(masks: Masks, images: Tensor, labels: Tensor, start: Tensor, *, e
 
 
 def differentiate(masks: Masks, images: Tensor, labels: Tensor, push: Tensor, *, alpha: float) -> None:
-    """Add the masks' gradients of alpha CE + (1 - alpha) CE under the push, the outer minimisation of equation 5."""
+    """Add the masks' gradients of alpha CE + (1 - alpha) CE under the push, the outer minimisation."""
     # One after the other: the activations of one pass are in memory, not of two.
     clean = F.cross_entropy(masks.logits(images, masks.values), labels)
     (alpha * clean).backward()

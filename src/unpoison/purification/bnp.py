@@ -1,7 +1,7 @@
 """Batch-norm-statistics pruning (Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022).
 
 Batch norm's running statistics are those of the poisoned training set. Where they differ from clean images', a channel has
-seen something else than these: section 4.3 measures that by the divergence of two normal distributions.
+seen something else than these, which is measured by the divergence of two normal distributions.
 
 Published code: https://github.com/RJ-T/NIPS2022_EP_BNP/blob/9099529/defense.py. It takes the statistics of one batch, here they
 are those of the whole reserve; it leaves a pruned channel its bias, which BackdoorBench and this set to 0 as well. The logarithm
@@ -36,7 +36,7 @@ def purify(model: Classifier, reserve: ImageSet, *, seed: int = 0, u: NonNegativ
         model: the backdoored classifier, left as it was.
         reserve: trusted images; their labels are not used.
         seed: not used, as nothing is drawn.
-        u: deviations above its layer's mean from which on a channel is pruned; 3 in the paper.
+        u: deviations above its layer's mean from which on a channel is pruned; 3 in BackdoorBench.
 
     Raises:
         UserError: a network without batch norm, or one that is not finite.
@@ -52,7 +52,7 @@ def purify(model: Classifier, reserve: ImageSet, *, seed: int = 0, u: NonNegativ
 
 @torch.no_grad()
 def divergences(model: Classifier, norms: list[_BatchNorm], data: ImageSet) -> list[Tensor]:
-    """The divergence of each channel's input over some images from its running statistics: equation 8 of the paper.
+    """The divergence of each channel's input over some images from its running statistics, both taken as normal.
 
     log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2, with m1, s1 of the images and m2, s2 as saved. Batch norm's epsilon
     is added to both variances, as batch norm does: a dead channel's would be 0.

@@ -1,9 +1,9 @@
 """Channel Lipschitzness-based Pruning (Zheng et al., "Data-free Backdoor Removal Based on Channel Lipschitzness", ECCV 2022).
 
-A channel that a trigger can drive far is one with a large Lipschitz constant: section 3.3 bounds it by the weights alone, and
-section 3.4 prunes the channels whose bound stands out of their layer's. No image is needed.
+A channel that a trigger can drive far is one with a large Lipschitz constant. The weights alone bound it (the paper's UCLC), and
+the channels whose bound stands out of their layer's are pruned. No image is needed.
 
-Published code: https://github.com/rkteddy/channel-Lipschitzness-based-pruning/blob/7a355b3/defense.py. It takes the
+Published code: https://github.com/rkteddy/channel-Lipschitzness-based-pruning/blob/49aeef7/defense.py. It takes the
 convolution that stands before a batch norm in the order of modules, which at a shortcut is the wrong one, and divides by the
 square root of the running variance without batch norm's own epsilon, so that a dead channel's bound is not a number.
 """
@@ -32,7 +32,7 @@ def purify(model: Classifier, reserve: ImageSet, *, seed: int = 0, u: NonNegativ
         model: the backdoored classifier, left as it was.
         reserve: not used.
         seed: not used, as nothing is drawn.
-        u: deviations above its layer's mean from which on a channel is pruned; 3 in the paper for CIFAR-10.
+        u: deviations above its layer's mean from which on a channel is pruned; 3 in BackdoorBench.
 
     Raises:
         UserError: a network without a batch norm right behind a convolution, or one that is not finite.
@@ -45,7 +45,7 @@ def purify(model: Classifier, reserve: ImageSet, *, seed: int = 0, u: NonNegativ
 
 @torch.no_grad()
 def bounds(pair: Pair) -> Tensor:
-    """Upper bounds of the channels' Lipschitz constants, float64 [c] on the CPU: equation 9 of the paper.
+    """Upper bounds of the channels' Lipschitz constants, float64 [c] on the CPU: the paper's UCLC.
 
     The largest singular value of a channel's kernels, one per row, times batch norm's factor |weight| / sqrt(var + eps). Of a
     depthwise convolution that matrix is a single row.

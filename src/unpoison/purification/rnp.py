@@ -1,7 +1,7 @@
 """Reconstructive Neuron Pruning (Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023).
 
-A copy of the network unlearns the trusted images, by ascent of their loss (section 3.2); what is left to it is the backdoor.
-Masks of its batch norms, with all weights fixed, then relearn the images (section 3.3): they have to close the channels that
+A copy of the network unlearns the trusted images, by ascent of their loss; what is left to it is the backdoor.
+Masks of its batch norms, with all weights fixed, then relearn the images: they have to close the channels that
 still serve the backdoor, and those are pruned in the network as it came.
 
 The collapse of the unlearned copy is the method's purpose, and only masks come out of it: the ascent has no guard but its stop
@@ -95,7 +95,7 @@ def purify(
 
 
 def unlearn(network: Classifier, batches: Batches, recipe: Recipe, accuracy: float) -> None:
-    """Raise the loss of the reserve's images, in place, until an epoch's accuracy is at most `accuracy`: section 3.2."""
+    """Raise the loss of the reserve's images, in place, until an epoch's accuracy is at most `accuracy`."""
     normalised_by_batch(network)
     optimizer, schedule = Optimizer(recipe, network.parameters()), rates(recipe, len(batches))
     for epoch in progress(range(recipe.epochs), what="rnp, unlearning", unit="epoch", total=recipe.epochs):
@@ -113,7 +113,7 @@ def unlearn(network: Classifier, batches: Batches, recipe: Recipe, accuracy: flo
 
 
 def relearn(masks: Masks, batches: Batches, recipe: Recipe, alpha: float) -> None:
-    """Lower the loss of the reserve's images by the masks alone, clipped to [0, 1] after each step: section 3.3."""
+    """Lower the loss of the reserve's images by the masks alone, clipped to [0, 1] after each step."""
     optimizer, rate = Optimizer(recipe, [masks.values]), Rate(recipe.lr, recipe.momentum)
     for epoch in progress(range(recipe.epochs), what="rnp, masks", unit="epoch", total=recipe.epochs):
         for images, labels in batches.epoch(epoch):
