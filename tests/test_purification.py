@@ -53,6 +53,48 @@ TABLE = {
         {"epochs": 1, "batch_size": 32},
         TUNING | {"alpha": 0.5},
     ),
+    # The bound of weights alone: ASR 0.19 for 0.33 of accuracy, whatever the seed. (With the published u, which a layer of 8
+    # channels cannot exceed, two channels go and the backdoor stays whole.)
+    "clp": Row({"u": 2.0}, (0.0, 0.4), 0.45, {}, {"u": 1.5}),
+    # ASR 0.011 for 0.12 of accuracy, whatever the seed; with the published u it stays whole.
+    "bnp": Row({"u": 2.0}, (0.0, 0.15), 0.25, {}, {"u": 1.5}),
+    # 0.011 at most over seeds 0 to 2, for 0.20 of accuracy at most, in 14 steps of more than twice the published rate.
+    "anp": Row(
+        {"iterations": 14, "batch_size": 32, "lr": 0.5, "threshold": 0.2},
+        (0.0, 0.15),
+        0.35,
+        {"iterations": 1, "batch_size": 8, "lr": 2.0, "threshold": 0.8},
+        {
+            "iterations": 2,
+            "batch_size": 4,
+            "lr": 0.5,
+            "eps": 0.1,
+            "steps": 2,
+            "alpha": 0.9,
+            "threshold": 0.5,
+            "augment": ["flip"],
+        },
+    ),
+    # 0.128 at most over seeds 0 to 2, for 0.37 of accuracy at most: few epochs at higher rates. The copy that has unlearned
+    # the reserve has 0.13 to 0.29 of accuracy and an ASR of 1.000, as the paper says.
+    "rnp": Row(
+        {"epochs": 3, "batch_size": 32, "lr": 0.012, "mask_epochs": 2, "mask_lr": 0.4, "threshold": 0.2},
+        (0.0, 0.4),
+        0.55,
+        {"epochs": 2, "mask_epochs": 1, "batch_size": 24, "mask_lr": 9.0, "threshold": 0.8, "accuracy": 0.0},
+        {
+            "epochs": 1,
+            "batch_size": 12,
+            "lr": 0.03,
+            "weight_decay": 5.0,
+            "accuracy": 1.0,
+            "mask_epochs": 2,
+            "mask_lr": 0.5,
+            "alpha": 1.0,
+            "threshold": 0.5,
+            "augment": ["flip"],
+        },
+    ),
 }
 
 
@@ -138,7 +180,7 @@ def test_one_step_of_fst_is_that_of_its_loss(full_precision: None, planted: Plan
     assert torch.allclose(stepped.head.bias, network.head.bias - 0.05 * network.head.bias.grad, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PURIFIERS)
+@pytest.mark.parametrize("name", ["ft", "fst"])
 def test_the_published_schedule_moves_once_per_epoch(
     name: str, planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +197,7 @@ def test_the_published_schedule_moves_once_per_epoch(
     assert len({rate.lr for rate in rates(default, 3)}) == 12
 
 
-@pytest.mark.parametrize("name", PURIFIERS)
+@pytest.mark.parametrize("name", ["ft", "fst"])
 def test_a_purifier_that_diverges_ends_with_one_line(name: str, planted: Planted) -> None:
     reserve = planted.reserve.subset(np.arange(32))
     with pytest.raises(

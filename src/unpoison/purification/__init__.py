@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from . import fst, ft
+from . import anp, bnp, clp, fst, ft, rnp
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
+    "clp": clp.PURIFIER,
+    "bnp": bnp.PURIFIER,
+    "anp": anp.PURIFIER,
+    "rnp": rnp.PURIFIER,
 }
