@@ -66,7 +66,8 @@ def test_every_purifier_has_a_row() -> None:
 
 def purify(name: str, planted: Planted, reserve: ImageSet, **arguments: Any) -> Classifier:
     """The planted network, purified with what a purifier of its kind is handed."""
-    return PURIFIERS[name].purify(planted.model, reserve, **arguments)
+    by = {"scores": planted.scored, "verdicts": planted.verdict}.get(PURIFIERS[name].by or "")
+    return PURIFIERS[name].purify(planted.model, reserve, *([by()] if by else []), **arguments)
 
 
 @pytest.mark.parametrize("name", PURIFIERS)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from . import fst, ft
+from . import dbr, fst, ft, nc_unlearn, unlearn
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
+    "dbr": dbr.PURIFIER,
+    "unlearn": unlearn.PURIFIER,
+    "nc_unlearn": nc_unlearn.PURIFIER,
 }
