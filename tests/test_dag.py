@@ -263,7 +263,15 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
 
 
 def test_no_training_sees_the_test() -> None:
-    for stage in ("poison", "train_backdoored", "train_prior", "distill_student", "train_robust", "purify", "purify_by"):
+    for stage in (
+        "poison",
+        "train_backdoored",
+        "train_prior",
+        "distill_student",
+        "train_robust",
+        "purify",
+        "purify_by",
+    ):
         assert not [dep for dep in STAGES[stage]["deps"] if lies_under("data/base/test", dep)], stage
 
 
@@ -272,7 +280,16 @@ def test_prepare_depends_on_its_source() -> None:
 
 
 def test_every_stage_script_is_a_stage() -> None:
-    shared = {"common", "parameters", "training", "robust_training", "purifying", "method_params", "sizes", "stage_code"}
+    shared = {
+        "common",
+        "parameters",
+        "training",
+        "robust_training",
+        "purifying",
+        "method_params",
+        "sizes",
+        "stage_code",
+    }
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())
 

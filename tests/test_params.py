@@ -139,7 +139,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("purify.by", {"nonsense": "scores/cd"}, r"purify\.by: 'nonsense' given, allowed: dbr, unlearn, nc_unlearn$"),
     ("purify.by", {"ft": "scores/cd"}, r"purify\.by: 'ft' given, allowed: dbr, unlearn, nc_unlearn$"),
     ("purify.by.dbr", None, r"purify\.by\.dbr: None given, allowed: scores/NAME$"),
-    ("purify.by.dbr", "verdicts/neural_cleanse", r"purify\.by\.dbr: 'verdicts/neural_cleanse' given, allowed: scores/N"),
+    (
+        "purify.by.dbr",
+        "verdicts/neural_cleanse",
+        r"purify\.by\.dbr: 'verdicts/neural_cleanse' given, allowed: scores/N",
+    ),
     ("purify.by.nc_unlearn", "scores/cd", r"purify\.by\.nc_unlearn: 'scores/cd' given, allowed: verdicts/NAME$"),
     ("purify.by.dbr", "scores/../truth", r"purify\.by\.dbr: 'scores/\.\./truth' given, allowed: scores/NAME$"),
     (
