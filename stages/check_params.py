@@ -26,6 +26,7 @@ import prepare
 import report
 import train_prior
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
+from purifying import by_artefact, by_reserve
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from training import network_of, recipe_of
@@ -161,8 +162,9 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:
     """Check the lists of methods, and that there are as many trusted images as they need."""
-    if methods_of(params, "purify", PURIFIERS) and not data.most("reserve"):
-        raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.methods needs it")
+    for key, chosen in (("methods", by_reserve(params)), ("by", by_artefact(params))):
+        if chosen and not data.most("reserve"):
+            raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.{key} needs it")
     for name in methods_of(params, "robust", ROBUST):
         if missing := sorted(set(ROBUST[name].inputs) - set(RECEIVED)):
             raise UserError(
@@ -173,8 +175,17 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
         most, classes = training_size(data)
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=most, classes=classes)
-    settings = detect.settings(params)
-    for name in dict.fromkeys([*methods_of(params, "detect", DETECTORS), *settings.inputs, *settings.models]):
+    settings, detectors = detect.settings(params), methods_of(params, "detect", DETECTORS)
+    made = {"scores": ("detect.methods", detectors), "verdicts": ("detect.models", settings.models)}
+    for name, artefact in by_artefact(params).items():
+        kind, _, source = artefact.partition("/")
+        key, there = made[kind]
+        if source not in there:
+            allowed = ", ".join(f"{kind}/{method}" for method in there)
+            raise UserError(
+                f"{PARAMS}: purify.by.{name}: {artefact!r} given, allowed: those of {key}, {allowed or 'which is empty'}"
+            )
+    for name in dict.fromkeys([*detectors, *settings.inputs, *settings.models]):
         method = METHODS["detectors"][name]
         needed = method.needs_trusted(**own_parameters(params, "detectors", name, method.parameters))
         if needed > data.most("reserve"):

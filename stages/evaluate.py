@@ -29,6 +29,7 @@ import numpy as np
 
 from detect import settings
 from parameters import Params, load_params, methods_of
+from purifying import by_artefact, by_reserve
 from unpoison import models
 from unpoison.core.errors import UserError
 from unpoison.core.files import new_folder, write_json
@@ -46,7 +47,6 @@ from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import Triggered, read_triggered
 from unpoison.poisoning.truth import read_truth
-from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST as METHODS
 
 
@@ -122,7 +122,7 @@ def _inputs(
 
 def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Path]]:
     """Folders of the models that belong to this run, by family, as it is named in the metrics, and by method."""
-    purified = {name: PURIFIED / name for name in methods_of(params, "purify", PURIFIERS)}
+    purified = {name: PURIFIED / name for name in (*by_reserve(params), *by_artefact(params))}
     robust = {name: ROBUST / name for name in methods_of(params, "robust", METHODS)}
     of_model, of_data = {"backdoored": present["backdoored"]}, {"poisoned": present["poisoned"]}
     return {

@@ -14,6 +14,7 @@ from common import RECIPES, STAGES, code_file
 
 from parameters import Params
 from poison import settings
+from purifying import BY_ARTEFACT, BY_RESERVE
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
@@ -21,7 +22,6 @@ from unpoison.core.files import write_json
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.models.networks import NETWORKS
-from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 
 WHOLE = (
@@ -40,7 +40,8 @@ WHOLE = (
 METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "poison": ("unpoison.attacks", ATTACKS),
     "train_robust": ("unpoison.robust", ROBUST),
-    "purify": ("unpoison.purification", PURIFIERS),
+    "purify": ("unpoison.purification", BY_RESERVE),
+    "purify_by": ("unpoison.purification", BY_ARTEFACT),
     "detect": ("unpoison.detection", DETECTORS),
     "detect_inputs": ("unpoison.detection", INPUT_DETECTORS),
     "inspect_model": ("unpoison.inspection", INSPECTORS),

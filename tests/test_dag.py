@@ -43,11 +43,12 @@ FAMILIES = {
     "detect": ("detection", "${item}", DETECTORS),
     "detect_inputs": ("detection", "${item}", INPUT_DETECTORS),
     "inspect_model": ("inspection", "${item}", INSPECTORS),
-    "purify": ("purification", "${item}", PURIFIERS),
+    "purify": ("purification", "${item}", {name: method for name, method in PURIFIERS.items() if not method.by}),
+    "purify_by": ("purification", "${key}", {name: method for name, method in PURIFIERS.items() if method.by}),
     "train_robust": ("robust", "${item}", ROBUST),
 }
 DEFENCES = ("extract", "train_prior", "generate_variations", "distill_student", "train_robust", "purify", "detect")
-DEFENCES += ("inspect_model",)
+DEFENCES += ("purify_by", "inspect_model")
 # What each folder of the library may import; the order is that of docs/pipeline.md, the lowest first.
 MAY_IMPORT = {
     "core": set[str](),
@@ -179,7 +180,7 @@ def test_a_stage_has_the_network_that_it_runs() -> None:
         assert networks & set(codes[stage]["modules"]) == {"unpoison.models.vgg"}, stage
 
 
-TRAINED = {"train_backdoored", "distill_student", "train_robust", "purify"}
+TRAINED = {"train_backdoored", "distill_student", "train_robust", "purify", "purify_by"}
 # Attacks that train a network of their own by the loop.
 WITH_NETWORKS = {f"poison@{name}" for name in ("trojan", "lc", "lf", "feature_collision")}
 # And detectors that do.
@@ -210,7 +211,7 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.models.networks", set()),
         ("unpoison.sources.build", {"prepare"}),
         ("unpoison.reporting.sections", {"report"}),
-        ("training", TRAINED - {"purify"}),
+        ("training", TRAINED - {"purify", "purify_by"}),
         ("common", set(STAGES)),
         ("stage_code", set()),
     ],
@@ -262,7 +263,15 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
 
 
 def test_no_training_sees_the_test() -> None:
-    for stage in ("poison", "train_backdoored", "train_prior", "distill_student", "train_robust", "purify"):
+    for stage in (
+        "poison",
+        "train_backdoored",
+        "train_prior",
+        "distill_student",
+        "train_robust",
+        "purify",
+        "purify_by",
+    ):
         assert not [dep for dep in STAGES[stage]["deps"] if lies_under("data/base/test", dep)], stage
 
 
@@ -271,7 +280,16 @@ def test_prepare_depends_on_its_source() -> None:
 
 
 def test_every_stage_script_is_a_stage() -> None:
-    shared = {"common", "parameters", "training", "robust_training", "method_params", "sizes", "stage_code"}
+    shared = {
+        "common",
+        "parameters",
+        "training",
+        "robust_training",
+        "purifying",
+        "method_params",
+        "sizes",
+        "stage_code",
+    }
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())
 

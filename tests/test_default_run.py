@@ -40,7 +40,7 @@ def test_committed_metrics_reach_the_figures() -> None:
 def test_committed_metrics_are_of_the_methods_in_params() -> None:
     params = load_params(ROOT)
     assert set(METRICS["detection"]) == {*params["detect"]["methods"], "fusion"}
-    assert set(METRICS["purified"]) == set(params["purify"]["methods"])
+    assert set(METRICS["purified"]) == {*params["purify"]["methods"], *params["purify"]["by"]}
 
 
 LOCK: dict[str, Any] = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]

@@ -53,6 +53,11 @@ REACHED = [
     "detect.methods=[3]",
     "detect.methods=[]",
     "detect.methods=[nonsense]",
+    "purify.by={}",
+    "++purify.by.dbr=scores/fct",
+    "++purify.by={dbr:scores/cd,nc_unlearn:verdicts/neural_cleanse}",
+    "++purify.by.dbr=scores/../truth",
+    "++purify.by.nonsense=null",
     "report.note=null",
 ]
 REFUSED = [
@@ -69,6 +74,10 @@ REFUSED = [
     ("detect.methods=[[cd]]", "stages.detect"),
     ("purify.methods={ft:1}", "Invalid `--set-param` value"),
     ("robust.methods=[..]", "overlap"),
+    ("purify.by=null", "stages.purify_by.foreach' in 'dvc.yaml': expected list/dictionary, got NoneType"),
+    ("purify.by={dbr:scores/cd}", "Invalid `--set-param` value"),
+    ("++purify.by.dbr=[scores]", "stages.purify_by@dbr.deps' in 'dvc.yaml'"),
+    ("++purify.by.fst=scores/cd", "output 'models/purified/fst' is specified in"),
     ("detect=cd", "detect.methods"),
 ]
 

@@ -24,6 +24,7 @@ import inspect_model
 import poison
 import prepare
 import purify
+import purify_by
 import report
 import stamp_test
 import train_backdoored
@@ -97,6 +98,7 @@ def run_stages(*names: str) -> None:
         **{f"detect@{name}": lambda name=name: detect.main(name) for name in params["detect"]["methods"]},
         **{f"detect_inputs@{name}": lambda name=name: detect_inputs.main(name) for name in params["detect"]["inputs"]},
         **{f"inspect_model@{name}": lambda name=name: inspect_model.main(name) for name in params["detect"]["models"]},
+        **{f"purify_by@{name}": lambda name=name: purify_by.main(name) for name in params["purify"]["by"]},
         "evaluate": evaluate.main,
         "report": report.main,
     }

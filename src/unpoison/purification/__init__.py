@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from . import anp, bnp, clp, fst, ft, rnp
+from . import anp, bnp, clp, dbr, fst, ft, nc_unlearn, rnp, unlearn
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
-    "clp": clp.PURIFIER,
-    "bnp": bnp.PURIFIER,
     "anp": anp.PURIFIER,
     "rnp": rnp.PURIFIER,
+    "clp": clp.PURIFIER,
+    "bnp": bnp.PURIFIER,
+    "dbr": dbr.PURIFIER,
+    "unlearn": unlearn.PURIFIER,
+    "nc_unlearn": nc_unlearn.PURIFIER,
 }
