@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from . import fst, ft
+from . import fst, ft, i_bau, sau
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
+    "i_bau": i_bau.PURIFIER,
+    "sau": sau.PURIFIER,
 }

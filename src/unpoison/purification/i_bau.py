@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ..compute.device import autocast
 from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive
@@ -34,6 +36,20 @@ from .purifier import Purifier
 BilevelLoss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """(perturbation, weights) -> loss, a scalar that autograd can follow to both"""
 Labelled = tuple[Tensor, Tensor]
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """Within the block the hard sigmoid (MobileNetV3) is computed by operations that have second derivatives in torch.
+
+    The only layer without one that torchvision's and timm's networks have, beside attention's fused kernels.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
 
 
 def purify(
@@ -89,8 +105,7 @@ def purify(
                 return outer_loss(network, *batch, delta, share)
 
             def inner(delta: Tensor, _: Sequence[Tensor], batch: Labelled = first) -> Tensor:
-                # Attention's fused kernels have no second derivative.
-                with sdpa_kernel(SDPBackend.MATH):
+                with TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):
                     return inner_loss(network, *batch, delta, penalty)
 
             weights = optimizer.parameters
@@ -165,9 +180,10 @@ def hypergradient(
     (slope,) = torch.autograd.grad(inner(delta, weights), delta, create_graph=True)
     v = by_delta  # the first step, from 0
     for _ in range(iterations - 1):
-        (curved,) = torch.autograd.grad(slope, delta, v, retain_graph=True, materialize_grads=True)
+        # A scalar: the first gradient of a tensor with a given cotangent imports sympy, which takes two seconds.
+        (curved,) = torch.autograd.grad((slope * v).sum(), delta, retain_graph=True, materialize_grads=True)
         v = v + by_delta - map_lr * curved
-    through = torch.autograd.grad(slope, weights, -map_lr * v, allow_unused=True)
+    through = torch.autograd.grad(-map_lr * (slope * v).sum(), weights, allow_unused=True)
     return [b if a is None else a if b is None else a + b for a, b in zip(direct, through, strict=True)]
 
 
