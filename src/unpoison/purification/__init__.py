@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from . import anp, bnp, clp, dbr, fst, ft, nc_unlearn, rnp, unlearn
+from . import anp, bnp, clp, dbr, fst, ft, i_bau, nc_unlearn, rnp, sau, unlearn
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
     "anp": anp.PURIFIER,
+    "i_bau": i_bau.PURIFIER,
+    "sau": sau.PURIFIER,
     "rnp": rnp.PURIFIER,
     "clp": clp.PURIFIER,
     "bnp": bnp.PURIFIER,
