@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from . import fst, ft
+from . import bti_dbf, fst, ft, pam
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
+    "bti_dbf": bti_dbf.PURIFIER,
+    "pam": pam.PURIFIER,
 }
