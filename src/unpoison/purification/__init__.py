@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import anp, bnp, clp, dbr, fst, ft, i_bau, nc_unlearn, rnp, sau, unlearn
+from . import anp, bnp, bti_dbf, clp, dbr, fst, ft, i_bau, nc_unlearn, pam, rnp, sau, unlearn
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
@@ -12,6 +12,8 @@ PURIFIERS: dict[str, Purifier] = {
     "i_bau": i_bau.PURIFIER,
     "sau": sau.PURIFIER,
     "rnp": rnp.PURIFIER,
+    "bti_dbf": bti_dbf.PURIFIER,
+    "pam": pam.PURIFIER,
     "clp": clp.PURIFIER,
     "bnp": bnp.PURIFIER,
     "dbr": dbr.PURIFIER,
