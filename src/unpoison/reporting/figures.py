@@ -168,9 +168,9 @@ def connectivity(t: Array, curves: Mapping[str, tuple[Array, Array | None]]) -> 
     """
     figure, axes = _axes()
     for (name, (acc, asr)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot(t, acc, color=colour, label=_label(f"{name}: ACC"))
+        axes.plot(t, acc, color=colour, label=_label(name))
         if asr is not None:
-            axes.plot(t, asr, color=colour, linestyle="--", label=_label(f"{name}: ASR"))
+            axes.plot(t, asr, color=colour, linestyle="--")
     axes.set(xlabel="weights, from purified (0) to backdoored (1)", ylabel="share of test images", ylim=(-0.05, 1.05))
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)

@@ -39,6 +39,17 @@ SHARES = frozenset(
     )
 )
 """Figures that are fractions in [0, 1]."""
+SHOWN = (
+    "acc_without_target",
+    "asr",
+    "ra",
+    "der",
+    "retuned_asr",
+    "retuned_asr_clean",
+    "reactivated_asr",
+    "reactivated_asr_clean",
+)
+"""Figures of a model besides `acc` that the report shows where they are there."""
 DEEPEST = 8
 NAME = re.compile(r"[\w*][\w.*-]{0,199}")
 """Names of figures, which become those of columns; with dots where blocks are flattened."""
@@ -118,7 +129,7 @@ def check_models(metrics: Mapping[str, Any], classes: int) -> None:
             models[f"{family}.{name}"] = block_at(metrics[family], name, family)
     for where, values in models.items():
         figure_at(values, "acc", where)
-        for key in ("acc_without_target", "asr", "ra", "der", "retuned_asr", "reactivated_asr"):
+        for key in SHOWN:
             if key in values:
                 figure_at(values, key, where)
         if "asr_of" in values:

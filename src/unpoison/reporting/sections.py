@@ -207,7 +207,7 @@ def _holds(columns: Mapping[str, str], graded: Mapping[str, Mapping[str, Any]]) 
     words = []
     if "DER" in columns:
         words.append(
-            "DER: (ASR taken - ACC lost + 1) / 2, against the backdoored model; 0.5 where a defence changes neither."
+            "DER: (1 + fall of ASR - fall of ACC) / 2, against the backdoored model; 0.5 where a defence changes neither."
         )
     if "retuned ASR" in columns:
         words.append(
@@ -224,7 +224,7 @@ def _holds(columns: Mapping[str, str], graded: Mapping[str, Mapping[str, Any]]) 
         )
         controls = [values["reactivated_asr_clean"] for values in graded.values() if "reactivated_asr_clean" in values]
         if controls:
-            words.append(f"Of the same images the clean model gives {_from_to(controls)} the attacker's label.")
+            words.append(f"The clean model gives the attacker's label to {_from_to(controls)} of the same images.")
     return " ".join(words)
 
 
@@ -244,7 +244,7 @@ def _line(run: Run) -> list[tuple[bytes, str]]:
     if not curves:
         return []
     picture = figures.connectivity(columns["t"], curves)
-    return [(picture, "On the line between a purified model's weights and the backdoored ones")]
+    return [(picture, "Between a purified model's weights and the backdoored ones; solid: ACC, dashed: ASR")]
 
 
 def _attack(run: Run) -> str:
