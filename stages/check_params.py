@@ -24,6 +24,7 @@ import generate_variations
 import poison
 import prepare
 import report
+import stress_settings
 import train_prior
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
 from purifying import by_artefact, by_reserve
@@ -58,6 +59,7 @@ SECTIONS = [
     "variations",
     "distill",
     "purify",
+    "stress",
     "robust",
     "detect",
     "report",
@@ -165,6 +167,7 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
     for key, chosen in (("methods", by_reserve(params)), ("by", by_artefact(params))):
         if chosen and not data.most("reserve"):
             raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.{key} needs it")
+    _check_stress(params, data)
     for name in methods_of(params, "robust", ROBUST):
         if missing := sorted(set(ROBUST[name].inputs) - set(RECEIVED)):
             raise UserError(
@@ -192,6 +195,22 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
             raise UserError(
                 f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
             )
+
+
+def _check_stress(params: Params, data: prepare.Settings) -> None:
+    """Check that stress tests have an attacker's images and trusted ones beside them."""
+    wanted = stress_settings.settings(params)
+    if not wanted.methods:
+        return
+    if poison.settings(params).name == "none":
+        raise UserError(
+            f"{PARAMS}: stress.methods: {wanted.methods!r} given, allowed with attack.name none, of which no poisoned sample "
+            "is known: []"
+        )
+    if (most := data.most("reserve")) and wanted.poisoned >= most:
+        raise UserError(
+            f"{PARAMS}: stress.poisoned: {wanted.poisoned} given, allowed: 1 to {most - 1}, fewer than data.reserve"
+        )
 
 
 def attacks_in_use(params: Params) -> dict[str, Any]:

@@ -32,6 +32,8 @@ WHOLE = (
     "train_prior",
     "generate_variations",
     "distill_student",
+    "train_clean",
+    "stress",
     "evaluate",
     "report",
 )
@@ -49,7 +51,12 @@ METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
 """Stages that run one method: the family's package, which is the table of its methods, and the methods by name."""
 
 
-TRAINED_BY = {"train_backdoored": "train", "train_robust": "train", "distill_student": "distill.train"}
+TRAINED_BY = {
+    "train_backdoored": "train",
+    "train_robust": "train",
+    "train_clean": "train",
+    "distill_student": "distill.train",
+}
 """Stages that train by a recipe of the parameters, and its section."""
 
 

@@ -22,6 +22,7 @@ import inspect_model
 import poison
 import purify
 import purify_by
+import stress
 from detect import read_suspect
 from parameters import load_params
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
@@ -30,6 +31,7 @@ from unpoison.core.errors import UserError
 from unpoison.core.files import read_json, sha256_file, write_json
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split
+from unpoison.data.stress import load_stressed
 from unpoison.data.verdicts import load_verdict
 from unpoison.detection import DETECTORS
 from unpoison.detection.sample import draw_sample
@@ -243,6 +245,55 @@ def test_what_a_purifier_cannot_build_on(project: Path, method: str, by: dict[st
 def test_a_method_that_builds_on_scores_is_no_method_of_the_reserve(project: Path) -> None:
     with pytest.raises(UserError, match=r"^params\.yaml: purify\.methods: 'dbr' given, allowed: ft, fst$"):
         purify.main("dbr")
+
+
+def test_a_purified_model_is_tested(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_json(project / "models/clean/absent.json")["because"] == "stress.reactivation: false"
+    assert (project / "reports/training/clean.csv").read_text() == "epoch,loss,accuracy,lr\n"
+    assert (project / "reports/curves/connectivity.csv").read_text() == "t\n"
+    before = metrics_of(project)
+    assert "clean" not in before
+    more = {"stress.methods": ["fst"], "stress.points": 3, "stress.epochs": 1}
+    write_params(project, {**TINY, **more, "stress.reactivation": True, "stress.query_epochs": 1, "stress.images": 20})
+    run_stages("check_params", "train_clean", "stress@fst", "evaluate", "report")
+    tests, metrics = load_stressed(Path("data/stress/fst"), method="fst"), metrics_of(project)
+    assert "stress@fst: retuned_acc" in capsys.readouterr().out
+    assert set(tests.figures) == {
+        *(f"retuned_{name}" for name in ("acc", "asr", "ra", "asr_clean")),
+        *(f"reactivated_{name}" for name in ("asr", "asr_clean", "untriggered", "untriggered_clean")),
+    }
+    own = {name: pytest.approx(value, abs=1e-6) for name, value in tests.figures.items()}
+    assert metrics["purified"]["fst"] == {**before["purified"]["fst"], **own}
+    fst, backdoored = metrics["purified"]["fst"], metrics["backdoored"]
+    rating = (max(0, backdoored["asr"] - fst["asr"]) - max(0, backdoored["acc"] - fst["acc"]) + 1) / 2
+    assert fst["der"] == pytest.approx(rating, abs=1e-5)
+    assert fst["passes"] == 60
+    assert "asr" in metrics["clean"]
+    lines = (project / "reports/curves/connectivity.csv").read_text().splitlines()
+    assert lines[0] == "t,fst.acc,fst.asr"
+    ends = [[float(cell) for cell in lines[row].split(",")] for row in (1, 3)]
+    assert ends == [[t, values["acc"], values["asr"]] for t, values in ((0, fst), (1, backdoored))]
+    summary = (project / "reports/summary.md").read_text()
+    assert "| DER | retuned ASR | reactivated ASR |" in summary
+    with pytest.raises(UserError, match=r"^params\.yaml: stress\.methods: 'ft' given, allowed: fst$"):
+        stress.main("ft")
+    # Tests of another purified model are not shown.
+    write_params(project, {**TINY, **more, "params/purifiers.yaml:fst.alpha": 0.9})
+    run_stages("purify@fst", "evaluate")
+    assert "evaluate: data/stress/fst is of another run, left out" in capsys.readouterr().out
+    assert "retuned_asr" not in metrics_of(project)["purified"]["fst"]
+    # Without reactivation no clean model is asked for.
+    shutil.rmtree(project / "models/clean")
+    run_stages("stress@fst", "evaluate")
+    assert "reactivated_asr" not in metrics_of(project)["purified"]["fst"]
+    assert "retuned_asr" in metrics_of(project)["purified"]["fst"]
+    # No sample is poisoned: there is nothing to attack with.
+    write_params(project, {**TINY, **more, "attack.poison_rate": 0.0, "variations.enabled": False})
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "purify@fst")
+    with pytest.raises(
+        UserError, match=r"^params\.yaml: stress\.methods: 'fst' given, allowed for a training set without .*: \[\]$"
+    ):
+        run_stages("stress@fst")
 
 
 def test_branches_that_are_off_are_left_out(project: Path) -> None:
