@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from . import anp, bnp, bti_dbf, clp, dbr, fst, ft, i_bau, nc_unlearn, pam, rnp, sau, unlearn
+from . import anp, bnp, bti_dbf, clp, d3, dbr, fst, ft, ft_sam, i_bau, lmr, nc_unlearn, pam, rnp, sau, tsbd, unlearn
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
+    "ft_sam": ft_sam.PURIFIER,
     "anp": anp.PURIFIER,
     "i_bau": i_bau.PURIFIER,
     "sau": sau.PURIFIER,
     "rnp": rnp.PURIFIER,
     "bti_dbf": bti_dbf.PURIFIER,
     "pam": pam.PURIFIER,
+    "d3": d3.PURIFIER,
+    "lmr": lmr.PURIFIER,
+    "tsbd": tsbd.PURIFIER,
     "clp": clp.PURIFIER,
     "bnp": bnp.PURIFIER,
     "dbr": dbr.PURIFIER,
