@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from . import fst, ft
+from . import fe_tuning, fst, ft, ft_init, lp
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
     "fst": fst.PURIFIER,
+    "lp": lp.PURIFIER,
+    "fe_tuning": fe_tuning.PURIFIER,
+    "ft_init": ft_init.PURIFIER,
 }
