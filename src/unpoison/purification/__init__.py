@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from . import anp, bnp, bti_dbf, clp, d3, dbr, fst, ft, ft_sam, i_bau, lmr, nc_unlearn, pam, rnp, sau, tsbd, unlearn
+from . import (
+    anp,
+    bnp,
+    bti_dbf,
+    clp,
+    d3,
+    dbr,
+    fe_tuning,
+    fst,
+    ft,
+    ft_init,
+    ft_sam,
+    i_bau,
+    lmr,
+    lp,
+    nc_unlearn,
+    pam,
+    rnp,
+    sau,
+    tsbd,
+    unlearn,
+)
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
     "ft": ft.PURIFIER,
+    "lp": lp.PURIFIER,
+    "fe_tuning": fe_tuning.PURIFIER,
+    "ft_init": ft_init.PURIFIER,
     "fst": fst.PURIFIER,
     "ft_sam": ft_sam.PURIFIER,
     "anp": anp.PURIFIER,
