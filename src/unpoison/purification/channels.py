@@ -59,10 +59,10 @@ def pairs(model: Classifier, what: str) -> list[Pair]:
     """Batch norms with the convolutions that feed them, found by following the tensors of one forward pass.
 
     The order of modules says nothing of that: a shortcut's convolution stands behind the block's last batch norm. A batch
-    norm is paired if its input is the very tensor that a convolution returned, unchanged. Left out, and so never looked at,
-    is one behind anything else: a sum (PreActResNet's first of each block but the first), a concatenation (DenseNet's first
-    of each layer, and those between and behind its blocks), max-pooling (the first of each of `compact`'s stages); and a
-    batch norm or a convolution that the network uses more than once.
+    norm is paired if its input is the very tensor that a convolution returned, unchanged, or that tensor after pooling, which
+    keeps channels apart and raises no channel's Lipschitz constant. Left out, and so never looked at, is one behind anything
+    else: a sum (PreActResNet's first of each block but the first), a concatenation (DenseNet's first of each layer, and those
+    between and behind its blocks); and a batch norm or a convolution that the network uses more than once.
 
     Args:
         model: any classifier; its mode is kept.
@@ -85,6 +85,11 @@ def pairs(model: Classifier, what: str) -> list[Pair]:
         used[module] += 1
         outputs[id(output)] = (output, output._version, module)
 
+    def after_pooling(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        before, version, convolution = outputs.get(id(given[0]), (None, None, None))
+        if before is not None and convolution is not None and version == before._version:
+            outputs[id(output)] = (output, output._version, convolution)
+
     def before_norm(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         assert isinstance(module, _BatchNorm)
         used[module] += 1
@@ -94,6 +99,9 @@ def pairs(model: Classifier, what: str) -> list[Pair]:
 
     hooks = [norm.register_forward_pre_hook(before_norm) for norm in norms]
     hooks += [m.register_forward_hook(after_convolution) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [
+        m.register_forward_hook(after_pooling) for m in model.modules() if isinstance(m, nn.MaxPool2d | nn.AvgPool2d)
+    ]
     shape, training = (model.description["channels"], *model.description["image_size"]), model.training
     try:
         model.eval()(torch.zeros(1, *shape, device=next(model.parameters()).device))
