@@ -105,7 +105,7 @@ def test_pairs_follow_the_tensors() -> None:
     assert pairs(classifier(reused, 3), "clp") == [Pair(reused.c, reused.own)]
 
 
-@pytest.mark.parametrize("between", [nn.ReLU(inplace=True), nn.ReLU(), nn.MaxPool2d(1)])
+@pytest.mark.parametrize("between", [nn.ReLU(inplace=True), nn.ReLU()])
 def test_what_stands_between_leaves_a_batch_norm_out(between: nn.Module) -> None:
     network = classifier(nn.Sequential(nn.Conv2d(3, 4, 1), between, nn.BatchNorm2d(4)), 4)
     with pytest.raises(
@@ -115,12 +115,20 @@ def test_what_stands_between_leaves_a_batch_norm_out(between: nn.Module) -> None
     assert network.training
 
 
+def test_pooling_keeps_channels_apart() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.BatchNorm2d(4))
+    assert pairs(classifier(body, 4), "clp") == [Pair(body[0], body[3])]  # type: ignore[arg-type]
+    written = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.BatchNorm2d(4))
+    with pytest.raises(UserError):
+        pairs(classifier(written, 4), "clp")
+
+
 # Convolutions with a batch norm of their own, batch norms: what feeds the others is a sum or a concatenation.
 NETWORKS = {
     "resnet18": (20, 20),
     "vgg19_bn": (16, 16),
     "preactresnet18": (9, 17),
-    "densenet121": (59, 120),
+    "densenet121": (62, 120),
     "compact": (6, 6),
     "timm:mobilenetv3_small_050": (34, 34),
 }
