@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fe_tuning, fst, ft, ft_init, lp
+from . import fe_tuning, fp, fst, ft, ft_init, lp, nad
 from .purifier import Purifier
 
 PURIFIERS: dict[str, Purifier] = {
@@ -11,4 +11,6 @@ PURIFIERS: dict[str, Purifier] = {
     "lp": lp.PURIFIER,
     "fe_tuning": fe_tuning.PURIFIER,
     "ft_init": ft_init.PURIFIER,
+    "fp": fp.PURIFIER,
+    "nad": nad.PURIFIER,
 }
