@@ -73,7 +73,7 @@ TABLE = {
         SGD | {"schedule_per": "batch", "accuracy_budget": 1.0, "step": 0.2, "held_out": 0.5},
     ),
     # A teacher from steps so small has the backdoor, and so has its student: 1.000 over seeds 0 to 2, at no loss of accuracy.
-    # At a tenth of the published weights, with which this network's loss rises from 3 to 40 at the published rate.
+    # At a tenth of the published weights, with which this network collapses at the published rate.
     "nad": Row(
         {"teacher_epochs": 1, "epochs": 1, "batch_size": 32, "weights": [50.0, 100.0, 100.0]},
         (0.95, 1.0),
