@@ -1,23 +1,18 @@
-"""Purifiers: one contract for all, what each does to the planted backdoor, FST's loss and constraint."""
+"""Purifiers: one contract for all, and what each does to the planted backdoor."""
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from contract import check_parameters, fingerprint, own_parameters, weights_of
 from planted import Planted
-from unpoison.compute.inference import logits_of
-from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.models import Classifier
-from unpoison.purification import PURIFIERS, fst, ft
-from unpoison.training.recipe import Recipe, rates
+from unpoison.purification import PURIFIERS
 
 
 class Row(NamedTuple):
@@ -38,20 +33,53 @@ class Row(NamedTuple):
     changes: dict[str, Any]
 
 
-TUNING = {"epochs": 2, "batch_size": 16, "lr": 0.02, "weight_decay": 0.1, "schedule_per": "epoch", "augment": ["flip"]}
+SGD = {"epochs": 2, "batch_size": 16, "lr": 0.02, "weight_decay": 0.1, "augment": ["flip"]}
+TUNING = SGD | {"schedule_per": "epoch", "label_smoothing": 0.2, "keep_head_norm": True}
+# Two batches of the few images that only the contract is looked at with.
+ONE_EPOCH = {"epochs": 1, "batch_size": 12}
+NEW_HEAD = TUNING | {"keep_head_norm": False}
 TABLE = {
     # No image of the reserve has the trigger, so nothing asks a network that is right about nearly all of them to forget it:
     # with steps as small as the published ones fine-tuning leaves the backdoor whole, 1.000 over seeds 0 to 2. (At ten times
     # the rate what it leaves is a matter of luck, 0.08 or 0.81.)
-    "ft": Row({"epochs": 3, "batch_size": 32, "lr": 0.01}, (0.95, 1.0), 0.05, {"epochs": 1}, TUNING),
+    "ft": Row({"epochs": 3, "batch_size": 32, "lr": 0.01}, (0.95, 1.0), 0.05, ONE_EPOCH, TUNING),
     # The head drawn anew makes the features move: 0.011 at most over seeds 0 to 2, for 0.23 of accuracy at most, with fewer
     # steps than published, of five times the rate and thrice the weight.
     "fst": Row(
         {"epochs": 4, "batch_size": 16, "lr": 0.05, "alpha": 0.3},
         (0.0, 0.15),
         0.35,
-        {"epochs": 1, "batch_size": 32},
-        TUNING | {"alpha": 0.5},
+        ONE_EPOCH,
+        NEW_HEAD | {"alpha": 0.5},
+    ),
+    # The features stay as they are, and with them the backdoor: 1.000 over seeds 0 to 2, for 0.02 of accuracy at most.
+    "lp": Row(
+        {"epochs": 2, "batch_size": 32, "lr": 0.02},
+        (0.95, 1.0),
+        0.1,
+        ONE_EPOCH,
+        TUNING | {"lr": 0.05, "update_statistics": False},
+    ),
+    # Without FST's term it takes twice the rate for the features to move: 0.16 and 0.13 at most over seeds 0 to 2, for 0.19 and
+    # 0.17 of accuracy at most. At FST's rate above, luck decides (0.13 to 0.95).
+    "fe_tuning": Row({"epochs": 4, "batch_size": 16, "lr": 0.1}, (0.0, 0.4), 0.4, ONE_EPOCH, NEW_HEAD),
+    "ft_init": Row({"epochs": 4, "batch_size": 16, "lr": 0.1}, (0.0, 0.4), 0.4, ONE_EPOCH, NEW_HEAD),
+    # What the backdoor uses is not idle on clean images here: 1.000 over seeds 0 to 2, for 0.02 of accuracy at most.
+    "fp": Row(
+        {"epochs": 2, "batch_size": 32},
+        (0.95, 1.0),
+        0.1,
+        {"epochs": 1, "batch_size": 12},
+        SGD | {"schedule_per": "batch", "accuracy_budget": 1.0, "step": 0.2, "held_out": 0.5},
+    ),
+    # A teacher from steps so small has the backdoor, and so has its student: 1.000 over seeds 0 to 2, at no loss of accuracy.
+    # At a tenth of the published weights, with which this network collapses at the published rate.
+    "nad": Row(
+        {"teacher_epochs": 1, "epochs": 1, "batch_size": 32, "weights": [50.0, 100.0, 100.0]},
+        (0.95, 1.0),
+        0.1,
+        {"batch_size": 12},
+        SGD | {"batch_size": 8, "teacher_epochs": 2, "weights": [100.0, 100.0], "power": 1.5},
     ),
     # The bound of weights alone: ASR 0.19 for 0.33 of accuracy, whatever the seed. (With the published u, which a layer of 8
     # channels cannot exceed, two channels go and the backdoor stays whole.)
@@ -166,10 +194,6 @@ TABLE = {
         },
     ),
 }
-
-
-def loss_of(model: Classifier, data: ImageSet) -> float:
-    return F.cross_entropy(logits_of(model, data), torch.from_numpy(data.labels)).item()
 
 
 def test_every_purifier_has_a_row() -> None:
