@@ -193,6 +193,88 @@ TABLE = {
             "augment": ["flip"],
         },
     ),
+    # Sharpness-aware or not, few steps as small as the published ones leave the backdoor whole: 1.000 over seeds 0 to 2, for 0.02
+    # of accuracy.
+    "ft_sam": Row(
+        {"epochs": 2, "batch_size": 32, "lr": 0.01},
+        (0.95, 1.0),
+        0.1,
+        {"epochs": 1, "batch_size": 12},
+        TUNING | {"momentum": 0.5, "rho": 1.0, "adaptive": False, "label_smoothing": 0.3},
+    ),
+    # A head drawn anew, which has to stay away from the old one: 0.13 to 0.32 over seeds 0 to 2, for 0.14 of accuracy at most, with
+    # fewer steps than published, of ten times the rate.
+    "d3": Row(
+        {"epochs": 4, "batch_size": 16, "lr": 0.1, "weight": 2.0},
+        (0.0, 0.65),
+        0.3,
+        {"epochs": 1},
+        TUNING
+        | {
+            "batch_size": 12,
+            "momentum": 0.5,
+            "weight": 5.0,
+            "epsilon": 0.5,
+            "start": "opposite",
+            "schedule_per": "batch",
+        },
+    ),
+    # 0.022 at most over seeds 0 to 2, for 0.17 of accuracy at most, where it is told the class. Unlearning finds it on this network
+    # for some seeds only, and pushes another one away for others.
+    "lmr": Row(
+        {
+            "target": 0,
+            "epochs": 2,
+            "batch_size": 32,
+            "lr": 0.05,
+            "recovery_epochs": 1,
+        },
+        (0.0, 0.2),
+        0.35,
+        {"target": None, "unlearn_epochs": 2, "unlearn_lr": 0.03, "epochs": 1, "batch_size": 16},
+        {
+            "target": 3,
+            "unlearn_epochs": 1,
+            "unlearn_lr": 0.1,
+            "unlearn_bound": 1e-6,
+            "epochs": 2,
+            "batch_size": 12,
+            "lr": 0.02,
+            "momentum": 0.5,
+            "alpha": 0.5,
+            "margin": 6.0,
+            "beta": 1.0,
+            "own_margin": 2.0,
+            "channels": 0.2,
+            "recovery_epochs": 2,
+            "recovery_lr": 0.02,
+            "augment": ["flip"],
+        },
+    ),
+    # Zeros where unlearning changes the most, and few steps to mend them: 0.022 at most over seeds 0 to 2, for 0.43 of accuracy at
+    # most, with fewer steps than published, of higher rates.
+    "tsbd": Row(
+        {"unlearn_epochs": 3, "unlearn_lr": 0.03, "neurons": 0.1, "epochs": 2, "batch_size": 16, "lr": 0.03},
+        (0.0, 0.3),
+        0.6,
+        {"unlearn_epochs": 1, "epochs": 1},
+        {
+            "unlearn_epochs": 2,
+            "unlearn_lr": 0.1,
+            "unlearn_bound": 0.5,
+            "layers": "all",
+            "neurons": 0.2,
+            "weights": 0.5,
+            "epochs": 2,
+            "batch_size": 12,
+            "lr": 0.02,
+            "momentum": 0.5,
+            "weight_decay": 0.1,
+            "radius": 0.5,
+            "alpha": 0.2,
+            "augment": ["flip"],
+        },
+    ),
 }
 
 
@@ -295,9 +377,7 @@ def test_the_published_schedule_moves_once_per_epoch(
 @pytest.mark.parametrize("name", ["ft", "fst"])
 def test_a_purifier_that_diverges_ends_with_one_line(name: str, planted: Planted) -> None:
     reserve = planted.reserve.subset(np.arange(32))
-    with pytest.raises(
-        ParameterError, match=rf"^lr: 1e\+30 given, with which the training of {name} diverged: the loss is"
-    ):
+    with pytest.raises(ParameterError, match=rf"^lr: 1e\+30 given, with which (the training of )?{name} diverged: "):
         PURIFIERS[name].purify(planted.model, reserve, **{**TABLE[name].arguments, "lr": 1e30, "epochs": 4})
 
 
