@@ -39,6 +39,34 @@ class Row(NamedTuple):
 
 
 TUNING = {"epochs": 2, "batch_size": 16, "lr": 0.02, "weight_decay": 0.1, "schedule_per": "epoch", "augment": ["flip"]}
+INVERTING = {
+    "rounds": 1,
+    "pretrain_epochs": 1,
+    "mask_epochs": 1,
+    "generator_epochs": 1,
+    "width": 2,
+    "mask_lr": 0.2,
+    "generator_lr": 0.02,
+    "image_bound": 3.0,
+}
+# Two batches of the 24 images, so that SGD's momentum counts.
+SHORT = {"width": 1, "batch_size": 12, "epochs": 1, "lr": 0.01}
+INVERTED = {
+    "rounds": 2,
+    "pretrain_epochs": 2,
+    "mask_epochs": 2,
+    "generator_epochs": 2,
+    "epochs": 2,
+    "batch_size": 16,
+    "lr": 0.02,
+    "inverted": 0.5,
+    "width": 2,
+    "mask_lr": 0.1,
+    "generator_lr": 0.01,
+    "image_bound": 0.0,
+    "feature_bound": 0.0,
+    "augment": ["flip"],
+}
 TABLE = {
     # No image of the reserve has the trigger, so nothing asks a network that is right about nearly all of them to forget it:
     # with steps as small as the published ones fine-tuning leaves the backdoor whole, 1.000 over seeds 0 to 2. (At ten times
@@ -52,6 +80,18 @@ TABLE = {
         0.35,
         {"epochs": 1, "batch_size": 32},
         TUNING | {"alpha": 0.5},
+    ),
+    # A handful of steps, of a generator of a fiftieth of the published one's weights, inverts nothing: what is tested is that
+    # all phases run and that their images are unlearned, at rates far above the published ones, which cost accuracy. ASR
+    # 0.044 and a cost of 0.27 at most over seeds 0 to 2.
+    "bti_dbf": Row(INVERTING | {"lr": 0.02, "batch_size": 100, "epochs": 6}, (0.0, 0.25), 0.4, SHORT, INVERTED),
+    # 0.167 and 0.24 at most over seeds 0 to 2.
+    "pam": Row(
+        INVERTING | {"lr": 0.2, "momentum": 0.8, "rho": 1.0, "batch_size": 50, "epochs": 4},
+        (0.0, 0.4),
+        0.4,
+        SHORT,
+        INVERTED | {"momentum": 0.1, "rho": 0.1},
     ),
 }
 
@@ -138,7 +178,7 @@ def test_one_step_of_fst_is_that_of_its_loss(full_precision: None, planted: Plan
     assert torch.allclose(stepped.head.bias, network.head.bias - 0.05 * network.head.bias.grad, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PURIFIERS)
+@pytest.mark.parametrize("name", ["ft", "fst"])
 def test_the_published_schedule_moves_once_per_epoch(
     name: str, planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +195,7 @@ def test_the_published_schedule_moves_once_per_epoch(
     assert len({rate.lr for rate in rates(default, 3)}) == 12
 
 
-@pytest.mark.parametrize("name", PURIFIERS)
+@pytest.mark.parametrize("name", ["ft", "fst"])
 def test_a_purifier_that_diverges_ends_with_one_line(name: str, planted: Planted) -> None:
     reserve = planted.reserve.subset(np.arange(32))
     with pytest.raises(
