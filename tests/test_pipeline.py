@@ -19,6 +19,7 @@ COPIED = (
     "src",
     "data/source/README.md",
     "data/scores/README.md",
+    "data/stress/README.md",
     "models/README.md",
     "dvc.yaml",
     ".gitignore",
