@@ -20,6 +20,7 @@ COPIED = (
     "data/source/README.md",
     "data/reserve_source/README.md",
     "data/scores/README.md",
+    "data/stress/README.md",
     "models/README.md",
     "dvc.yaml",
     ".gitignore",
@@ -140,7 +141,7 @@ def test_plots_and_dag(project: Path) -> None:
     shown = json.loads(run_any(project, "dvc", "plots", "show", "--json").stdout)
     assert set(shown["data"]) == {
         "ROC",
-        *(f"reports/training/{name}.csv" for name in ("backdoored", "prior", "student")),
+        *(f"reports/training/{name}.csv" for name in ("backdoored", "clean", "prior", "student")),
     }
     assert {"fpr", "cd"} <= set(shown["data"]["ROC"][0]["content"]["data"]["values"][0])
 

@@ -94,9 +94,12 @@ def models(page: Page, run: Run) -> None:
         page.text(words)
     _triggers(page, run.metrics)
     # A semantic trigger may be on no test image, and then there is nothing to plot.
+    shown = _line(run)
     if all("asr" in values for values in graded.values()):
         points = {name: (values["acc"], values["asr"]) for name, values in graded.items()}
-        page.figures([(figures.acc_against_asr(points), "ACC against ASR"), *_line(run)])
+        shown.insert(0, (figures.acc_against_asr(points), "ACC against ASR"))
+    if shown:
+        page.figures(shown)
 
 
 def detection(page: Page, run: Run) -> None:
@@ -211,8 +214,8 @@ def _holds(columns: Mapping[str, str], graded: Mapping[str, Mapping[str, Any]]) 
         )
     if "retuned ASR" in columns:
         words.append(
-            "Retuned ASR: after a few steps on the trusted images with some poisoned ones among them; an ASR that is back "
-            "at once was asleep and not gone."
+            "Retuned ASR: after a few steps on the trusted images with some poisoned ones among them; a backdoor that is "
+            "back at once was asleep and not gone."
         )
         controls = [values["retuned_asr_clean"] for values in graded.values() if "retuned_asr_clean" in values]
         if controls:
