@@ -79,6 +79,7 @@ lint: setup
 bench: setup
 	$(RUN) python bench/training.py
 	$(RUN) python bench/detection.py
+	$(RUN) python bench/purification.py
 	$(RUN) python bench/sampler.py
 
 clean:
