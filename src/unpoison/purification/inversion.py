@@ -5,10 +5,11 @@ a mask is found on the features that clean images are classified by. A network G
 their features much where that mask is low: what it adds there acts as the trigger does. No class is scanned.
 
 Published code: https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine_tune/BTIDBF/btidbfu.py (and
-pretrain.py), the copy of PAM's authors, whose steps and constants these are. What differs: G takes and gives images in [0, 1], so that any network can be handed
-them, and normalises within; all distances between images and the noise are those of normalised images, as published, and its
-images are not clipped, as published. The U-Net is for any image size. The mask lies on the backbone's raw output, whatever
-its shape. Stopping where a later round finds another target, an option there, is left out.
+pretrain.py), the copy of PAM's authors, whose steps and constants these are. What differs: G takes and gives images in [0, 1],
+so that any network can be handed them, and normalises within; all distances between images and the noise are those of
+normalised images, as published, and its images are not clipped, as published. The U-Net is for any image size. The mask lies
+on the backbone's raw output, whatever its shape. Stopping where a later round finds another target, an option there, is left
+out.
 """
 
 from __future__ import annotations
