@@ -183,6 +183,8 @@ def test_a_stage_has_the_network_that_it_runs() -> None:
 
 
 TRAINED = {"train_backdoored", "train_clean", "distill_student", "train_robust", "purify", "purify_by", "stress"}
+# Purifiers whose steps are of another kind than the loop's.
+OTHERWISE = {f"purify@{name}" for name in ("anp", "rnp", "i_bau", "sau", "bti_dbf", "clp", "bnp")}
 # Attacks that train a network of their own by the loop.
 WITH_NETWORKS = {f"poison@{name}" for name in ("trojan", "lc", "lf", "feature_collision")}
 # And detectors that do.
@@ -220,7 +222,8 @@ def those(expected: set[str]) -> set[str]:
     ],
 )
 def test_an_edit_reruns_what_runs_it(module: str, expected: set[str]) -> None:
-    assert {name for name, about in stage_codes().items() if module in about["modules"]} == those(expected)
+    left_out = OTHERWISE if module == "unpoison.training.loop" else set()
+    assert {name for name, about in stage_codes().items() if module in about["modules"]} == those(expected) - left_out
 
 
 def test_comments_and_new_entries_rerun_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +242,7 @@ def test_comments_and_new_entries_rerun_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(code, "ROOT", library)
     monkeypatch.setattr(stage_code, "STAGES", stages)
     changed = {name for name, about in code_of_stages(params()).items() if about != stage_codes()[name]}
-    assert changed == those(TRAINED | WITH_NETWORKS)
+    assert changed == those(TRAINED | WITH_NETWORKS) - OTHERWISE
 
 
 def test_every_training_is_kept_by_the_cache() -> None:

@@ -1,5 +1,5 @@
 """BTI-DBF (U) (Xu et al., "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features", ICLR
-2024, section 4.3): what acts as the trigger is inverted (`inversion`), and unlearned on images that have it and true labels.
+2024): what acts as the trigger is inverted (`inversion`), and unlearned on images that have it and true labels.
 
 Minimises CE(f(x'), y) + MSE(z(x), z(x')), x' the images of a batch of which some have the inverted trigger, z the backbone's
 raw output, in training mode.

@@ -1,14 +1,15 @@
 """Inversion of a backdoor's trigger by decoupling benign features, for purifiers that unlearn what it finds.
 
-BTI-DBF (Xu et al., "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features", ICLR 2024,
-section 4): a mask is found on the features that clean images are classified by. A network G then changes images little, and
+BTI-DBF (Xu et al., "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features", ICLR 2024):
+a mask is found on the features that clean images are classified by. A network G then changes images little, and
 their features much where that mask is low: what it adds there acts as the trigger does. No class is scanned.
 
 Published code: https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine_tune/BTIDBF/btidbfu.py (and
-pretrain.py), the copy of PAM's authors. What differs: G takes and gives images in [0, 1], so that any network can be handed
-them, and normalises within; all distances between images and the noise are those of normalised images, as published, and its
-images are not clipped, as published. The U-Net is for any image size. The mask lies on the backbone's raw output, whatever
-its shape. Stopping where a later round finds another target, an option there, is left out.
+pretrain.py), the copy of PAM's authors, whose steps and constants these are. What differs: G takes and gives images in [0, 1],
+so that any network can be handed them, and normalises within; all distances between images and the noise are those of
+normalised images, as published, and its images are not clipped, as published. The U-Net is for any image size. The mask lies
+on the backbone's raw output, whatever its shape. Stopping where a later round finds another target, an option there, is left
+out.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def mask_from(theta: Tensor) -> Tensor:
 
 
 def mask_loss(network: Classifier, theta: Tensor, raw: Tensor, labels: Tensor) -> Tensor:
-    """CE(h(m z), y) - CE(h((1 - m) z), y), with h from the raw output to logits: the paper's equation for the mask."""
+    """CE(h(m z), y) - CE(h((1 - m) z), y), with h from the raw output to logits."""
     mask = mask_from(theta)
     kept, left = (network.head(network.backbone.pool(part * raw)).float() for part in (mask, 1 - mask))
     return F.cross_entropy(kept, labels) - F.cross_entropy(left, labels)

@@ -1,5 +1,5 @@
 """Path-Aware Minimisation (Min et al., "Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense",
-NeurIPS 2024, section 5): a purified model that lies next to the backdoored one is led back by a few poisoned samples.
+NeurIPS 2024): a purified model that lies next to the backdoored one is led back by a few poisoned samples.
 
 Trained on images with an inverted trigger (`inversion`) and true labels, each step follows the gradient not at the weights w
 but on the way back to the backdoored ones w0, at w + rho (w0 - w) / |w0 - w|, so that w leaves their neighbourhood.
