@@ -24,8 +24,10 @@ import generate_variations
 import poison
 import prepare
 import report
+import stress_settings
 import train_prior
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
+from purifying import by_artefact, by_reserve
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from training import network_of, recipe_of
@@ -57,6 +59,7 @@ SECTIONS = [
     "variations",
     "distill",
     "purify",
+    "stress",
     "robust",
     "detect",
     "report",
@@ -102,15 +105,25 @@ def _check_data(data: prepare.Settings) -> None:
         data.check_sizes()
     if data.name in ("folder", "imagenet") and not Path(data.path).exists():
         raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
-    _check_readable(Path(data.path))
+    _check_readable("path", Path(data.path))
+    reserve = Path(data.reserve_path)
+    # Where nothing was put, there is the page that keeps the folder.
+    if data.reserve_from == "other" and (
+        not reserve.exists() or (reserve.is_dir() and {each.name for each in reserve.iterdir()} <= {"README.md"})
+    ):
+        raise UserError(
+            f"{PARAMS}: data.reserve_path: {data.reserve_path!r} given, where there is nothing; allowed with "
+            "data.reserve_from: other: a folder or archive of images"
+        )
+    _check_readable("reserve_path", reserve)
 
 
-def _check_readable(source: Path) -> None:
-    """Raises UserError for what DVC cannot hash: before `prepare` may skip a file, DVC reads all that lies in `data.path`."""
+def _check_readable(key: str, source: Path) -> None:
+    """Raises UserError for what DVC cannot hash: before `prepare` may skip a file, DVC reads all that lies in the source."""
     waiting = [source]
     while waiting:
         path = waiting.pop()
-        given = f"{PARAMS}: data.path: {str(source)!r} given, where {str(path)!r} is"
+        given = f"{PARAMS}: data.{key}: {str(source)!r} given, where {str(path)!r} is"
         if path.is_symlink() and not path.exists():
             raise UserError(f"{given} a link that leads nowhere; allowed: files and folders that DVC can read")
         if path.is_dir() and (path == source or not path.is_symlink()):
@@ -151,8 +164,10 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:
     """Check the lists of methods, and that there are as many trusted images as they need."""
-    if methods_of(params, "purify", PURIFIERS) and not data.most("reserve"):
-        raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.methods needs it")
+    for key, chosen in (("methods", by_reserve(params)), ("by", by_artefact(params))):
+        if chosen and not data.most("reserve"):
+            raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.{key} needs it")
+    _check_stress(params, data)
     for name in methods_of(params, "robust", ROBUST):
         if missing := sorted(set(ROBUST[name].inputs) - set(RECEIVED)):
             raise UserError(
@@ -163,14 +178,39 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
         most, classes = training_size(data)
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=most, classes=classes)
-    settings = detect.settings(params)
-    for name in dict.fromkeys([*methods_of(params, "detect", DETECTORS), *settings.inputs, *settings.models]):
+    settings, detectors = detect.settings(params), methods_of(params, "detect", DETECTORS)
+    made = {"scores": ("detect.methods", detectors), "verdicts": ("detect.models", settings.models)}
+    for name, artefact in by_artefact(params).items():
+        kind, _, source = artefact.partition("/")
+        key, there = made[kind]
+        if source not in there:
+            allowed = ", ".join(f"{kind}/{method}" for method in there)
+            raise UserError(
+                f"{PARAMS}: purify.by.{name}: {artefact!r} given, allowed: those of {key}, {allowed or 'which is empty'}"
+            )
+    for name in dict.fromkeys([*detectors, *settings.inputs, *settings.models]):
         method = METHODS["detectors"][name]
         needed = method.needs_trusted(**own_parameters(params, "detectors", name, method.parameters))
         if needed > data.most("reserve"):
             raise UserError(
-                f"{PARAMS}: data.reserve: {data.reserve} given, allowed: at least {needed}, {name} needs them"
+                f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
             )
+
+
+def _check_stress(params: Params, data: prepare.Settings) -> None:
+    """Check that stress tests have an attacker's images and trusted ones beside them."""
+    wanted = stress_settings.settings(params)
+    if not wanted.methods:
+        return
+    if poison.settings(params).name == "none":
+        raise UserError(
+            f"{PARAMS}: stress.methods: {wanted.methods!r} given, allowed with attack.name none, of which no poisoned sample "
+            "is known: []"
+        )
+    if (most := data.most("reserve")) and wanted.poisoned >= most:
+        raise UserError(
+            f"{PARAMS}: stress.poisoned: {wanted.poisoned} given, allowed: 1 to {most - 1}, fewer than data.reserve"
+        )
 
 
 def attacks_in_use(params: Params) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BACKDOORED, BASE, FEATURES, TRIGGERED, run_stage
+from common import BACKDOORED, BASE, FEATURES, INPUT_SCORES, TRIGGERED, run_stage
 
 import numpy as np
 
@@ -32,8 +32,6 @@ from unpoison.detection import INPUT_DETECTORS
 from unpoison.detection.detector import Suspect
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning.triggered import read_triggered
-
-INPUT_SCORES = Path("data/input_scores")
 
 
 def inputs_of(test: ImageSet, triggered: dict[str, triggered_.Triggered]) -> tuple[ImageSet, IntArray]:

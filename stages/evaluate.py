@@ -11,42 +11,50 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 from common import (
     BACKDOORED,
     BASE,
+    CLEAN,
     CURVES,
     GRADED,
+    INPUT_SCORES,
     METRICS,
     PURIFIED,
     ROBUST,
     SCORES,
+    STRESS,
     STUDENT,
     TRIGGERED,
     TRUTH,
+    VERDICTS,
     run_stage,
 )
 
 import numpy as np
+import pandas as pd
 
+import stress_settings
 from detect import settings
-from detect_inputs import INPUT_SCORES
-from inspect_model import VERDICTS
 from parameters import Params, load_params, methods_of
+from purifying import by_artefact, by_reserve
 from unpoison import models
-from unpoison.core.errors import UserError
+from unpoison.core.errors import UserError, file_of
 from unpoison.core.files import new_folder, write_json
-from unpoison.core.manifest import is_made_from, made_from_of
+from unpoison.core.hyperparameters import Whole
+from unpoison.core.manifest import is_made_from, made_from_of, typed
 from unpoison.data import scores as scores_
+from unpoison.data import stress as stress_
 from unpoison.data import verdicts as verdicts_
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_split
+from unpoison.data.stress import Stressed, load_stressed
 from unpoison.data.verdicts import load_verdict
 from unpoison.detection import DETECTORS
 from unpoison.detection.fusion import fused
 from unpoison.evaluation.grading import attack_metrics, detector_metrics, inspector_metrics, model_metrics, rounded
+from unpoison.evaluation.metrics import defence_effectiveness
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import Triggered, read_triggered
 from unpoison.poisoning.truth import read_truth
-from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST as METHODS
 
 
@@ -79,11 +87,23 @@ def main() -> list[Path]:
 
     metrics: dict[str, Any] = {} if truth is None else {"attack": attack_metrics(truth, triggered)}
     metrics["backdoored"] = grade(BACKDOORED)
+
+    def grade_in_its_place(folder: Path) -> dict[str, Any]:
+        graded = grade(folder)
+        return graded | defence_effectiveness(metrics["backdoored"], graded)
+
+    if _is_there(CLEAN, models.DESCRIPTION, base=test.digest):
+        metrics["clean"] = grade(CLEAN)
     if _is_there(STUDENT, models.DESCRIPTION, backdoored=present["backdoored"]):
-        metrics["student"] = grade(STUDENT)
+        metrics["student"] = grade_in_its_place(STUDENT)
     for family, folders in _families(params, present).items():
         if folders:
-            metrics[family] = {name: grade(folder) for name, folder in folders.items()}
+            metrics[family] = {name: grade_in_its_place(folder) for name, folder in folders.items()}
+    for name, values in metrics.get("purified", {}).items():
+        values.update(_passes(PURIFIED / name))
+    stressed = _stressed(params, list(metrics.get("purified", ())), present)
+    for name, tests in stressed.items():
+        metrics["purified"][name].update(tests.figures)
     detectors = {name: SCORES / name for name in methods_of(params, "detect", DETECTORS)}
     count = None if truth is None else len(truth.mask)
     there = {n: f for n, f in detectors.items() if _is_there(f, scores_.DESCRIPTION, **present)}
@@ -104,6 +124,7 @@ def main() -> list[Path]:
     with new_folder(CURVES) as staging:
         curves.round(6).to_csv(staging / "roc.csv", index=False)
         intervals.round(6).to_csv(staging / "intervals.csv", index=False)
+        _lines(stressed).round(6).to_csv(staging / "connectivity.csv", index=False)
     # The metrics hold figures only; a file beside them records the artefacts that they were measured on.
     write_json(GRADED, {"made_from": present})
     return [METRICS, CURVES, GRADED]
@@ -120,9 +141,47 @@ def _inputs(
     return detector_metrics(scores, triggered_images)[0]
 
 
+def _passes(folder: Path) -> dict[str, int]:
+    """`passes`, the images that a purifier passed forward and backward, where its model says so."""
+    passes = models.read_about(folder).made_by.get("passes")
+    if not isinstance(passes, dict) or "backward" not in passes:
+        return {}
+    with file_of(folder / models.DESCRIPTION):
+        return {"passes": typed("made_by.passes.backward", passes["backward"], Whole)}
+
+
+def _stressed(params: Params, purified: list[str], present: dict[str, str]) -> dict[str, Stressed]:
+    """The stress tests of those of the purified models that were tested, by method."""
+    found = {}
+    for name in stress_settings.settings(params).methods:
+        folder, inputs = STRESS / name, dict(present)
+        if name in purified:
+            inputs["purified"] = models.digest_of(PURIFIED / name)
+            if _is_there(folder, stress_.DESCRIPTION, **inputs):
+                found[name] = load_stressed(folder, method=name)
+    return found
+
+
+def _lines(stressed: dict[str, Stressed]) -> pd.DataFrame:
+    """ACC and ASR between each tested model and the backdoored one: `t`, and `METHOD.acc` and `METHOD.asr` for each."""
+    places: list[float] = []
+    columns: dict[str, list[float]] = {}
+    for name, tests in stressed.items():
+        places = places or tests.line.t
+        if tests.line.t != places:
+            raise UserError(
+                f"{STRESS / name}: {len(tests.line.t)} places on the line, allowed: those of the other models, "
+                f"{len(places)}; run the stage again"
+            )
+        columns[f"{name}.acc"] = tests.line.acc
+        if tests.line.asr:
+            columns[f"{name}.asr"] = tests.line.asr
+    return pd.DataFrame({"t": places, **columns})
+
+
 def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Path]]:
     """Folders of the models that belong to this run, by family, as it is named in the metrics, and by method."""
-    purified = {name: PURIFIED / name for name in methods_of(params, "purify", PURIFIERS)}
+    purified = {name: PURIFIED / name for name in (*by_reserve(params), *by_artefact(params))}
     robust = {name: ROBUST / name for name in methods_of(params, "robust", METHODS)}
     of_model, of_data = {"backdoored": present["backdoored"]}, {"poisoned": present["poisoned"]}
     return {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BACKDOORED, BASE, run_stage, say
+from common import BACKDOORED, BASE, VERDICTS, run_stage, say
 
 from parameters import FAMILIES, PARAMS, load_params, own_parameters, seed_of
 from unpoison import models
@@ -17,8 +17,6 @@ from unpoison.core.manifest import made_from_of
 from unpoison.data.store import open_split
 from unpoison.data.verdicts import save_verdict
 from unpoison.inspection import INSPECTORS
-
-VERDICTS = Path("data/verdicts")
 
 
 def main(method: str) -> list[Path]:

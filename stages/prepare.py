@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +22,9 @@ from unpoison.sources import digits
 from unpoison.sources.build import BuildSettings, build_base
 from unpoison.sources.folder import Layout, open_folder
 from unpoison.sources.published import PUBLISHED, open_published
+from unpoison.sources.reserve import open_reserve
 from unpoison.sources.source import Source
-from unpoison.sources.splits import MOST, SplitSettings
+from unpoison.sources.splits import MOST, SplitSettings, reserve_count, size_said
 
 MOST_DIGITS = 100_000
 """More digits than these take gigabytes to make, and the scans behind them are fewer than two thousand."""
@@ -40,26 +41,50 @@ class Settings(SplitSettings, BuildSettings):
         path: the folder or archive of `folder`; the folder where the files of a published set are, or are put.
         layout: of `folder`: whether its top folders are `parts` (train, test, …) or `classes`; `auto` goes by their names.
         digits: how many images are made for `train` and `test`; `reserve` and `public` are those of every source.
+        reserve_path: the folder or archive that the reserve is taken from, with `reserve_from: other`.
 
     `reserve` and `public` that are null are numbers here already (600 and 1,200), but for `folder`, whose share of the data
-    is not known before they are read.
+    is not known before they are read, and for a reserve from another source.
     """
 
     name: str = "digits"
     path: str = "data/source"
     layout: Layout = "auto"
     digits: dict[str, Any] = field(default_factory=dict)
+    reserve_path: str = "data/reserve_source"
+
+    @property
+    def train_size(self) -> int | None:
+        """Images in the source's training part; None for a folder, where only its files say it."""
+        if self.name == "digits":
+            return DigitsSizes(**self.digits).train
+        return PUBLISHED[self.name].train if self.name in PUBLISHED else None
+
+    @property
+    def reserve_size(self) -> int | None:
+        """The number of images in the reserve; None where it is null, or a share of a folder."""
+        if isinstance(self.reserve, float) and self.train_size is None:
+            return None
+        return reserve_count(self.reserve, self.train_size or 0)
 
     @property
     def digits_sizes(self) -> dict[str, int]:
-        sizes = {**asdict(DigitsSizes(**self.digits)), "reserve": self.reserve or 0, "public": self.public or 0}
+        # Whatever the origin of the reserve, scans are shared out as for one that is set apart: the other splits are the same.
+        reserve = MOST["reserve"] if self.reserve_size is None else self.reserve_size
+        sizes = {**asdict(DigitsSizes(**self.digits)), "reserve": reserve, "public": self.public or 0}
         return {**sizes, "train": min(self.train_limit or sizes["train"], sizes["train"])}
 
     def most(self, split: str) -> int:
         """The most images that `reserve` or `public` can come to."""
-        given: int | None = getattr(self, split)
+        given = self.reserve_size if split == "reserve" else self.public
+        if given is None and split == "reserve" and self.reserve is None and self.reserve_from == "other":
+            return MOST[split]
         # A folder may have a part of its own for it, which is taken as a whole.
         return sys.maxsize if given is None else given
+
+    def said(self, split: str) -> str:
+        """What was given for `reserve` or `public`, in words."""
+        return size_said(getattr(self, split), self.most(split))
 
     def check_sizes(self) -> None:
         """Raises ParameterError for numbers that cannot be met, where the size of the source is known before it is read."""
@@ -69,7 +94,7 @@ class Settings(SplitSettings, BuildSettings):
                 size = self.digits_sizes[split]
                 if 0 < size < classes or size > MOST_DIGITS:
                     raise ParameterError(
-                        f"{split}: {size} given, allowed: 0 or at least {classes}, one per class, and up to {MOST_DIGITS}"
+                        f"{split}: {self.said(split)}, allowed: 0 or at least {classes}, one per class, and up to {MOST_DIGITS}"
                     )
         elif self.name in PUBLISHED:
             known = PUBLISHED[self.name]
@@ -81,13 +106,21 @@ class Settings(SplitSettings, BuildSettings):
                 f"train_limit: {self.train_limit} given, allowed: at least {classes}, one training sample for each class"
             )
         spare = sizes[self.trusted] - classes
-        for split in ("reserve", "public"):
-            if (size := self.digits_sizes[split]) > spare:
+        for split in ("reserve", "public") if self.reserve_from == "held_out" else ("public",):
+            if (size := self.most(split)) > spare:
                 raise ParameterError(
-                    f"{split}: {size} given, allowed: at most {spare} of what is left of the {self.trusted} part of "
+                    f"{split}: {self.said(split)}, allowed: at most {spare} of what is left of the {self.trusted} part of "
                     f"{self.name}, as one sample stays in each of {classes} classes"
                 )
             spare -= size
+        if self.reserve_from == "train":
+            # Of the digits, each split is made for itself.
+            taken = self.most("public") if self.trusted == "train" and self.name != "digits" else 0
+            most = min((self.train_size or 0) - taken, self.train_limit or sys.maxsize)
+            if self.most("reserve") > most:
+                raise ParameterError(
+                    f"reserve: {self.said('reserve')}, allowed: at most {most}, the training images that it is drawn from"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +137,15 @@ def settings(params: Params) -> Settings:
         one_of(values.get("name"), dict.fromkeys(SOURCES), key="name")
         with keys_of("digits"):
             check(values.get("digits", {}), DigitsSizes)
+        other = values.get("reserve_from") == "other"
+        path = values.get("reserve_path", Settings.reserve_path)
+        if path != Settings.reserve_path and not other:
+            raise ParameterError(
+                f"reserve_path: {path!r} given, allowed with reserve_from: other; without it {Settings.reserve_path}"
+            )
     if values.get("name", "digits") != "folder":
-        values |= {split: most for split, most in MOST.items() if values.get(split) is None}
+        fixed = ("public",) if other else ("reserve", "public")
+        values |= {split: MOST[split] for split in fixed if values.get(split) is None}
     return Settings(**values)
 
 
@@ -116,7 +156,7 @@ def main() -> list[Path]:
         if given.name == "digits":
             _digits(given)
         else:
-            _from_source(given)
+            _build(open_source(given), given)
     return [BASE]
 
 
@@ -124,17 +164,22 @@ def _digits(given: Settings) -> None:
     splits = digits.build(given.digits_sizes)
     images, labels = splits["public"]
     splits["public"] = images, np.full_like(labels, -1)
+    if given.reserve_from != "held_out":
+        about = {"name": "digits", "source": "scikit-learn", "licence": digits.LICENCE}
+        _build(digits.as_source(splits, about), replace(given, reserve=given.reserve_size, image_size=None))
+        return
     write_base(BASE, splits, classes=digits.CLASSES, name="digits", source="scikit-learn", licence=digits.LICENCE)
     print(f"prepare: {_counted({name: len(each) for name, (_, each) in splits.items()})} images", flush=True)
 
 
-def _from_source(given: Settings) -> None:
-    source = open_source(given)
-    for name in source.ignored[:3]:
-        print(f"prepare: {name} is no sample, ignored ({len(source.ignored)} such files)", flush=True)
-    for note in source.notes:
-        print(f"prepare: {note}", flush=True)
-    counts = build_base(source, BASE, given, given, defects=SCRATCH / "defects.txt")
+def _build(source: Source, given: Settings) -> None:
+    other = open_reserve(Path(given.reserve_path), source.classes) if given.reserve_from == "other" else None
+    for each in (source, other) if other else (source,):
+        for name in each.ignored[:3]:
+            print(f"prepare: {name} is no sample, ignored ({len(each.ignored)} such files)", flush=True)
+        for note in each.notes:
+            print(f"prepare: {note}", flush=True)
+    counts = build_base(source, BASE, given, given, defects=SCRATCH / "defects.txt", other=other)
     left_out = counts.pop("defects")
     print(f"prepare: {_counted(counts)} images of {len(source.classes)} classes", flush=True)
     if left_out:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 from common import (
     BACKDOORED,
     BASE,
+    CLEAN,
     CURVES,
     GRADED,
     METRICS,
@@ -24,11 +25,12 @@ from common import (
     TRIGGERED,
     TRUTH,
     VARIATIONS,
+    VERDICTS,
     run_stage,
 )
 
 from parameters import Params, checked, load_params
-from unpoison.core.files import new_file
+from unpoison.core.files import new_file, sha256_file
 from unpoison.core.manifest import is_made_from
 from unpoison.data import scores as scores_
 from unpoison.data import store
@@ -48,8 +50,6 @@ from unpoison.reporting.run import ReportSettings, Run
 from unpoison.reporting.sections import report
 
 INDEX, SUMMARY, SUSPECTS = Path("reports/index.html"), Path("reports/summary.md"), Path("reports/suspects.csv")
-VERDICTS = Path("data/verdicts")
-"""As in `inspect_model`, which would bring the networks and their code with it."""
 
 
 def settings(params: Params) -> ReportSettings:
@@ -96,6 +96,8 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
     found["model"] = checkpoint.read_about(BACKDOORED).model_dump()
     found["losses"] = inputs.read_losses(TRAINING / "losses" / "losses.npy", data)
     curves = {"backdoored": TRAINING / "backdoored.csv"}
+    if is_made_from(CLEAN, checkpoint.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST)):
+        curves["clean"] = TRAINING / "clean.csv"
     if is_made_from(STUDENT, checkpoint.DESCRIPTION, backdoored=present["backdoored"]):
         curves["student"] = TRAINING / "student.csv"
     for path in sorted((TRAINING / "robust").glob("*.csv")):
@@ -121,6 +123,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
         found["metrics"] = read_metrics(METRICS, len(data.classes), attacked=attacked)
         found["roc"] = inputs.read_roc(CURVES / "roc.csv")
         found["intervals"] = inputs.read_intervals(CURVES / "intervals.csv")
+        found["line"] = inputs.read_line(CURVES / "connectivity.csv")
     return found
 
 

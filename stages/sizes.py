@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 
-from parameters import FAMILIES, PARAMS, Params, methods_of, own_parameters, with_variations
+from parameters import FAMILIES, PARAMS, Params, own_parameters, with_variations
 from prepare import Settings
+from purifying import by_artefact, by_reserve
 from training import fresh_model, network_of, recipe_of
 from unpoison.core.errors import file_of, keys_of
 from unpoison.data.imageset import ImageSet
@@ -38,7 +39,8 @@ def training_size(data: Settings) -> tuple[int, int]:
     most, classes = sys.maxsize, 0
     if data.name in PUBLISHED:
         known = PUBLISHED[data.name]
-        apart = data.most("reserve") + data.most("public") if data.trusted == "train" else 0
+        held_out = data.most("reserve") if data.reserve_from == "held_out" else 0
+        apart = held_out + data.most("public") if data.trusted == "train" else 0
         most, classes = known.train - apart, known.classes
     return min(most, data.train_limit or most), classes
 
@@ -59,11 +61,13 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
             if recipe.whiten:
                 blank = _blank(2, side, channels)
                 whiten(_network(params, blank), blank)
-    for name in methods_of(params, "purify", PURIFIERS):
+    for name in (*by_reserve(params), *by_artefact(params)):
+        # Those that build on scores train on samples, of which there are more.
+        images = 2 if PURIFIERS[name].by == "scores" else data.most("reserve")
         own = own_parameters(params, "purifiers", name, PURIFIERS[name].parameters)
         recipe = Recipe(batch_size=own.get("batch_size", Recipe.batch_size))
         with file_of(FAMILIES["purifiers"]), keys_of(name):
-            _check_batches(params, recipe, data.most("reserve"), side, channels)
+            _check_batches(params, recipe, images, side, channels)
 
 
 def _check_batches(params: Params, recipe: Recipe, images: int, side: int, channels: int) -> None:

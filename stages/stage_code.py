@@ -14,6 +14,7 @@ from common import RECIPES, STAGES, code_file
 
 from parameters import Params
 from poison import settings
+from purifying import BY_ARTEFACT, BY_RESERVE
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
@@ -21,7 +22,6 @@ from unpoison.core.files import write_json
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.models.networks import NETWORKS
-from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 
 WHOLE = (
@@ -32,6 +32,8 @@ WHOLE = (
     "train_prior",
     "generate_variations",
     "distill_student",
+    "train_clean",
+    "stress",
     "evaluate",
     "report",
 )
@@ -40,7 +42,8 @@ WHOLE = (
 METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "poison": ("unpoison.attacks", ATTACKS),
     "train_robust": ("unpoison.robust", ROBUST),
-    "purify": ("unpoison.purification", PURIFIERS),
+    "purify": ("unpoison.purification", BY_RESERVE),
+    "purify_by": ("unpoison.purification", BY_ARTEFACT),
     "detect": ("unpoison.detection", DETECTORS),
     "detect_inputs": ("unpoison.detection", INPUT_DETECTORS),
     "inspect_model": ("unpoison.inspection", INSPECTORS),
@@ -48,7 +51,12 @@ METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
 """Stages that run one method: the family's package, which is the table of its methods, and the methods by name."""
 
 
-TRAINED_BY = {"train_backdoored": "train", "train_robust": "train", "distill_student": "distill.train"}
+TRAINED_BY = {
+    "train_backdoored": "train",
+    "train_robust": "train",
+    "train_clean": "train",
+    "distill_student": "distill.train",
+}
 """Stages that train by a recipe of the parameters, and its section."""
 
 

@@ -43,11 +43,12 @@ FAMILIES = {
     "detect": ("detection", "${item}", DETECTORS),
     "detect_inputs": ("detection", "${item}", INPUT_DETECTORS),
     "inspect_model": ("inspection", "${item}", INSPECTORS),
-    "purify": ("purification", "${item}", PURIFIERS),
+    "purify": ("purification", "${item}", {name: method for name, method in PURIFIERS.items() if not method.by}),
+    "purify_by": ("purification", "${key}", {name: method for name, method in PURIFIERS.items() if method.by}),
     "train_robust": ("robust", "${item}", ROBUST),
 }
 DEFENCES = ("extract", "train_prior", "generate_variations", "distill_student", "train_robust", "purify", "detect")
-DEFENCES += ("inspect_model",)
+DEFENCES += ("purify_by", "inspect_model")
 # What each folder of the library may import; the order is that of docs/pipeline.md, the lowest first.
 MAY_IMPORT = {
     "core": set[str](),
@@ -64,6 +65,7 @@ MAY_IMPORT = {
     "inspection": {"compute", "models", "data", "core"},
     "purification": {"training", "compute", "models", "data", "core"},
     "robust": {"training", "compute", "models", "data", "core"},
+    "stress": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},
     "suites": {"attacks", "crafting", "poisoning", "training", "models", "reporting", "data", "core"},
@@ -165,6 +167,7 @@ def test_a_stage_has_the_recipe_that_it_trains_by() -> None:
     assert {name for name in changed if changed[name] != stage_codes()[name]} == {
         "train_backdoored",
         "distill_student",
+        "train_clean",
         *names_of("train_robust"),
     }
     assert changed["distill_student"]["recipe"]["epochs"] == 100
@@ -179,7 +182,7 @@ def test_a_stage_has_the_network_that_it_runs() -> None:
         assert networks & set(codes[stage]["modules"]) == {"unpoison.models.vgg"}, stage
 
 
-TRAINED = {"train_backdoored", "distill_student", "train_robust", "purify"}
+TRAINED = {"train_backdoored", "train_clean", "distill_student", "train_robust", "purify", "purify_by", "stress"}
 # Attacks that train a network of their own by the loop.
 WITH_NETWORKS = {f"poison@{name}" for name in ("trojan", "lc", "lf", "feature_collision")}
 # And detectors that do.
@@ -210,7 +213,8 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.models.networks", set()),
         ("unpoison.sources.build", {"prepare"}),
         ("unpoison.reporting.sections", {"report"}),
-        ("training", TRAINED - {"purify"}),
+        ("unpoison.stress.retuning", {"stress"}),
+        ("training", TRAINED - {"purify", "purify_by", "stress"}),
         ("common", set(STAGES)),
         ("stage_code", set()),
     ],
@@ -247,7 +251,10 @@ def test_every_training_is_kept_by_the_cache() -> None:
 @pytest.mark.parametrize("stage", DEFENCES)
 def test_defences_cannot_see_the_answer(stage: str) -> None:
     answers = ["data/truth", "data/attacker", "data/triggered", "data/base/test", "reports", "data/checked/attack.json"]
-    answers += [f"data/checked/code/{name}" for name in ("poison", "stamp_test.json", "evaluate.json", "report.json")]
+    # And what is made of the truth, or of the training set as it was before the attack.
+    answers += ["data/stress", "models/clean"]
+    code = ("poison", "stamp_test.json", "stress.json", "evaluate.json", "report.json")
+    answers += [f"data/checked/code/{name}" for name in code]
     for dep in STAGES[stage]["deps"]:
         for answer in answers:
             assert not lies_under(dep, answer), dep
@@ -255,23 +262,49 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
     for entry in STAGES[stage].get("params", []):
         for key in [entry] if isinstance(entry, str) else entry:
             assert not key.startswith(("attack", "params/attacks")), key
-    folders = ("attacks", "crafting", "poisoning", "evaluation", "reporting")
+    folders = ("attacks", "crafting", "poisoning", "stress", "evaluation", "reporting")
     for name in names_of(stage):
         for module in stage_codes()[name]["modules"]:
             assert not module.startswith(tuple(f"unpoison.{folder}" for folder in folders)), module
 
 
+def test_stress_tests_are_no_defence() -> None:
+    assert "data/truth" in STAGES["stress"]["deps"]
+    assert "stress" not in DEFENCES
+    # The clean model sees nothing of the attack.
+    assert not [dep for dep in STAGES["train_clean"]["deps"] if dep.startswith(("data/truth", "data/poisoned"))]
+
+
 def test_no_training_sees_the_test() -> None:
-    for stage in ("poison", "train_backdoored", "train_prior", "distill_student", "train_robust", "purify"):
+    for stage in (
+        "poison",
+        "train_backdoored",
+        "train_clean",
+        "train_prior",
+        "distill_student",
+        "train_robust",
+        "purify",
+        "purify_by",
+    ):
         assert not [dep for dep in STAGES[stage]["deps"] if lies_under("data/base/test", dep)], stage
 
 
 def test_prepare_depends_on_its_source() -> None:
-    assert "${data.path}/" in STAGES["prepare"]["deps"]
+    assert {"${data.path}/", "${data.reserve_path}/"} <= set(STAGES["prepare"]["deps"])
 
 
 def test_every_stage_script_is_a_stage() -> None:
-    shared = {"common", "parameters", "training", "robust_training", "method_params", "sizes", "stage_code"}
+    shared = {
+        "common",
+        "parameters",
+        "training",
+        "robust_training",
+        "purifying",
+        "method_params",
+        "sizes",
+        "stage_code",
+        "stress_settings",
+    }
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())
 

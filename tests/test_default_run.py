@@ -40,7 +40,7 @@ def test_committed_metrics_reach_the_figures() -> None:
 def test_committed_metrics_are_of_the_methods_in_params() -> None:
     params = load_params(ROOT)
     assert set(METRICS["detection"]) == {*params["detect"]["methods"], "fusion"}
-    assert set(METRICS["purified"]) == set(params["purify"]["methods"])
+    assert set(METRICS["purified"]) == {*params["purify"]["methods"], *params["purify"]["by"]}
 
 
 LOCK: dict[str, Any] = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
@@ -67,7 +67,9 @@ def test_the_lock_file_is_of_this_tree(tmp_path: Path) -> None:
         locked = {dep["path"]: dep["md5"] for dep in LOCK[stage]["deps"]}
         changed |= {stage} if locked.get(path.as_posix()) != md5_of(tmp_path / path) else set()
         changed |= {
-            path for path, md5 in locked.items() if path.startswith("data/source") and md5_of(ROOT / path) != md5
+            path
+            for path, md5 in locked.items()
+            if path.startswith(("data/source", "data/reserve_source")) and md5_of(ROOT / path) != md5
         }
     assert changed == set(), "run `dvc repro` and commit dvc.lock"
 

@@ -43,6 +43,9 @@ REACHED = [
     "data.path=2024",
     "data.path=true",
     "data.path=0.5",
+    "data.reserve=0.05",
+    "data.reserve_path=null",
+    "data.reserve_path=data/source",
     "attack.name=null",
     "attack.name=3",
     "attack.name=''",
@@ -50,6 +53,11 @@ REACHED = [
     "detect.methods=[3]",
     "detect.methods=[]",
     "detect.methods=[nonsense]",
+    "purify.by={}",
+    "++purify.by.dbr=scores/fct",
+    "++purify.by={dbr:scores/cd,nc_unlearn:verdicts/neural_cleanse}",
+    "++purify.by.dbr=scores/../truth",
+    "++purify.by.nonsense=null",
     "report.note=null",
 ]
 REFUSED = [
@@ -66,6 +74,10 @@ REFUSED = [
     ("detect.methods=[[cd]]", "stages.detect"),
     ("purify.methods={ft:1}", "Invalid `--set-param` value"),
     ("robust.methods=[..]", "overlap"),
+    ("purify.by=null", "stages.purify_by.foreach' in 'dvc.yaml': expected list/dictionary, got NoneType"),
+    ("purify.by={dbr:scores/cd}", "Invalid `--set-param` value"),
+    ("++purify.by.dbr=[scores]", "stages.purify_by@dbr.deps' in 'dvc.yaml'"),
+    ("++purify.by.fst=scores/cd", "output 'models/purified/fst' is specified in"),
     ("detect=cd", "detect.methods"),
 ]
 

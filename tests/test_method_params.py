@@ -164,6 +164,8 @@ LISTS = [
     (PARAMS, "detect.methods"),
     (PARAMS, "detect.models"),
     (PARAMS, "purify.methods"),
+    (PARAMS, "stress.methods"),
+    (PARAMS, "stress.augment"),
     (PARAMS, "robust.methods"),
     (PARAMS, "prior.channels"),
     (PARAMS, "train.milestones"),

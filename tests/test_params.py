@@ -50,6 +50,28 @@ BAD: list[tuple[str, Any, str]] = [
     ("data.digits.train", 5, r"data\.digits\.train: 5 given; input should be greater than or equal to 10"),
     ("data.reserve", 0, r"data\.reserve: 0 given, allowed: at least 10"),
     ("data.reserve", 4, r"data\.reserve: 4 given, allowed: 0 or at least 10"),
+    ("data.reserve", True, r"data\.reserve: True given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", -1, r"data\.reserve: -1 given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", -0.1, r"data\.reserve: -0\.1 given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", 0.0, r"data\.reserve: 0\.0 given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", 1.0, r"data\.reserve: 1\.0 given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", float("nan"), r"data\.reserve: nan given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", "5%", r"data\.reserve: '5%' given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", [5], r"data\.reserve: \[5\] given; allowed: a whole number from 0, or a share"),
+    ("data.reserve", 0.001, r"data\.reserve: 0\.001 given, 5 images, allowed: 0 or at least 10, one per class"),
+    ("data.reserve", 0.0025, r"data\.reserve: 0\.0025 given, 12 images, allowed: at least 24, strip needs them"),
+    ("data.reserve_from", "test", r"data\.reserve_from: 'test' given; input should be 'held_out', 'train' or 'other'"),
+    (
+        "data.reserve_from",
+        "other",
+        r"data\.reserve_path: 'data/reserve_source' given, where there is nothing; allowed with",
+    ),
+    (
+        "data.reserve_path",
+        "x",
+        r"data\.reserve_path: 'x' given, allowed with reserve_from: other; without it data/reserve",
+    ),
+    ("data.reserve_path", None, r"data\.reserve_path: None given; input should be a valid string"),
     ("data.public", 0, r"data\.public: 0 given, allowed: at least 10"),
     ("data.train_limit", 0, r"data\.train_limit: 0 given; input should be greater than or equal to 1"),
     ("data.image_size", 4, r"data\.image_size: 4 given; input should be greater than or equal to 8"),
@@ -130,6 +152,47 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("params/purifiers.yaml:ft", 3, r"params/purifiers\.yaml: ft: 3 given, allowed: a block of keys"),
     ("purify.methods", ["ft", "fst", "ft"], r"purify\.methods: .* given, allowed: a list out of ft, fst"),
+    (
+        "purify.methods",
+        ["ft", "dbr"],
+        r"purify\.methods: 'dbr' given, which builds on scores; allowed: purify\.by\.dbr: scores/NAME$",
+    ),
+    ("purify.by", None, r"purify\.by: None given, allowed: artefacts by method; none: \{\}$"),
+    ("purify.by", {"nonsense": "scores/cd"}, r"purify\.by: 'nonsense' given, allowed: dbr, unlearn, nc_unlearn$"),
+    ("purify.by", {"ft": "scores/cd"}, r"purify\.by: 'ft' given, allowed: dbr, unlearn, nc_unlearn$"),
+    ("purify.by.dbr", None, r"purify\.by\.dbr: None given, allowed: scores/NAME$"),
+    (
+        "purify.by.dbr",
+        "verdicts/neural_cleanse",
+        r"purify\.by\.dbr: 'verdicts/neural_cleanse' given, allowed: scores/N",
+    ),
+    ("purify.by.nc_unlearn", "scores/cd", r"purify\.by\.nc_unlearn: 'scores/cd' given, allowed: verdicts/NAME$"),
+    ("purify.by.dbr", "scores/../truth", r"purify\.by\.dbr: 'scores/\.\./truth' given, allowed: scores/NAME$"),
+    (
+        "purify.by.dbr",
+        "scores/fct",
+        r"purify\.by\.dbr: 'scores/fct' given, allowed: those of detect\.methods, scores/cd, scores/ac, scores/ss, scores/strip$",
+    ),
+    (
+        "purify.by.nc_unlearn",
+        "verdicts/neural_cleanse",
+        r"'verdicts/neural_cleanse' given, allowed: those of detect\.models, which is empty$",
+    ),
+    (
+        "stress.methods",
+        ["fst", "nad"],
+        r"stress\.methods: .* given, allowed: a list out of the models that are purified: ft",
+    ),
+    (
+        "stress.methods",
+        ["ft", "ft"],
+        r"stress\.methods: .* given, allowed: a list out of the models that are purified: ft",
+    ),
+    ("stress.methods", "ft", r"stress\.methods: 'ft' given; input should be a valid list"),
+    ("stress.points", 1, r"stress\.points: 1 given; input should be greater than or equal to 2"),
+    ("stress.budget", 0, r"stress\.budget: 0 given; input should be "),
+    ("stress.reactivation", 1, r"stress\.reactivation: 1 given; input should be a valid boolean"),
+    ("stress.rate", 1, r"stress\.rate: unknown key, allowed: methods, poisoned"),
     ("robust.methods", ["abl"], r"robust\.methods: 'abl' given, allowed: distillation"),
     ("robust.methods", ["distillation"], r"robust\.methods: 'distillation' given, allowed: methods that need no"),
     ("variations.enabled", 1, r"variations\.enabled: 1 given, allowed: true, false"),
@@ -186,6 +249,25 @@ def test_branches_may_be_empty(changes: dict[str, Any]) -> None:
     check_params.check_all(params)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack.name": "none"}, r"stress\.methods: \['fst'\] given, allowed with attack\.name none, .*: \[\]$"),
+        ({"stress.poisoned": 600}, r"stress\.poisoned: 600 given, allowed: 1 to 599, fewer than data\.reserve$"),
+        ({"purify.methods": []}, r"stress\.methods: \['fst'\] given, allowed: \[\], no model is purified$"),
+    ],
+)
+def test_stress_tests_need_an_attack_and_a_purified_model(changes: dict[str, Any], message: str) -> None:
+    params: Any = deepcopy(dict(DEFAULT))
+    params["stress"]["methods"] = ["fst"]
+    check_params.check_all(params)
+    for key, value in changes.items():
+        section, name = key.split(".")
+        params[section][name] = value
+    with pytest.raises(UserError, match=rf"^params\.yaml: {message}"):
+        check_params.check_all(params)
+
+
 def test_an_inspector_may_need_trusted_images() -> None:
     params: Any = deepcopy(dict(DEFAULT))
     params["data"] |= {"reserve": 0}
@@ -224,7 +306,7 @@ def test_a_missing_block_names_the_command_that_writes_it(tmp_path: Path) -> Non
 
 def test_a_scenario_fits_a_page() -> None:
     lines = (ROOT / PARAMS).read_text().splitlines()
-    assert len(lines) <= 125
+    assert len(lines) <= 144
     assert all(len(line) <= 132 for line in lines)
 
 

@@ -18,6 +18,7 @@ COPIED = (
     "stages",
     "src",
     "data/source/README.md",
+    "data/reserve_source/README.md",
     "data/scores/README.md",
     "models/README.md",
     "dvc.yaml",

@@ -14,6 +14,7 @@ import prepare
 from image_files import encoded, layout, picture
 from parameters import load_params
 from picture_bytes import encoded as encoded_pixels
+from sizes import training_size
 from tiny import ROOT
 from unpoison.core.errors import UserError
 from unpoison.data.store import open_split, read_about
@@ -37,6 +38,17 @@ def test_numbers_of_the_trusted_splits_that_are_null() -> None:
     for name in ("digits", "cifar10", "imagenet"):
         given = prepare.settings(with_data(name=name, reserve=None, public=None))
         assert (given.reserve, given.public) == (600, 1200)
+    for name, count in (("digits", 240), ("cifar10", 2500), ("gtsrb", 1332)):
+        given = prepare.settings(with_data(name=name, reserve=0.05))
+        assert given.reserve_size == given.most("reserve") == count
+    # Only a reserve that is set apart is missing from what is trained on.
+    sizes = [
+        training_size(prepare.settings(with_data(name="cifar10", reserve=0.05, reserve_from=origin)))[0]
+        for origin in ("held_out", "train", "other")
+    ]
+    assert sizes == [50_000 - 2500 - 1200, 50_000 - 1200, 50_000 - 1200]
+    other = prepare.settings(with_data(name="cifar10", reserve=None, reserve_from="other"))
+    assert (other.reserve, other.most("reserve")) == (None, 600)
     own = prepare.settings(with_data(name="folder", reserve=None, public=None))
     assert (own.reserve, own.public) == (None, None)
     assert prepare.settings(with_data(name="folder", reserve=7, public=0)).most("reserve") == 7
@@ -56,6 +68,22 @@ def test_numbers_of_the_trusted_splits_that_are_null() -> None:
         (
             {"name": "cifar10", "reserve": 50_000},
             r"data\.reserve: 50000 given, allowed: at most 49990 of .* train part of cifar10",
+        ),
+        (
+            {"name": "cifar10", "reserve": 0.9999},
+            r"data\.reserve: 0\.9999 given, 49995 images, allowed: at most 49990 of .* train part of cifar10",
+        ),
+        (
+            {"name": "cifar10", "reserve": 0.5, "reserve_from": "train", "train_limit": 5000},
+            r"data\.reserve: 0\.5 given, 25000 images, allowed: at most 5000, the training images that it is drawn from",
+        ),
+        (
+            {"reserve": 4801, "reserve_from": "train"},
+            r"data\.reserve: 4801 given, allowed: at most 4800, the training images",
+        ),
+        (
+            {"reserve_from": "other", "reserve_path": "no/such/folder"},
+            r"data\.reserve_path: 'no/such/folder' given, where there is nothing; allowed with data\.reserve_from: other",
         ),
         (
             {"name": "mnist", "reserve": 9000, "public": 9000, "trusted": "test"},

@@ -278,6 +278,38 @@ def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
     assert len(rows(page, "model")) == count + 1
 
 
+def test_what_stress_tests_say_of_a_purified_model(drawn: list[Figure]) -> None:
+    truth = truth_of(0)
+    tested = {"acc": 0.8, "asr": 0.1, "der": 0.75, "retuned_asr": 0.9, "reactivated_asr": 0.5}
+    controls = {"retuned_asr_clean": 0.125, "reactivated_asr_clean": 0.25}
+    other = {"acc": 0.8, "asr": 0.2, "der": 0.7, "reactivated_asr": 0.5, "reactivated_asr_clean": 0.375}
+    metrics = metrics_of(truth, clean={"acc": 0.95, "asr": 0.0}, purified={"fst": tested | controls, "_x": other})
+    line = pd.DataFrame({"t": [0, 1], "fst.acc": [0.8, 0.9], "fst.asr": [0.1, 0.7], "_x.acc": [0.8, 0.9]})
+    page = report(run_of(truth=truth, metrics=metrics, line=line))
+    assert [row[:1] + row[-3:] for row in rows(page, "model")] == [
+        ["backdoored", "–", "–", "–"],
+        ["clean", "–", "–", "–"],
+        ["purified: fst", "0.750", "0.900", "0.500"],
+        [r"purified: \_x", "0.700", "–", "0.500"],
+    ]
+    text = " ".join(page.markdown().replace("\\", "").split())
+    assert "The clean model has 0.125 after the same steps." in text
+    assert "The clean model gives the attacker's label to 0.250 to 0.375 of the same images." in text
+    axes = axes_of(drawn, "share of test images")
+    assert [(list(line.get_ydata()), line.get_linestyle()) for line in axes.lines] == [
+        ([0.8, 0.9], "-"),
+        ([0.1, 0.7], "--"),
+        ([0.8, 0.9], "-"),
+    ]
+    assert [entry.get_text().strip() for entry in axes.get_legend().get_texts()] == ["fst", "_x"]
+    # A defence's rating alone, as in every run.
+    metrics = metrics_of(truth, purified={"fst": {"acc": 0.8, "asr": 0.1, "der": 0.75}})
+    page = report(run_of(truth=truth, metrics=metrics, line=pd.DataFrame({"t": []})))
+    assert rows(page, "model")[1][-1] == "0.750"
+    assert "retuned" not in page.markdown().lower()
+    assert "Between a purified" not in page.html()
+
+
 def test_verdicts_name_the_classes_they_flag(drawn: list[Figure]) -> None:
     aux = {"masks": np.zeros((3, 12, 12), np.float16), "patterns": np.full((3, 3, 12, 12), 200, np.uint8)}
     aux["masks"][1, :2, :3] = 0.5

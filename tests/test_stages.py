@@ -20,14 +20,18 @@ import torch
 
 import inspect_model
 import poison
+import purify
+import purify_by
+import stress
 from detect import read_suspect
 from parameters import load_params
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
 from unpoison import models
 from unpoison.core.errors import UserError
-from unpoison.core.files import read_json, write_json
+from unpoison.core.files import read_json, sha256_file, write_json
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split
+from unpoison.data.stress import load_stressed
 from unpoison.data.verdicts import load_verdict
 from unpoison.detection import DETECTORS
 from unpoison.detection.sample import draw_sample
@@ -181,6 +185,115 @@ def test_a_model_is_inspected(project: Path, capsys: pytest.CaptureFixture[str])
     assert "| mm_bd |" in (project / "reports/summary.md").read_text().replace("\\", "")
     with pytest.raises(UserError, match=r"^params\.yaml: detect\.models: 'cd' given, allowed: neural_cleanse, mm_bd$"):
         inspect_model.main("cd")
+
+
+BY: dict[str, Any] = {
+    "purify.by": {"dbr": "scores/cd", "nc_unlearn": "verdicts/neural_cleanse"},
+    "params/purifiers.yaml:dbr.epochs": 1,
+    "params/purifiers.yaml:nc_unlearn.epochs": 1,
+}
+
+
+def test_purifiers_that_build_on_scores_or_a_verdict(project: Path) -> None:
+    write_params(project, {**TINY, **BY})
+    run_stages("check_params", "purify_by@dbr", "purify_by@nc_unlearn", "evaluate", "report")
+    assert list(metrics_of(project)["purified"]) == ["dbr", "fst", "nc_unlearn"]
+    assert "| purified: nc_unlearn |" in (project / "reports/summary.md").read_text()
+    about = {name: read_json(project / f"models/purified/{name}/model.json") for name in ("fst", "dbr", "nc_unlearn")}
+    both = about["fst"]["made_from"]
+    assert about["dbr"]["made_from"] == {**both, "scores": sha256_file(project / "data/scores/cd/scores.json")}
+    verdict = project / "data/verdicts/neural_cleanse/verdict.json"
+    assert about["nc_unlearn"]["made_from"] == {**both, "verdicts": sha256_file(verdict)}
+    # 5 % and 20 % of the 200 samples, forward and back, and the reserve before and after the one epoch.
+    assert about["dbr"]["made_by"]["stage"] == "purify_by@dbr"
+    assert about["dbr"]["made_by"]["passes"] == {"forward": 10 + 40 + 2 * 60, "backward": 10 + 40}
+    # Of a sample of 60 with their own scores.
+    write_params(project, {**TINY, **BY, "detect.sample": 60})
+    run_stages("check_params", "detect@cd", "purify_by@dbr")
+    sampled = read_json(project / "models/purified/dbr/model.json")
+    assert sampled["made_by"]["passes"] == {"forward": 3 + 12 + 2 * 60, "backward": 3 + 12}
+    scored, every = (
+        purify_by.read_scored(Path("data/scores/cd")),
+        open_poisoned(Path("data/base"), Path("data/poisoned")),
+    )
+    index = draw_sample(every.labels, 60, seed=0)
+    assert (scored.data.gather(np.arange(60)) == every.gather(index)).all()
+    assert scored.data.labels.tolist() == every.labels[index].tolist()
+
+
+@pytest.mark.parametrize(
+    ("method", "by", "line"),
+    [
+        ("ft", {}, r"^params\.yaml: purify\.by: 'ft' given, allowed: dbr, unlearn, nc_unlearn$"),
+        ("dbr", {}, r"^params\.yaml: purify\.by\.dbr: missing, allowed: scores/NAME$"),
+        ("dbr", {"dbr": "scores/ac"}, r"^data/scores/ac/scores\.json: "),
+        ("nc_unlearn", {"nc_unlearn": "verdicts/mm_bd"}, r"^data/verdicts/mm_bd/verdict\.json: "),
+        ("dbr", {"dbr": "scores/cd"}, r"^data/scores/cd/scores\.json: made from another poisoned .*run the stage"),
+    ],
+)
+def test_what_a_purifier_cannot_build_on(project: Path, method: str, by: dict[str, str], line: str) -> None:
+    write_params(project, {**TINY, "purify.by": by})
+    path = project / "data/scores/cd/scores.json"
+    about = read_json(path)
+    write_json(path, {**about, "made_from": {**about["made_from"], "poisoned": 64 * "0"}})
+    before = digests(project)
+    with pytest.raises(UserError, match=line):
+        purify_by.main(method)
+    assert digests(project) == before
+
+
+def test_a_method_that_builds_on_scores_is_no_method_of_the_reserve(project: Path) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: purify\.methods: 'dbr' given, allowed: ft, fst$"):
+        purify.main("dbr")
+
+
+def test_a_purified_model_is_tested(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_json(project / "models/clean/absent.json")["because"] == "stress.reactivation: false"
+    assert (project / "reports/training/clean.csv").read_text() == "epoch,loss,accuracy,lr\n"
+    assert (project / "reports/curves/connectivity.csv").read_text() == "t\n"
+    before = metrics_of(project)
+    assert "clean" not in before
+    more = {"stress.methods": ["fst"], "stress.points": 3, "stress.epochs": 1}
+    write_params(project, {**TINY, **more, "stress.reactivation": True, "stress.query_epochs": 1, "stress.images": 20})
+    run_stages("check_params", "train_clean", "stress@fst", "evaluate", "report")
+    tests, metrics = load_stressed(Path("data/stress/fst"), method="fst"), metrics_of(project)
+    assert "stress@fst: retuned_acc" in capsys.readouterr().out
+    assert set(tests.figures) == {
+        *(f"retuned_{name}" for name in ("acc", "asr", "ra", "asr_clean")),
+        *(f"reactivated_{name}" for name in ("asr", "asr_clean", "untriggered", "untriggered_clean")),
+    }
+    own = {name: pytest.approx(value, abs=1e-6) for name, value in tests.figures.items()}
+    assert metrics["purified"]["fst"] == {**before["purified"]["fst"], **own}
+    fst, backdoored = metrics["purified"]["fst"], metrics["backdoored"]
+    rating = (max(0, backdoored["asr"] - fst["asr"]) - max(0, backdoored["acc"] - fst["acc"]) + 1) / 2
+    assert fst["der"] == pytest.approx(rating, abs=1e-5)
+    assert fst["passes"] == 60
+    assert "asr" in metrics["clean"]
+    lines = (project / "reports/curves/connectivity.csv").read_text().splitlines()
+    assert lines[0] == "t,fst.acc,fst.asr"
+    ends = [[float(cell) for cell in lines[row].split(",")] for row in (1, 3)]
+    assert ends == [[t, values["acc"], values["asr"]] for t, values in ((0, fst), (1, backdoored))]
+    summary = (project / "reports/summary.md").read_text()
+    assert "| DER | retuned ASR | reactivated ASR |" in summary
+    with pytest.raises(UserError, match=r"^params\.yaml: stress\.methods: 'ft' given, allowed: fst$"):
+        stress.main("ft")
+    # Tests of another purified model are not shown.
+    write_params(project, {**TINY, **more, "params/purifiers.yaml:fst.alpha": 0.9})
+    run_stages("purify@fst", "evaluate")
+    assert "evaluate: data/stress/fst is of another run, left out" in capsys.readouterr().out
+    assert "retuned_asr" not in metrics_of(project)["purified"]["fst"]
+    # Without reactivation no clean model is asked for.
+    shutil.rmtree(project / "models/clean")
+    run_stages("stress@fst", "evaluate")
+    assert "reactivated_asr" not in metrics_of(project)["purified"]["fst"]
+    assert "retuned_asr" in metrics_of(project)["purified"]["fst"]
+    # No sample is poisoned: there is nothing to attack with.
+    write_params(project, {**TINY, **more, "attack.poison_rate": 0.0, "variations.enabled": False})
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "purify@fst")
+    with pytest.raises(
+        UserError, match=r"^params\.yaml: stress\.methods: 'fst' given, allowed for a training set without .*: \[\]$"
+    ):
+        run_stages("stress@fst")
 
 
 def test_branches_that_are_off_are_left_out(project: Path) -> None:

@@ -148,6 +148,42 @@ def test_a_matrix_leaves_out_attacks_that_did_not_take(tmp_path: Path) -> None:
     assert "### FPR" not in markdown(suite, [replace(run, metrics={"backdoored.acc": 0.9}) for run in runs])
 
 
+def test_solved_attacks_are_counted_and_methods_go_down_the_page(tmp_path: Path) -> None:
+    solved = {"methods": "purified.*", "asr": 0.05, "acc_drop": 0.02, "columns": {"retuned ASR": "retuned_asr"}}
+    matrices = {"ASR": {"metric": "purified.*.asr", "lower_is_better": True, "rows": "methods"}}
+    suite = read(tmp_path, {**VARIED, "matrices": matrices, "solved": solved, "taken": 0.5})
+    figures = {
+        # Solved to the hundredth, but for the ACC of ft and the ASR of the second attack; the third did not take.
+        "badnets-0.1": {"fst": (0.88, 0.05, 0.9), "ft": (0.879, 0.0, 0.1)},
+        "blended-0.4": {"fst": (0.88, 0.06, 0.7), "ft": (0.9, 0.0, None)},
+        "badnets-0.05": {"fst": (0.9, 0.0, 0.0), "ft": (0.9, 0.0, 0.0)},
+    }
+    runs = []
+    for experiment, methods in figures.items():
+        run = ran(suite, experiment, 0, 0.9, 0.4 if experiment == "badnets-0.05" else 1.0, 0.0)
+        found = {
+            f"purified.{name}.{key}": value
+            for name, values in methods.items()
+            for key, value in zip(("acc", "asr", "retuned_asr"), values, strict=True)
+            if value is not None
+        }
+        runs.append(replace(run, metrics={**run.metrics, **found}))
+    page = markdown(suite, runs)
+    assert page.split("### Attacks solved: 200 digits; digits\n\n")[1].splitlines()[:4] == [
+        "| method | solved | ACC | ASR | retuned ASR |",
+        "|---|---:|---:|---:|---:|",
+        "| ft | 1 of 2 | 0.889 | 0.000 | 0.100 |",
+        "| fst | 1 of 2 | 0.880 | 0.055 | 0.800 |",
+    ]
+    assert page.split("### ASR: 200 digits; digits\n\n")[1].splitlines()[:5] == [
+        "| method | badnets 0.1 | badnets † 0.05 | blended 0.4 | **mean** of 2 | **worst** of 2 |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| ASR of the victim | 1.000 | 0.400 | 1.000 |  |  |",
+        "| fst | 0.050 | 0.000 | 0.060 | 0.055 | 0.060 |",
+        "| ft | 0.000 | 0.000 | 0.000 | 0.000 | 0.000 |",
+    ]
+
+
 def test_a_run_without_asr_is_graded_by_its_acc(tiny: Suite) -> None:
     run = ran(tiny, "badnets", 0, *[0.91] * 6)
     line = lines(tiny, [replace(run, metrics={"backdoored.acc": 0.91})])[0]

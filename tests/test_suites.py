@@ -134,6 +134,17 @@ BAD: list[tuple[str, Any, str]] = [
         {"AUROC": {"metric": "a.*", "published": {"x": {"source": "paper", "figures": {"cd": 1.2}}}}},
         "matrices.AUROC.published.x.figures.cd: 1.2 given; input should be less than or equal to 1",
     ),
+    (
+        "matrices",
+        {"ASR": {"metric": "a.*", "rows": "methods", "published": {"x": {"source": "paper", "figures": {}}}}},
+        "matrices.ASR.published: x given, allowed: with rows: attacks",
+    ),
+    (
+        "solved",
+        {"methods": "purified", "asr": 0.05, "acc_drop": 0.02},
+        "solved.methods: 'purified' given, allowed: a place",
+    ),
+    ("solved", {"methods": "purified.*", "asr": 5, "acc_drop": 0.02}, "solved.asr: 5 given; input should be less than"),
     ("taken", 1.5, "taken: 1.5 given; input should be less than or equal to 1"),
     ("tolerances", {"acc": 0.1, "asr": 0.1}, "tolerances.ra: nothing given, allowed: a number from 0 to 1"),
     ("tolerances/auroc", 0.1, "tolerances.auroc.[key]: 'auroc' given; input should be 'acc', 'asr' or 'ra'"),

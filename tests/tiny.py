@@ -24,9 +24,12 @@ import inspect_model
 import poison
 import prepare
 import purify
+import purify_by
 import report
 import stamp_test
+import stress
 import train_backdoored
+import train_clean
 import train_prior
 import train_robust
 from parameters import FAMILIES, PARAMS, read_yaml
@@ -94,9 +97,12 @@ def run_stages(*names: str) -> None:
         "distill_student": distill_student.main,
         **{f"train_robust@{name}": lambda name=name: train_robust.main(name) for name in params["robust"]["methods"]},
         **{f"purify@{name}": lambda name=name: purify.main(name) for name in params["purify"]["methods"]},
+        "train_clean": train_clean.main,
+        **{f"stress@{name}": lambda name=name: stress.main(name) for name in params["stress"]["methods"]},
         **{f"detect@{name}": lambda name=name: detect.main(name) for name in params["detect"]["methods"]},
         **{f"detect_inputs@{name}": lambda name=name: detect_inputs.main(name) for name in params["detect"]["inputs"]},
         **{f"inspect_model@{name}": lambda name=name: inspect_model.main(name) for name in params["detect"]["models"]},
+        **{f"purify_by@{name}": lambda name=name: purify_by.main(name) for name in params["purify"]["by"]},
         "evaluate": evaluate.main,
         "report": report.main,
     }

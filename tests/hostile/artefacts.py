@@ -21,6 +21,7 @@ from unpoison.core.files import sha256_json
 from unpoison.data.features import write_features
 from unpoison.data.scores import Assumption, Scores, save_scores
 from unpoison.data.store import new_base, open_poisoned, open_split, read_sources
+from unpoison.data.stress import Line, Stressed, save_stressed
 from unpoison.data.verdicts import Verdict, save_verdict
 from unpoison.poisoning.attacker import read_training, read_triggers, write_training, write_triggers
 from unpoison.poisoning.trigger import stamp
@@ -61,6 +62,10 @@ def intact() -> Path:
     patches = {"masks": aux["masks"], "patterns": rng.integers(0, 256, (2, 3, 16, 16), dtype=np.uint8)}
     verdict = Verdict(rows[:2, 0], rows[:2, 0] > 1, "above 1", 6.0, "patches", patches)
     save_verdict(verdict, folder / "verdict", method="mm_bd", parameters={}, made_from=made_from)
+    stressed = Stressed(
+        figures={"retuned_asr": 0.5}, line=Line(t=[0.0, 0.5, 1.0], acc=[0.9, 0.8, 0.7], asr=[0.0, 0.5, 1.0])
+    )
+    save_stressed(stressed, folder / "stress", method="fst", parameters={}, made_from=made_from)
     return folder
 
 

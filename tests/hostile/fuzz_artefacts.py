@@ -19,6 +19,7 @@ from unpoison.core.files import sha256_file
 from unpoison.core.npy import load_array, load_arrays
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split
+from unpoison.data.stress import load_stressed
 from unpoison.data.verdicts import load_verdict
 from unpoison.poisoning.attacker import read_triggers
 from unpoison.poisoning.trigger import stamp
@@ -77,6 +78,12 @@ def _verdict(folder: Path) -> Any:
     verdict = load_verdict(folder / "verdict", method="mm_bd", classes=2)
     shapes = {name: (array.shape, str(array.dtype)) for name, array in verdict.aux.items()}
     return [verdict.flagged.tolist(), bool(np.isfinite(verdict.anomaly).all()), shapes]
+
+
+def _stress(folder: Path) -> Any:
+    tests = load_stressed(folder / "stress", method="fst")
+    values = [*tests.figures.values(), *tests.line.t, *tests.line.acc, *tests.line.asr]
+    return [all(0 <= value <= 1 for value in values), len(tests.line.acc) == len(tests.line.t)]
 
 
 def _same(valid: Any, value: Any) -> bool:
@@ -155,6 +162,7 @@ READERS = [
     _reader("verdict/verdict.json", _verdict, _same),
     _reader("verdict/anomaly.npy", _verdict, _same),
     _reader("verdict/aux.npz", _verdict, _same),
+    _reader("stress/stress.json", _stress, _same),
     Reader("npz", lambda: [(intact() / "scores/aux.npz").read_bytes()], _arrays, _checksummed),
     Reader(
         "npy",

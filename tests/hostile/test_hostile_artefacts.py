@@ -32,10 +32,12 @@ from unpoison.core.files import read_json
 from unpoison.core.manifest import is_made_from
 from unpoison.data.features import read_features
 from unpoison.data.scores import load_scores
+from unpoison.data.stress import load_stressed
 from unpoison.data.verdicts import load_verdict
 
 MANIFEST, OVERLAY, TRUTH = "base/manifest.json", "poisoned/manifest.json", "truth/truth.json"
 TRIGGER, SCORES, VERDICT = "triggers/blended/trigger.json", "scores/scores.json", "verdict/verdict.json"
+STRESS = "stress/stress.json"
 
 
 def read_scores(folder: Path) -> Any:
@@ -47,6 +49,11 @@ def read_scores(folder: Path) -> Any:
 def read_verdict(folder: Path) -> Any:
     verdict = load_verdict(folder / "verdict", method="mm_bd", classes=2)
     return [verdict.anomaly.tolist(), verdict.flagged.tolist(), sorted(verdict.aux), verdict.forward_passes]
+
+
+def read_stress(folder: Path) -> Any:
+    tests = load_stressed(folder / "stress", method="fst")
+    return [dict(tests.figures), tests.line.t, tests.line.acc, tests.line.asr]
 
 
 def read_rows(folder: Path) -> Any:
@@ -616,7 +623,66 @@ JUDGED = [
     ),
     Case("no-patches", tampered(archive("verdict/aux.npz", lambda _: {})), Accepted(lambda value: value[2] == [])),
 ]
+TESTED_LINE = {"t": [0.0, 0.5, 1.0], "acc": [0.9, 0.8, 0.7], "asr": [0.0, 0.5, 1.0]}
+
+
+def on_the_line(**values: Any) -> Any:
+    return tampered(said(STRESS, line=TESTED_LINE | values))
+
+
+STRESSED = [
+    Case("stress-intact", tampered(), Accepted(valid(read_stress))),
+    Case("stress-without-asr", on_the_line(asr=[]), Accepted(lambda value: value[3] == [])),
+    Case("stress-of-another-model", tampered(said(STRESS, method="ft")), Refused("method: 'ft' found, allowed: 'fst'")),
+    Case("stress-of-another-format", tampered(said(STRESS, format="x")), Refused("format 'x' found")),
+    Case("stress-gone", tampered(lambda folder: (folder / STRESS).unlink()), Refused(r"stress\.json: no such file")),
+    Case("stress-without-a-line", tampered(said(STRESS, line=...)), Refused("line: nothing found")),
+    Case("stress-line-text", tampered(said(STRESS, line="0 to 1")), Refused("line: '0 to 1' found")),
+    Case(
+        "stress-percent",
+        tampered(said(STRESS, figures={"retuned_asr": 50.0})),
+        Refused("figures.retuned_asr: 50.0 found"),
+    ),
+    Case(
+        "stress-text", tampered(said(STRESS, figures={"retuned_asr": "1"})), Refused("figures.retuned_asr: '1' found")
+    ),
+    Case(
+        "stress-flag", tampered(said(STRESS, figures={"retuned_asr": True})), Refused("figures.retuned_asr: True found")
+    ),
+    Case(
+        "stress-of-another-figure",
+        tampered(said(STRESS, figures={"<b>x</b>": 0.5})),
+        Refused("figures.*input should be 'retuned_acc'"),
+    ),
+    Case("stress-nan", tampered(said(STRESS, figures={"retuned_asr": float("nan")})), Refused("NaN found")),
+    Case("stress-line-nan", on_the_line(acc=[0.9, float("nan"), 0.7]), Refused("NaN found")),
+    Case("stress-line-percent", on_the_line(asr=[0.0, 50.0, 100.0]), Refused("line.asr.*50.0 found")),
+    Case(
+        "stress-line-backwards",
+        on_the_line(t=[1.0, 0.5, 0.0]),
+        Refused("line.t: allowed: places that rise from 0 to 1"),
+    ),
+    Case("stress-line-cut-off", on_the_line(t=[0.0, 0.5, 0.9]), Refused("line.t: allowed: places that rise")),
+    Case("stress-line-twice", on_the_line(t=[0.0, 0.0, 1.0]), Refused("line.t: allowed: places that rise")),
+    Case("stress-line-of-a-point", on_the_line(t=[0.0], acc=[0.9]), Refused("line.t: ")),
+    Case(
+        "stress-line-fewer-acc",
+        on_the_line(acc=[0.9, 0.8]),
+        Refused("line.acc: 2 figures found, allowed: one for each of 3"),
+    ),
+    Case(
+        "stress-line-fewer-asr",
+        on_the_line(asr=[0.9]),
+        Refused("line.asr: 1 figures found, allowed: one for each of 3"),
+    ),
+    Case(
+        "stress-line-of-many-points",
+        on_the_line(t=np.linspace(0, 1, 10_001).tolist()),
+        Refused("line.t: .*at most 10000 items"),
+    ),
+]
 DOORS = {read_base: BASE, read_any: JSON, read_run: RUN, read_rows: ROWS, read_scores: SCORED, read_verdict: JUDGED}
+DOORS |= {read_stress: STRESSED}
 
 
 @pytest.mark.parametrize(

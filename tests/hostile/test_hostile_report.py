@@ -40,6 +40,7 @@ FILES = {
     "reports/training/backdoored.csv": "epoch,loss,accuracy,lr\n1,2.0,0.5,0.1\n2,1.0,0.75,0.1\n",
     "reports/curves/roc.csv": "fpr,ss\n0.0,0.0\n0.5,0.5\n1.0,1.0\n",
     "reports/curves/intervals.csv": "level,ss.auroc\n0.025,0.8\n0.975,1.0\n",
+    "reports/curves/connectivity.csv": "t,ft.acc,ft.asr\n0.0,0.9,0.0\n1.0,0.8,1.0\n",
     "reports/index.html": "the page of before",
     "reports/summary.md": "the summary of before",
     "reports/suspects.csv": "the list of before",
@@ -199,6 +200,7 @@ def _bytes_of(array: np.ndarray) -> bytes:
 
 IN_METRICS, ROC, CURVE = r"^reports/metrics\.json: ", "reports/curves/roc.csv", "reports/training/backdoored.csv"
 LOSSES, INTERVALS = "reports/training/losses/losses.npy", "reports/curves/intervals.csv"
+CONNECTIVITY = "reports/curves/connectivity.csv"
 CASES = [
     Case(
         "as-it-is",
@@ -322,6 +324,38 @@ CASES = [
         replaced(INTERVALS, "level,ss.auroc\n0.025,80\n0.975,1\n"),
         Refused(r"intervals\.csv: line 2: ss\.auroc: .80. found"),
     ),
+    Case("line-gone", missing(CONNECTIVITY), Refused(r"connectivity\.csv: no such file")),
+    Case("line-of-no-place", replaced(CONNECTIVITY, "t\n"), Accepted(lambda texts: "backdoored ones" not in texts[0])),
+    Case(
+        "line-of-a-method-without-acc",
+        replaced(CONNECTIVITY, "t,ft.asr\n0,0\n1,1\n"),
+        Accepted(lambda texts: "backdoored ones" not in texts[0]),
+    ),
+    Case(
+        "line-percent",
+        replaced(CONNECTIVITY, "t,ft.acc\n0,0.5\n1,50\n"),
+        Refused(r"connectivity\.csv: line 3: ft\.acc: '50.0' found, allowed: fractions"),
+    ),
+    Case(
+        "line-back", replaced(CONNECTIVITY, "t,ft.acc\n1,0.5\n0,0.5\n"), Refused(r"t: allowed: places in rising order")
+    ),
+    Case("line-without-places", replaced(CONNECTIVITY, "x\n1\n"), Refused(r"columns x found, t is missing")),
+    Case(
+        "metrics-der-above-one",
+        metrics("purified", "ft", "der", value=1.5),
+        Refused(IN_METRICS + "purified.ft.der: 1.5 found, allowed: a fraction from 0 to 1"),
+    ),
+    Case(
+        "metrics-retuned-text",
+        metrics("purified", "ft", "retuned_asr", value="1"),
+        Refused(IN_METRICS + "purified.ft.retuned_asr: '1' found"),
+    ),
+    Case(
+        "metrics-control-block",
+        metrics("purified", "ft", "retuned_asr_clean", value={"x": 1}),
+        Refused(IN_METRICS + "purified.ft.retuned_asr_clean: a dict found"),
+    ),
+    Case("metrics-clean-number", metrics("clean", value=1), Refused(IN_METRICS + "clean: 1 found, allowed: a block")),
     Case("roc-gone", missing(ROC), Refused(r"roc\.csv: no such file")),
     Case("roc-empty", replaced(ROC, ""), Refused(r"roc\.csv: not readable as a table")),
     Case("roc-no-rows", replaced(ROC, "fpr,ss\n"), Refused(r"roc\.csv: fpr: 0 rates found")),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..core.errors import UserError
@@ -32,4 +36,19 @@ def check_rows(rows: Tensor, what: str) -> None:
     if bad := int((~rows.isfinite()).flatten(1).any(1).sum()):
         raise UserError(
             f"{what}: not finite for {bad} of {len(rows)} images; allowed: a network whose training has not diverged"
+        )
+
+
+def check_finite(method: str, values: NDArray[np.floating[Any]], of: str, rows: str = "samples") -> None:
+    """Raises UserError where a row of values [n, ...] of a method is not finite: the model has diverged.
+
+    Args:
+        method: name of the method.
+        values: what was computed, a row for each of n.
+        of: what the values are, in words ("features").
+        rows: what the rows stand for, in words.
+    """
+    if bad := int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()):
+        raise UserError(
+            f"{method}: {of} of {bad} of {len(values)} {rows} are not finite; allowed: those of a sound model"
         )

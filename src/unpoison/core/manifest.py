@@ -121,6 +121,13 @@ def read_manifest(folder: Path, name: str, expected: str, schema: type[M]) -> M:
     return described(path, content, schema)
 
 
+def check_describes(path: Path, manifest: Manifest, **wanted: Any) -> None:
+    """Raises UserError where the manifest at `path` has another value for a field than is wanted; None: any."""
+    for key, value in wanted.items():
+        if value is not None and (found := getattr(manifest, key)) != value:
+            raise UserError(f"{path}: {key}: {str(found)[:80]!r} found, allowed: {value!r}")
+
+
 def write_absent(folder: Path, because: str) -> None:
     """Write, in an artefact's place, that this run does without it, and why: which switch turned its branch off."""
     with new_folder(folder) as staging:

@@ -92,6 +92,12 @@ def check_array(
         raise UserError(f"{path}: {found} of shape {size} found, allowed: {kind}{wanted}")
 
 
+def check_masks(path: Path, masks: NDArray[Any]) -> None:
+    """Raises UserError for masks in a file that are not real numbers of 0 to 1."""
+    if masks.dtype.kind != "f" or not ((masks >= 0) & (masks <= 1)).all():
+        raise UserError(f"{path}: masks: allowed: real numbers of 0 to 1")
+
+
 def _header(file: IO[bytes], size: int, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Type and shape of the array that begins in an open file and fills its `size` bytes."""
     try:

@@ -13,8 +13,8 @@ from ..core.arrays import Arrays, IntArray, Mask, Pixels
 from ..core.errors import UserError
 from ..core.files import new_folder
 from ..core.hyperparameters import Fraction, NonNegative, Whole
-from ..core.manifest import Manifest, Size, check_file, read_manifest, write_manifest
-from ..core.npy import check_array, load_array, load_arrays
+from ..core.manifest import Manifest, Size, check_describes, check_file, read_manifest, write_manifest
+from ..core.npy import check_array, check_masks, load_array, load_arrays
 
 FORMAT, DESCRIPTION = "unpoison-scores-3", "scores.json"
 
@@ -155,9 +155,7 @@ def load_scores(folder: Path, *, method: str | None = None, count: int | None = 
             not finite; samples that are not in it.
     """
     about = read_manifest(folder, DESCRIPTION, FORMAT, ScoresManifest)
-    for key, found, wanted in (("method", about.method, method), ("count", about.count, count)):
-        if wanted is not None and found != wanted:
-            raise UserError(f"{folder / DESCRIPTION}: {key}: {str(found)[:80]!r} found, allowed: {wanted!r}")
+    check_describes(folder / DESCRIPTION, about, method=method, count=count)
     path = check_file(folder, about, "scores.npy")
     size = about.count if about.scored is None else about.scored
     values = load_array(path, np.float32, (size,))
@@ -196,6 +194,5 @@ def _aux(path: Path, count: int, scored: IntArray | None) -> Arrays:
         raise UserError(f"{path}: index: allowed: samples 0 to {count - 1}, each once")
     if scored is not None and not np.isin(index, scored).all():
         raise UserError(f"{path}: index: allowed: samples that were scored")
-    if masks.dtype.kind != "f" or not ((masks >= 0) & (masks <= 1)).all():
-        raise UserError(f"{path}: masks: allowed: real numbers of 0 to 1")
+    check_masks(path, masks)
     return aux

@@ -12,8 +12,8 @@ from ..core.arrays import Arrays, Mask, Pixels
 from ..core.errors import UserError
 from ..core.files import new_folder
 from ..core.hyperparameters import NonNegative
-from ..core.manifest import Manifest, Size, check_file, read_manifest, write_manifest
-from ..core.npy import check_array, load_array, load_arrays
+from ..core.manifest import Manifest, Size, check_describes, check_file, read_manifest, write_manifest
+from ..core.npy import check_array, check_masks, load_array, load_arrays
 
 FORMAT, DESCRIPTION = "unpoison-verdict-1", "verdict.json"
 
@@ -104,9 +104,7 @@ def load_verdict(folder: Path, *, method: str | None = None, classes: int | None
             index that is not finite; patches that are none.
     """
     about = read_manifest(folder, DESCRIPTION, FORMAT, VerdictManifest)
-    for key, found, wanted in (("method", about.method, method), ("classes", about.classes, classes)):
-        if wanted is not None and found != wanted:
-            raise UserError(f"{folder / DESCRIPTION}: {key}: {str(found)[:80]!r} found, allowed: {wanted!r}")
+    check_describes(folder / DESCRIPTION, about, method=method, classes=classes)
     path = check_file(folder, about, "anomaly.npy")
     anomaly = load_array(path, np.float32, (about.classes,))
     if bad := int((~np.isfinite(anomaly)).sum()):
@@ -128,6 +126,5 @@ def _aux(path: Path, classes: int) -> Arrays:
     masks, patterns = aux["masks"], aux["patterns"]
     check_array(path, masks.dtype, masks.shape, None, (classes, "height", "width"))
     check_array(path, patterns.dtype, patterns.shape, np.uint8, (classes, "channels", *masks.shape[1:]))
-    if masks.dtype.kind != "f" or not ((masks >= 0) & (masks <= 1)).all():
-        raise UserError(f"{path}: masks: allowed: real numbers of 0 to 1")
+    check_masks(path, masks)
     return aux

@@ -12,10 +12,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.finite import check_finite
 from ..core.hyperparameters import Count, Fraction
 from ..core.seeding import derive
 from ..data.scores import Assumption, Scores
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 # From a quarter of a class on, poison is no clear minority, and which of the two clusters is the smaller is left to chance.
 ASSUMPTION = Assumption("takes the smaller of two clusters of a class for the poison", least_share=0.25)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..compute.device import autocast, pick_device
+from ..compute.finite import check_finite
 from ..compute.inference import batches
 from ..core.arrays import IntArray
 from ..core.errors import ParameterError
@@ -25,7 +26,7 @@ from ..core.seeding import numpy_rng
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 BATCH = 64  # images of 32 px: half a matrix of 512 channels has 131,328 entries
 CHANNELS = 512

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..compute.device import autocast, pick_device
+from ..compute.finite import check_finite
 from ..compute.inference import batches
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, NonNegative, Positive
@@ -24,7 +25,7 @@ from ..core.seeding import numpy_rng, torch_rng
 from ..data.ranks import tie_break
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 from .passes import frozen_for
 
 BATCH = 256  # images of 32 px; random colours are drawn per batch, so another size means other colours

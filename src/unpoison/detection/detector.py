@@ -6,22 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..core.arrays import IntArray
-from ..core.errors import UserError
 from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-
-
-def check_finite(method: str, values: NDArray[np.floating], of: str) -> None:
-    """Raises UserError where a row of values [n, ...], `of` in the message, is not finite: the model has diverged."""
-    if bad := int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()):
-        raise UserError(
-            f"{method}: {of} of {bad} of {len(values)} samples are not finite; allowed: those of a sound model"
-        )
 
 
 def _none(**arguments: object) -> int:

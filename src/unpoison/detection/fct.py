@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..compute.device import autocast, pick_device, to_float
+from ..compute.finite import check_finite
 from ..compute.inference import BATCH, passes
 from ..core.arrays import Images, IntArray, Pixels
 from ..core.hyperparameters import Count, Fraction, Positive, Whole
@@ -25,7 +26,7 @@ from ..data.scores import Scores
 from ..models.classifier import Classifier
 from ..training.loop import fit
 from ..training.recipe import Recipe
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 SHIFT = 0.2
 """Most that an image is shifted by along each axis, as a share of its side."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..compute.device import pick_device
+from ..compute.finite import check_finite
 from ..compute.inference import logits_of
 from ..core.arrays import Images, IntArray
 from ..core.errors import ParameterError
@@ -27,7 +28,7 @@ from ..data.scores import Scores
 from ..models.classifier import Backbone, Classifier
 from ..training.loop import fit
 from ..training.recipe import Recipe
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 LEAST = 20
 """Fewest trusted images that the network is trained on."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..compute.device import autocast, pick_device
+from ..compute.finite import check_finite
 from ..compute.inference import batches, frozen
 from ..core.arrays import Mask, Pixels
 from ..core.errors import ParameterError
@@ -22,7 +23,7 @@ from ..core.hyperparameters import Count, Fraction, Positive
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 BATCH = 256  # images of 32 px
 LEAST = 20

@@ -16,6 +16,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, fx, nn
 
 from ..compute.device import autocast, pick_device
+from ..compute.finite import check_finite
 from ..compute.inference import batches, frozen
 from ..core.arrays import IntArray, Pixels
 from ..core.errors import ParameterError
@@ -25,7 +26,7 @@ from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 BATCH = 256  # images of 32 px; masks are drawn per batch, so another size means other masks
 RATES = tuple(tenth / 10 for tenth in range(1, 10))

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from ..compute.device import autocast, pick_device
+from ..compute.finite import check_finite
 from ..compute.inference import batches, frozen
 from ..core.arrays import IntArray, Pixels
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Positive
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 BATCH = 256  # images of 32 px
 Standardise = Literal["none", "all", "class"]

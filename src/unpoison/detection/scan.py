@@ -14,13 +14,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.finite import check_finite
 from ..core.arrays import IntArray, Mask
 from ..core.errors import ParameterError
 from ..core.hyperparameters import NonNegative
 from ..core.seeding import derive
 from ..data.scores import Assumption, Scores
 from .covariance import root_of_inverse
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 Real = NDArray[np.float64]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..compute.device import autocast, pick_device, to_float
+from ..compute.finite import check_finite
 from ..compute.inference import batches, frozen
 from ..core.arrays import IntArray, Pixels
 from ..core.errors import ParameterError
@@ -24,7 +25,7 @@ from ..core.seeding import numpy_rng
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 PASS = 512  # pasted images of 32 px per forward pass
 BINS = 10

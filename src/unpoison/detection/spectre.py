@@ -11,13 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.finite import check_finite
 from ..core.arrays import Mask
 from ..core.hyperparameters import Count, Fraction, NonNegative
 from ..core.seeding import numpy_rng
 from ..data.ranks import order
 from ..data.scores import Assumption, Scores
 from .covariance import root_of_inverse
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 Real = NDArray[np.float64]
 

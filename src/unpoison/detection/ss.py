@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from ..compute.finite import check_finite
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Fraction
 from ..data.ranks import order
 from ..data.scores import Assumption, Scores
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 
 Centre = Literal["class", "reserve", "none"]
 

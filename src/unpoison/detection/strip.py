@@ -17,6 +17,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from ..compute.device import autocast, pick_device, to_float
+from ..compute.finite import check_finite
 from ..compute.inference import batches
 from ..core.arrays import Pixels
 from ..core.errors import ParameterError
@@ -24,7 +25,7 @@ from ..core.hyperparameters import Count, Positive
 from ..core.seeding import numpy_rng
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
-from .detector import Detector, Suspect, check_finite
+from .detector import Detector, Suspect
 from .passes import frozen_for
 
 PASS = 512  # mixed images of 32 px per forward pass

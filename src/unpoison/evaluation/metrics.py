@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,22 @@ def accuracy(logits: Tensor, labels: IntArray) -> float:
     """
     check_logits(logits)
     return float((logits.argmax(1).numpy() == labels).mean())
+
+
+def defence_effectiveness(backdoored: Mapping[str, Any], defended: Mapping[str, Any]) -> dict[str, float]:
+    """`der`, the defence effectiveness rating of BackdoorBench (Zhu et al. 2023): 1 where a defence takes all of ASR and nothing
+    of ACC, 0.5 where it changes neither, below where it costs more than it gains. Nothing without an ASR.
+
+    [max(0, ASR_b - ASR_d) - max(0, ACC_b - ACC_d) + 1] / 2
+
+    Args:
+        backdoored: `acc` and, where there is one, `asr` of the backdoored model.
+        defended: those of the model in its place.
+    """
+    if "asr" not in backdoored or "asr" not in defended:
+        return {}
+    gain, loss = (max(0.0, backdoored[key] - defended[key]) for key in ("asr", "acc"))
+    return {"der": (gain - loss + 1) / 2}
 
 
 def check_logits(logits: Tensor) -> None:

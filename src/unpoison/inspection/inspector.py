@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..compute.device import batch_size
@@ -17,14 +14,6 @@ from ..data.verdicts import Verdict
 from ..models.classifier import Classifier
 
 PASS = 512  # images of 32 px in a pass, of all the classes that are worked on together
-
-
-def check_finite(method: str, values: NDArray[np.floating[Any]], of: str) -> None:
-    """Raises UserError where a row of values [k, ...], `of` in the message, is not finite: the model has diverged."""
-    if bad := int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()):
-        raise UserError(
-            f"{method}: {of} of {bad} of {len(values)} classes are not finite; allowed: those of a sound model"
-        )
 
 
 def check_classes(method: str, model: Classifier) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..compute.device import autocast, pick_device
+from ..compute.finite import check_finite
 from ..compute.inference import frozen
 from ..core.hyperparameters import Count, Positive
 from ..core.progress import progress
@@ -25,7 +26,7 @@ from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
 from ..data.verdicts import Verdict
 from ..models.classifier import Classifier
-from .inspector import Inspector, check_classes, check_finite, groups, span
+from .inspector import Inspector, check_classes, groups, span
 
 SMALLEST = 1e-300  # p-value that is written as 300: below it a double has none
 STILL = 1e-5  # relative change of a class's margins at which its ascent ends
@@ -68,7 +69,7 @@ def inspect(
         for targets in groups(model, images)
     ]
     margins = np.concatenate([margins for margins, _ in parts])
-    check_finite("mm_bd", margins, "margins")
+    check_finite("mm_bd", margins, "margins", "classes")
     p, rule = p_values(margins), f"the largest margin, where its p-value is below {level:g}"
     if p is None:
         p, rule = np.ones(len(margins)), "none: all margins but the largest are the same, which is no distribution"

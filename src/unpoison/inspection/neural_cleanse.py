@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..compute.device import autocast, pick_device, to_float
+from ..compute.finite import check_finite
 from ..compute.inference import frozen
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Epochs, Fraction, Positive
@@ -27,7 +28,7 @@ from ..core.seeding import numpy_rng, torch_rng
 from ..data.imageset import ImageSet
 from ..data.verdicts import Verdict
 from ..models.classifier import Classifier
-from .inspector import Inspector, check_classes, check_finite, groups, span
+from .inspector import Inspector, check_classes, groups, span
 
 CAPTION = "Neural Cleanse: the smallest patch that takes trusted images to each class, on black."
 STALE = 5  # times the patience: epochs after which a search ends whose mask does not become smaller
@@ -217,7 +218,7 @@ def find_patches(
         passes += 2 * len(order) * len(active)
         patches = ((theta.tanh() + 1) / 2).cpu()
         norms, shares = patches[:, 0].sum((1, 2)).tolist(), (hits / len(order)).tolist()
-        check_finite("neural_cleanse", patches.numpy(), "patches")
+        check_finite("neural_cleanse", patches.numpy(), "patches", "classes")
         for place, patch, share, norm in zip(active.tolist(), patches, shares, norms, strict=True):
             if searches[place].after(share, norm):
                 best[place] = patch

@@ -1,28 +1,22 @@
 """Feature Shift Tuning (Min et al., "Towards Stable Backdoor Purification through Feature Shift Tuning", NeurIPS 2023).
 
 The head is drawn anew and kept away from the compromised one, so the features have to move: minimise
-CE + alpha * <W, W_ori> subject to the head keeping its original norm, ||W||_F = ||W_ori||_F.
+CE + alpha * <W, W_ori> subject to the head keeping its original norm, ||W||_F = ||W_ori||_F, onto which the published code
+projects after each step.
 
 Published code: https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine_tune/ft.py
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from ..compute.device import pick_device
-from ..compute.finite import check_network
 from ..core.hyperparameters import Count, Epochs, NonNegative, Positive
-from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from ..training.loop import cross_entropy, fit
-from ..training.recipe import AugmentationName, Recipe
+from ..training.recipe import AugmentationName, Smoothing
 from .purifier import Purifier
+from .tuning import tune
 
 
 def purify(
@@ -37,6 +31,8 @@ def purify(
     alpha: NonNegative = 0.1,
     schedule_per: Literal["batch", "epoch"] = "batch",
     augment: list[AugmentationName] | tuple[AugmentationName, ...] = (),
+    label_smoothing: Smoothing = 0.0,
+    keep_head_norm: bool = True,
 ) -> Classifier:
     """Tune all weights on the trusted reserve; a new model is returned.
 
@@ -51,45 +47,27 @@ def purify(
         alpha: weight of the inner product; 0.1 in the published example for CIFAR-10, 0.2 by default there.
         schedule_per: how often the learning rate moves, every `batch` or every `epoch`; epoch in the published code.
         augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in the published code.
+        label_smoothing: share of each label that the other classes get, in equal parts.
+            In the published code it replaces the whole loss, alpha's term included; here the term stays.
+        keep_head_norm: whether the head's weight has the norm of the old one, ‖W_ori‖_F, after every
+            step; true in the published code.
     """
-    # The compromised head is kept apart before the copy's own is overwritten: both terms of the method refer to it.
-    check_network(model, "fst")
-    tuned = deepcopy(model).to(pick_device())
-    head = tuned.head
-    original = head.weight.detach().clone()
-    norm = original.norm()
-    # The new head knows nothing of the old one's classes, so the features have to be learned to fit it.
-    _draw_anew(head, seed)
-
-    def loss(network: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits, entropy = cross_entropy(network, images, labels)
-        # The loop minimises the mean over samples, so what is added to every sample counts once.
-        return logits, entropy + alpha * (network.head.weight * original).sum()
-
-    def keep_norm(network: Classifier) -> None:
-        # The constraint, as the published code enforces it: back onto the sphere after each step, momentum untouched. The
-        # inner product alone could be minimised by an ever longer head.
-        network.head.weight.mul_(norm / network.head.weight.norm())
-
-    recipe = Recipe(
+    return tune(
+        model,
+        reserve,
+        "fst",
+        seed=seed,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
-        schedule="cosine",
         schedule_per=schedule_per,
         augment=augment,
+        label_smoothing=label_smoothing,
+        keep_head_norm=keep_head_norm,
+        new_head=True,
+        alpha=alpha,
     )
-    fit(tuned, reserve, recipe, seed=seed, what="fst", loss=loss, after_step=keep_norm)
-    return tuned
-
-
-@torch.no_grad()
-def _draw_anew(head: torch.nn.Linear, seed: int) -> None:
-    """New weights and bias, uniform in (-s, s), s = 1 / sqrt(number of features), as in the published code."""
-    generator, bound = torch_rng(seed, "fst/head"), head.in_features**-0.5
-    for parameter in head.parameters():
-        parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
 
 PURIFIER = Purifier(purify=purify)

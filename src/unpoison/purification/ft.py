@@ -1,21 +1,20 @@
 """Fine-tuning: the plain baseline of every purification paper.
 
 The setting is that of FST's `ft` baseline (Min et al. 2023), whose published code also keeps the head's norm fixed in this
-mode. Plain fine-tuning does not, and neither does this.
+mode. Plain fine-tuning does not, and neither does this unless asked.
 https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine_tune/ft.py
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Literal
 
 from ..core.hyperparameters import Count, Epochs, NonNegative, Positive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from ..training.loop import fit
-from ..training.recipe import AugmentationName, Recipe
+from ..training.recipe import AugmentationName, Smoothing
 from .purifier import Purifier
+from .tuning import tune
 
 
 def purify(
@@ -29,6 +28,8 @@ def purify(
     weight_decay: NonNegative = 0.0,
     schedule_per: Literal["batch", "epoch"] = "batch",
     augment: list[AugmentationName] | tuple[AugmentationName, ...] = (),
+    label_smoothing: Smoothing = 0.0,
+    keep_head_norm: bool = False,
 ) -> Classifier:
     """Tune all weights on the trusted reserve with cross entropy; a new model is returned.
 
@@ -42,20 +43,24 @@ def purify(
         weight_decay: L2 penalty of SGD, whose momentum is 0.9; none in FST's published code.
         schedule_per: how often the learning rate moves, every `batch` or every `epoch`; epoch in FST's published code.
         augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in FST's published code.
+        label_smoothing: share of each label that the other classes get, in equal parts.
+        keep_head_norm: whether the head's weight keeps its norm, ‖W‖_F, after every step; true in FST's published
+            code, in all modes.
     """
-    # A copy, so the backdoored model can still be graded, and purified by other methods, beside this one.
-    tuned = deepcopy(model)
-    recipe = Recipe(
+    return tune(
+        model,
+        reserve,
+        "ft",
+        seed=seed,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
-        schedule="cosine",
         schedule_per=schedule_per,
         augment=augment,
+        label_smoothing=label_smoothing,
+        keep_head_norm=keep_head_norm,
     )
-    fit(tuned, reserve, recipe, seed=seed, what="ft")
-    return tuned
 
 
 PURIFIER = Purifier(purify=purify)

@@ -159,6 +159,23 @@ def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     return _png(figure)
 
 
+def connectivity(t: Array, curves: Mapping[str, tuple[Array, Array | None]]) -> bytes:
+    """ACC (solid) and ASR (dashed) of networks between a purified model, at the left, and the backdoored one.
+
+    Args:
+        t: places on the line, [k], from 0 to 1.
+        curves: ACC and, where there is one, ASR at each, by method.
+    """
+    figure, axes = _axes()
+    for (name, (acc, asr)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+        axes.plot(t, acc, color=colour, label=_label(name))
+        if asr is not None:
+            axes.plot(t, asr, color=colour, linestyle="--")
+    axes.set(xlabel="weights, from purified (0) to backdoored (1)", ylabel="share of test images", ylim=(-0.05, 1.05))
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
 def training_curves(
     curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], ylabel: str, *, log: bool = False
 ) -> bytes:

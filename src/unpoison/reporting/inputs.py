@@ -130,6 +130,16 @@ def read_intervals(path: Path) -> pd.DataFrame:
     return table
 
 
+def read_line(path: Path) -> pd.DataFrame:
+    """ACC and ASR between purified models and the backdoored one: `t`, rising, `METHOD.acc` and `METHOD.asr`; often no row."""
+    table = read_curve(path, ["t"], shares=["t"])
+    for name in table.columns:
+        check_column(path, table[name], share=True)
+    if (np.diff(table["t"].to_numpy(float)) <= 0).any():
+        raise UserError(f"{path}: t: allowed: places in rising order, each once")
+    return table
+
+
 def read_losses(path: Path, data: ImageSet) -> Pixels:
     """Losses of every training sample in every epoch, float32 [epochs, n], NaN where a sample was left out of an epoch."""
     losses = load_array(path, np.float32, ("epochs", len(data)))

@@ -16,6 +16,15 @@ SHARES = frozenset(
         "acc_without_target",
         "asr",
         "ra",
+        "der",
+        "retuned_acc",
+        "retuned_asr",
+        "retuned_asr_clean",
+        "retuned_ra",
+        "reactivated_asr",
+        "reactivated_asr_clean",
+        "reactivated_untriggered",
+        "reactivated_untriggered_clean",
         "auroc",
         "ap",
         "tpr_at_1fpr",
@@ -30,6 +39,17 @@ SHARES = frozenset(
     )
 )
 """Figures that are fractions in [0, 1]."""
+SHOWN = (
+    "acc_without_target",
+    "asr",
+    "ra",
+    "der",
+    "retuned_asr",
+    "retuned_asr_clean",
+    "reactivated_asr",
+    "reactivated_asr_clean",
+)
+"""Figures of a model besides `acc` that the report shows where they are there."""
 DEEPEST = 8
 NAME = re.compile(r"[\w*][\w.*-]{0,199}")
 """Names of figures, which become those of columns; with dots where blocks are flattened."""
@@ -103,13 +123,13 @@ def check_figures(values: Any, where: str = "", depth: int = 0) -> None:
 def check_models(metrics: Mapping[str, Any], classes: int) -> None:
     """Raises ParameterError where a graded model has no accuracy, or a collapse leads to no class."""
     block_at(metrics, "backdoored")
-    models = {name: block_at(metrics, name) for name in ("backdoored", "student") if name in metrics}
+    models = {name: block_at(metrics, name) for name in ("backdoored", "clean", "student") if name in metrics}
     for family in ("purified", "robust"):
         for name in block_at(metrics, family) if family in metrics else ():
             models[f"{family}.{name}"] = block_at(metrics[family], name, family)
     for where, values in models.items():
         figure_at(values, "acc", where)
-        for key in ("acc_without_target", "asr", "ra"):
+        for key in SHOWN:
             if key in values:
                 figure_at(values, key, where)
         if "asr_of" in values:

@@ -52,6 +52,7 @@ class Run:
         metrics: metrics that `evaluate` wrote; None where they are of another run, or absent.
         roc: ROC curves, `fpr` and a column per detector.
         intervals: ends of the bootstrap intervals, two rows, and a column `DETECTOR.FIGURE` for each.
+        line: ACC and ASR of networks between purified models and the backdoored one: `t`, `METHOD.acc`, `METHOD.asr`.
         scores: scores by detector.
         verdicts: verdicts on the backdoored model by inspector.
         curves: training curves by model, with epoch, loss and accuracy.
@@ -70,6 +71,7 @@ class Run:
     metrics: Mapping[str, Any] | None = None
     roc: pd.DataFrame | None = None
     intervals: pd.DataFrame | None = None
+    line: pd.DataFrame | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)

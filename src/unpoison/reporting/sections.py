@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,9 @@ def models(page: Page, run: Run) -> None:
     columns = {"ACC": "acc"}
     if run.truth is not None:
         columns |= {"ACC without target": "acc_without_target", "ASR": "asr", "RA": "ra"}
+        # What not every run has, and every other table is narrower without.
+        more = {"DER": "der", "retuned ASR": "retuned_asr", "reactivated ASR": "reactivated_asr"}
+        columns |= {head: key for head, key in more.items() if any(key in values for values in graded.values())}
     rows = [[name, *(_figure(values, key) for key in columns.values())] for name, values in graded.items()]
     page.table(Table(["model", *columns], rows))
     for name, values in graded.items():
@@ -87,11 +90,13 @@ def models(page: Page, run: Run) -> None:
         "that still get their true label. ACC without target: on clean test images of other classes than the target, as "
         "D-BR reports it."
     )
+    if words := _holds(columns, graded):
+        page.text(words)
     _triggers(page, run.metrics)
     # A semantic trigger may be on no test image, and then there is nothing to plot.
     if all("asr" in values for values in graded.values()):
         points = {name: (values["acc"], values["asr"]) for name, values in graded.items()}
-        page.figures([(figures.acc_against_asr(points), "ACC against ASR")])
+        page.figures([(figures.acc_against_asr(points), "ACC against ASR"), *_line(run)])
 
 
 def detection(page: Page, run: Run) -> None:
@@ -191,10 +196,55 @@ def _flagged(run: Run, detector: str, graded: Mapping[str, Any]) -> list[str]:
 
 def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Metrics of every graded model, by its name on the page."""
-    graded = {name: metrics[name] for name in ("backdoored", "student") if name in metrics}
+    graded = {name: metrics[name] for name in ("backdoored", "clean", "student") if name in metrics}
     for family in ("purified", "robust"):
         graded |= {f"{family}: {name}": values for name, values in metrics.get(family, {}).items()}
     return graded
+
+
+def _holds(columns: Mapping[str, str], graded: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the figures of defended models mean, of those that the table has; "" where it has none."""
+    words = []
+    if "DER" in columns:
+        words.append(
+            "DER: (1 + fall of ASR - fall of ACC) / 2, against the backdoored model; 0.5 where a defence changes neither."
+        )
+    if "retuned ASR" in columns:
+        words.append(
+            "Retuned ASR: after a few steps on the trusted images with some poisoned ones among them; an ASR that is back "
+            "at once was asleep and not gone."
+        )
+        controls = [values["retuned_asr_clean"] for values in graded.values() if "retuned_asr_clean" in values]
+        if controls:
+            words.append(f"The clean model has {controls[0]:.3f} after the same steps.")
+    if "reactivated ASR" in columns:
+        words.append(
+            "Reactivated ASR: of triggered test images that a generator has changed a little, trained by queries to wake the "
+            "backdoor."
+        )
+        controls = [values["reactivated_asr_clean"] for values in graded.values() if "reactivated_asr_clean" in values]
+        if controls:
+            words.append(f"The clean model gives the attacker's label to {_from_to(controls)} of the same images.")
+    return " ".join(words)
+
+
+def _from_to(values: Sequence[float]) -> str:
+    """The smallest and the largest of some figures, or one where they are equal."""
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _line(run: Run) -> list[tuple[bytes, str]]:
+    """ACC and ASR between purified models and the backdoored one, where they were measured."""
+    if run.line is None or not len(run.line):
+        return []
+    columns = {name: run.line[name].to_numpy(float) for name in run.line.columns}
+    methods = [name.removesuffix(".acc") for name in columns if name.endswith(".acc")]
+    curves = {method: (columns[f"{method}.acc"], columns.get(f"{method}.asr")) for method in methods}
+    if not curves:
+        return []
+    picture = figures.connectivity(columns["t"], curves)
+    return [(picture, "Between a purified model's weights and the backdoored ones; solid: ACC, dashed: ASR")]
 
 
 def _attack(run: Run) -> str:
@@ -238,6 +288,11 @@ def _data(run: Run) -> str:
     text = f"{name} ({source}): {counts}; {height}x{width}x{channels}"
     if left_out := run.about.get("defects"):
         text += f"; files that could not be used and were left out: {left_out}, listed in data/base/defects.txt"
+    count, origin = run.about["counts"].get("reserve", 0), run.about.get("reserve_from")
+    if origin == "train":
+        text += f"; the {count} images of the reserve are in the training set as well, where the attack may have stamped them"
+    elif origin == "other":
+        text += f"; the {count} images of the reserve are of another source, {run.about.get('reserve_source')}"
     if run.truth is None and run.about.get("trusted") == "train":
         text += "; the reserve and the public images come from the same part as the suspect ones, so nothing vouches for them"
     return text

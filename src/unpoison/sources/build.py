@@ -6,19 +6,21 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..core.arrays import Images, IntArray
 from ..core.errors import ParameterError, UserError
 from ..core.files import new_file
 from ..core.progress import progress
-from ..data.store import new_base
+from ..data.store import BaseWriter, new_base
 from .decode import DefectError, Resize, decode_noting, resized
 from .source import Source
 from .splits import Place, SplitSettings, arrange
@@ -53,7 +55,13 @@ class BuildSettings:
 
 
 def build_base(
-    source: Source, folder: Path, split: SplitSettings, settings: BuildSettings, *, defects: Path
+    source: Source,
+    folder: Path,
+    split: SplitSettings,
+    settings: BuildSettings,
+    *,
+    defects: Path,
+    other: Source | None = None,
 ) -> dict[str, int]:
     """Write the base data set of a source.
 
@@ -64,6 +72,7 @@ def build_base(
         settings: decoding and resizing.
         defects: text file that lists the files that cannot be used, a line for each with name and reason; written where
             they stop the build.
+        other: source of the reserve (`sources.reserve.open_reserve`), with `reserve_from: other`.
 
     Returns:
         The number of images in each split, and `defects`, the number of files left out.
@@ -72,14 +81,26 @@ def build_base(
         UserError: no split is possible; images of several sizes without `image_size`; broken files with `on_error: fail`;
             a class without a training image that can be used.
     """
-    places = arrange(source.labels, split, source.classes)
+    labels_of, names_of = dict(source.labels), dict(source.names)
+    if other is not None:
+        labels_of |= other.labels
+        names_of |= other.names
+    places = arrange(labels_of, split, source.classes)
     # The public split is unlabelled even where its samples come from a labelled part.
     labels = {
-        name: np.full(len(rows), -1) if name == "public" else source.labels[part][rows]
+        name: np.full(len(rows), -1) if name == "public" else labels_of[part][rows]
         for name, (part, rows) in places.items()
     }
-    names = {name: [source.names[part][row] for row in rows] for name, (part, rows) in places.items()}
-    broken = list(source.problems)
+    names = {name: [names_of[part][row] for row in rows] for name, (part, rows) in places.items()}
+    # A reserve out of the training set is decoded with it: its row by the row there.
+    own = {name: place for name, place in places.items() if name != "reserve" or split.reserve_from == "held_out"}
+    twins: dict[int, int] = {}
+    if split.reserve_from == "train":
+        in_train = np.searchsorted(places["train"][1], places["reserve"][1])
+        twins = {int(row): number for number, row in enumerate(in_train)}
+    problems = source.problems + (other.problems if other is not None else [])
+    ignored = source.ignored + (other.ignored if other is not None else [])
+    broken = list(problems)
     dim: list[str] = []
     written = {name: np.zeros(len(rows), bool) for name, (_, rows) in places.items()}
     about = {
@@ -88,39 +109,70 @@ def build_base(
         "resize": settings.resize,
         "trusted": places["reserve"][0],
     }
-    total = sum(map(len, names.values()))
-    items = progress(_items(source, places), what="prepare", unit="image", total=total)
-    named = ((name, row, content, names[name][row]) for name, row, content in items)
-    blocks = _decoded(named, settings)
-    try:
-        with new_base(folder, source.classes, labels, names, about) as base:
-            for block in blocks:
-                # A block's images by split and row, so that each split is written once per block.
-                good: dict[str, dict[int, Images]] = {}
-                for name, row, result, is_dim in block:
-                    if isinstance(result, str):
-                        broken.append((names[name][row], result))
-                        continue
-                    dim += [names[name][row]] * is_dim
-                    good.setdefault(name, {})[row] = result
-                for name, images in good.items():
-                    base.write(name, np.array(list(images)), np.stack(list(images.values())))
-                    written[name][list(images)] = True
-            # Sorted by name: the order of a source's own is that of an archive or a file system.
-            broken.sort()
-            if broken and settings.on_error == "fail":
-                raise _broken_error(broken, defects, total + len(source.problems))
-            for name in ("train", "test"):
-                _check_left(name, labels[name], written[name], names[name], broken, source.classes, defects)
-            base.about |= {"defects": len(broken), "ignored": len(source.ignored)}
-            if dim:
-                base.about["dim"] = {"count": len(dim), "first": min(dim)}
-            for file, lines in (("defects.txt", [f"{n}: {why}" for n, why in broken]), ("ignored.txt", source.ignored)):
-                base.write_text(file, lines)
-    finally:
-        # An error leaves the generator half-way, with decoding threads at work.
-        blocks.close()
+    if split.reserve_from != "held_out":
+        about["reserve_from"] = split.reserve_from
+    if other is not None:
+        about["reserve_source"] = other.about["source"]
+    total = sum(map(len, names.values())) - len(twins)
+
+    def decoded(base: BaseWriter) -> Generator[list[Decoded]]:
+        yield from _decoded(_named(source, own, names), settings)
+        # The other source's last, in the shape that the base's have got.
+        if other is not None and base.shape is not None:
+            yield from _fitted(_named(other, {"reserve": places["reserve"]}, names), settings, base.shape)
+
+    # An error leaves the generator half-way, with decoding threads at work, unless it is closed.
+    with new_base(folder, source.classes, labels, names, about) as base, closing(decoded(base)) as blocks:
+        for block in blocks:
+            # A block's images by split and row, so that each split is written once per block.
+            good: dict[str, dict[int, Images]] = {}
+            for name, row, result, is_dim in block:
+                if isinstance(result, str):
+                    broken.append((names[name][row], result))
+                    continue
+                dim += [names[name][row]] * is_dim
+                good.setdefault(name, {})[row] = result
+            if copied := {twins[row]: image for row, image in good.get("train", {}).items() if row in twins}:
+                good["reserve"] = copied
+            for name, images in good.items():
+                base.write(name, np.array(list(images)), np.stack(list(images.values())))
+                written[name][list(images)] = True
+        # Sorted by name: the order of a source's own is that of an archive or a file system.
+        broken.sort()
+        if broken and settings.on_error == "fail":
+            raise _broken_error(broken, defects, total + len(problems))
+        for name in ("train", "test") if other is None else ("train", "test", "reserve"):
+            _check_left(name, labels[name], written[name], names[name], broken, source.classes, defects)
+        base.about |= {"defects": len(broken), "ignored": len(ignored)}
+        if dim:
+            base.about["dim"] = {"count": len(dim), "first": min(dim)}
+        for file, lines in (("defects.txt", [f"{n}: {why}" for n, why in broken]), ("ignored.txt", ignored)):
+            base.write_text(file, lines)
     return {**base.counts, "defects": len(broken)}
+
+
+def _named(source: Source, places: Mapping[str, Place], names: Mapping[str, list[str]]) -> Iterator[Named]:
+    """The images asked for with split, row there and name, and a bar of how many have been read."""
+    total = sum(len(rows) for _, rows in places.values())
+    for name, row, content in progress(_items(source, places), what="prepare", unit="image", total=total):
+        yield name, row, content, names[name][row]
+
+
+def _fitted(items: Iterator[Named], settings: BuildSettings, shape: Shape) -> Generator[list[Decoded]]:
+    """Chunks decoded as `_decoded` does, whatever their size, in the sides and channels of `shape`."""
+    height, width, channels = shape
+    if height != width:
+        raise ParameterError(
+            f"image_size: null given for images of {width}x{height} px, allowed with reserve_from: other: a number of pixels "
+            "per side, which the reserve has then as well"
+        )
+    for block in _decoded(items, replace(settings, image_size=width)):
+        yield [(name, row, _grey(pixels) if channels == 1 else pixels, is_dim) for name, row, pixels, is_dim in block]
+
+
+def _grey(pixels: Images | str) -> Images | str:
+    """The luminance, uint8 [h, w, 1], of what a file was decoded to, or the reason why there is nothing."""
+    return pixels if isinstance(pixels, str) else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
 def _items(source: Source, places: Mapping[str, Place]) -> Iterator[Item]:
@@ -219,8 +271,9 @@ def _check_left(
     reasons = dict(broken)
     _write_defects(broken, defects)
     others = f" (and {len(lost) - 1} more classes)" if len(lost) > 1 else ""
+    key = "reserve_path" if split == "reserve" else "path"
     raise ParameterError(
-        f"path: class {classes[lost[0]]}{others} is without a {split} image that can be used: all {len(rows)} are broken "
+        f"{key}: class {classes[lost[0]]}{others} is without a {split} image that can be used: all {len(rows)} are broken "
         f"({names[rows[0]]}: {reasons.get(names[rows[0]], 'absent')}); {len(broken)} files in all, listed in {defects}; "
         "allowed: at least one whole image in every class"
     )

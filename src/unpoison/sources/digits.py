@@ -9,14 +9,18 @@ The scans behind the splits are disjoint, so a test digit was never seen in trai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..core.arrays import Images
 from ..core.errors import ParameterError
 from ..core.seeding import numpy_rng
+from .source import Rows, Source
 
 SIDE = 32
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -51,6 +55,19 @@ def build(sizes: dict[str, int]) -> dict[str, Split]:
     photos = _photo_pyramid()
     pools = _share_out(classes, sizes)
     return {name: _render(name, size, scans, pools[name], photos) for name, size in sizes.items()}
+
+
+def as_source(splits: dict[str, Split], about: dict[str, str]) -> Source:
+    """Splits as a source with as many parts, whose samples are called `PART/NUMBER`; all of them but the reserve."""
+    parts = {name: split for name, split in splits.items() if name != "reserve"}
+
+    def read(rows: Rows) -> Iterator[tuple[str, int, bytes | Images | str]]:
+        for part, part_rows in rows.items():
+            for row in part_rows:
+                yield part, int(row), parts[part][0][row]
+
+    names = {name: [f"{name}/{row:05d}" for row in range(len(labels))] for name, (_, labels) in parts.items()}
+    return Source(CLASSES, {name: labels for name, (_, labels) in parts.items()}, names, read, dict(about))
 
 
 def _share_out(classes: NDArray[np.int64], sizes: dict[str, int]) -> dict[str, list[NDArray[np.int64]]]:

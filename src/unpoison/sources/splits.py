@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Gt, Lt
+from pydantic import PlainValidator
+from pydantic_core import PydanticCustomError
 
 from ..core.arrays import IntArray
 from ..core.errors import ParameterError
@@ -22,6 +24,19 @@ MOST = {"reserve": 600, "public": 1200}
 _SHARES, _FEW = {"reserve": 10, "public": 5}, 50
 
 
+def _number_or_share(value: Any) -> float:
+    """`value` where it is a whole number from 0 or a share; one message for both, which a union of types has not."""
+    if (type(value) is int and value >= 0) or (type(value) is float and 0 < value < 1):
+        return value
+    raise PydanticCustomError(
+        "size", "allowed: a whole number from 0, or a share of the training images, above 0 and below 1"
+    )
+
+
+NumberOrShare = Annotated[float, PlainValidator(_number_or_share)]
+"""A whole number of images, `int`, or a share of the training images, `float`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
     """Sizes and seed of the splits. Every draw is balanced over the classes and leaves one sample of each that has any.
@@ -31,8 +46,12 @@ class SplitSettings:
             does not change it.
         train_limit: most training samples; null takes all. A lower limit takes a subset of a higher one.
         test_share: share of each class that becomes the test split, where the source has no test part.
-        reserve: number of trusted, labelled images set apart, from the source's `reserve` part where it has one; null is
-            that part as a whole, or else a share; see `_share_of`.
+        reserve: number of trusted, labelled images, from the source's `reserve` part where it has one; null is that part
+            as a whole, or else a share; see `_share_of`. A number between 0 and 1 is a share of the source's training part:
+            of all in it but the test split where that is taken out of it, before any other split and `train_limit` are.
+        reserve_from: `held_out`: images that are set apart, which the training set lacks. `train`: images of the training
+            set that results, which keeps them. `other`: the `reserve` part that another source was opened as; null is
+            `MOST` of it or all there is.
         public: number of trusted images without labels, for the prior, from the source's `public` part where it has one;
             null is that part as a whole, or else a share.
         trusted: part that the two are taken from otherwise: `train`, as in published evaluations, or `test` where the
@@ -42,7 +61,8 @@ class SplitSettings:
     split_seed: Whole = 0
     train_limit: Count | None = None
     test_share: Annotated[float, Gt(0), Lt(1)] = 0.2
-    reserve: Whole | None = None
+    reserve: NumberOrShare | None = None
+    reserve_from: Literal["held_out", "train", "other"] = "held_out"
     public: Whole | None = None
     trusted: Literal["train", "test"] = "train"
 
@@ -67,8 +87,18 @@ def arrange(labels: dict[str, IntArray], settings: SplitSettings, classes: Seque
         left["test"] = ("train", test)
         left["train"] = ("train", np.setdiff1d(np.arange(len(labels["train"])), test))
     whole = len(left[settings.trusted][1])
+    reserve = reserve_count(settings.reserve, len(left["train"][1]))
     splits: dict[str, Place] = {}
-    for name, count in (("reserve", settings.reserve), ("public", settings.public)):
+    for name, count in (("reserve", reserve), ("public", settings.public)):
+        if name == "reserve" and settings.reserve_from == "train":
+            continue
+        if name == "reserve" and settings.reserve_from == "other":
+            count = min(MOST[name], len(labels[name])) if count is None else count
+            if count > len(labels[name]):
+                raise ParameterError(
+                    f"reserve: {size_said(settings.reserve, count)}, allowed: at most {len(labels[name])}, the images of "
+                    "these classes in reserve_path"
+                )
         if name in labels:
             # A part of the source's own may be smaller than the number asked for: it is all there is.
             all_there_is = len(labels[name])
@@ -81,8 +111,9 @@ def arrange(labels: dict[str, IntArray], settings: SplitSettings, classes: Seque
             count = min(_share_of(name, whole), spare)
         elif count > spare:
             raise ParameterError(
-                f"{name}: {count} given, allowed: at most {spare} of the {len(rows)} samples that are left of the source's "
-                f"{settings.trusted} part, as one stays in every class ({_smallest(labels[part][rows], classes)})"
+                f"{name}: {size_said(getattr(settings, name), count)}, allowed: at most {spare} of the {len(rows)} samples "
+                f"that are left of the source's {settings.trusted} part, as one stays in every class "
+                f"({_smallest(labels[part][rows], classes)})"
             )
         drawn = rows[balanced(labels[part][rows], count, seed, name, keep=1)]
         splits[name] = part, drawn
@@ -99,7 +130,25 @@ def arrange(labels: dict[str, IntArray], settings: SplitSettings, classes: Seque
         rows = rows[balanced(labels[part][rows], settings.train_limit, seed, "train_limit")]
     splits["train"] = part, rows
     splits["test"] = left["test"]
+    if settings.reserve_from == "train":
+        count = _share_of("reserve", len(rows)) if reserve is None else reserve
+        if count > len(rows):
+            raise ParameterError(
+                f"reserve: {size_said(settings.reserve, count)}, allowed: at most {len(rows)}, the training images that it "
+                "is drawn from"
+            )
+        splits["reserve"] = part, rows[balanced(labels[part][rows], count, seed, "reserve")]
     return splits
+
+
+def reserve_count(reserve: float | None, train: int) -> int | None:
+    """The number of images that `reserve` stands for, a share being one of `train` images and at least one image."""
+    return max(1, round(reserve * train)) if isinstance(reserve, float) else reserve
+
+
+def size_said(given: float | None, count: int) -> str:
+    """A size in words, for a message: as it was given, and the number where that is another."""
+    return f"{given} given" if isinstance(given, int) else f"{'null' if given is None else given} given, {count} images"
 
 
 def _share_of(name: str, whole: int) -> int:

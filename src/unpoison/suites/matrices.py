@@ -1,4 +1,4 @@
-"""Tables with a column per method: one figure of every detector, say, for each attack and rate of a suite."""
+"""Tables of all methods: one figure of each, for each attack and rate of a suite, and how many attacks each solves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..reporting.escaping import code, prose
 from ..reporting.escaping import markdown as literal
 from ..reporting.page import Table
 from .record import Run
-from .suite import Matrix, Suite
+from .suite import Matrix, Solved, Suite
 
 
 def sections(suite: Suite, runs: Sequence[Run]) -> list[str]:
@@ -19,9 +19,15 @@ def sections(suite: Suite, runs: Sequence[Run]) -> list[str]:
     for scale, about in suite.scales.items():
         for data in sorted({run.data for run in runs if run.scale == scale}):
             here = [run for run in runs if (run.scale, run.data) == (scale, data)]
+            where = f"{prose(about.label)}; {literal(data)}"
+            if suite.solved is not None and (names := names_of(f"{suite.solved.methods}.acc", here)):
+                parts += [f"### Attacks solved: {where}", _solved(suite, suite.solved, names, here).markdown(str)]
+                parts.append(
+                    f"Solved: ASR of at most {suite.solved.asr:g}, and at most {suite.solved.acc_drop:g} of the ACC lost that "
+                    f"`{next(iter(suite.methods))}` has. Means are over the attacks that took."
+                )
             for title, matrix in suite.matrices.items():
-                if names := names_of(matrix, here):
-                    where = f"{prose(about.label)}; {literal(data)}"
+                if names := names_of(matrix.metric, here):
                     parts += [f"### {prose(title)}: {where}", _table(suite, matrix, names, here).markdown(str)]
     if parts and suite.taken is not None:
         below = f"ASR below {suite.taken:g}"
@@ -29,15 +35,14 @@ def sections(suite: Suite, runs: Sequence[Run]) -> list[str]:
     return parts
 
 
-def names_of(matrix: Matrix, runs: Iterable[Run]) -> list[str]:
-    """What `*` stands for in the metrics that were recorded, in the order of the alphabet."""
-    form = re.compile(re.escape(matrix.metric).replace(r"\*", "([^.]+)"))
+def names_of(metric: str, runs: Iterable[Run]) -> list[str]:
+    """What the `*` of a metric stands for in the metrics that were recorded, in the order of the alphabet."""
+    form = re.compile(re.escape(metric).replace(r"\*", "([^.]+)"))
     return sorted({found[1] for run in runs for metric in run.metrics if (found := form.fullmatch(metric))})
 
 
 def _table(suite: Suite, matrix: Matrix, names: Sequence[str], runs: Sequence[Run]) -> Table:
-    asr_of = f"{next(iter(suite.methods.values())).metrics}.asr"
-    body, taken = [], []
+    asr_of, body, taken = f"{_undefended(suite)}.asr", [], []
     for experiment, about in suite.experiments.items():
         of_experiment = [run for run in runs if run.experiment == experiment]
         means = {name: _mean(of_experiment, matrix.metric.replace("*", name)) for name in names}
@@ -59,12 +64,58 @@ def _table(suite: Suite, matrix: Matrix, names: Sequence[str], runs: Sequence[Ru
         first = f"{prose(title)} ({code(published.source)})"
         body.append([first, *blank, *_cells(published.figures, names)])
     varied = [literal(suite.vary.rpartition(".")[2])] if suite.vary else []
+    if matrix.rows == "methods":
+        # The attacks' own columns, up to their ASR, become the head.
+        own = len(varied) + 2
+        head = [" ".join(filter(None, row[: own - 1])) for row in body]
+        across = [[literal(name), *(row[own + place] for row in body)] for place, name in enumerate(names)]
+        return Table(
+            ["method", *head], [["ASR of the victim", *(row[own - 1] for row in body)], *across], frozenset({0})
+        )
     return Table(["attack", *varied, "ASR", *map(literal, names)], body)
+
+
+def _solved(suite: Suite, solved: Solved, names: Sequence[str], runs: Sequence[Run]) -> Table:
+    """A row per method, those that solve most first: attacks solved, and mean figures over the attacks that took."""
+    counts, figures = dict.fromkeys(names, (0, 0)), {name: list[list[float | None]]() for name in names}
+    for experiment in suite.experiments:
+        of_experiment = [run for run in runs if run.experiment == experiment]
+        acc, asr = (_mean(of_experiment, f"{_undefended(suite)}.{figure}") for figure in ("acc", "asr"))
+        if acc is None or asr is None or asr < (suite.taken or 0):
+            continue
+        for name in names:
+            place = solved.methods.replace("*", name)
+            found = [_mean(of_experiment, f"{place}.{key}") for key in ("acc", "asr", *solved.columns.values())]
+            kept, left = found[:2]
+            if kept is None or left is None:
+                continue
+            # To six places, as metrics are written: 0.87 - 0.85 is the 0.02 that is allowed.
+            good = left <= solved.asr and round(acc - kept, 6) <= solved.acc_drop
+            counts[name] = counts[name][0] + good, counts[name][1] + 1
+            figures[name].append(found)
+    means = {name: [_average(values) for values in zip(*rows, strict=True)] for name, rows in figures.items() if rows}
+    order = sorted(means, key=lambda name: (-counts[name][0], means[name][1], name))
+    body = [[literal(name), f"{counts[name][0]} of {counts[name][1]}", *map(_cell, means[name])] for name in order]
+    return Table(["method", "solved", "ACC", "ASR", *map(literal, solved.columns)], body, frozenset({0}))
+
+
+def _undefended(suite: Suite) -> str:
+    """Where the figures of the suite's first method lie: those of the victim."""
+    return next(iter(suite.methods.values())).metrics
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if present else None
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value > 10 else f"{value:.3f}"
 
 
 def _cells(figures: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
     found = (figures.get(name) for name in names)
-    return ["–" if value is None else f"{value:.3f}" for value in found]
+    return [_cell(value) for value in found]
 
 
 def _mean(runs: Iterable[Run], metric: str) -> float | None:

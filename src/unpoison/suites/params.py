@@ -60,6 +60,10 @@ def params_of(suite: Suite, params: Params, overrides: Overrides) -> Params:
         if not isinstance(methods, list):
             raise UserError(f"{family}.methods: {methods!r} given, allowed: a list")
         made += [f"{place}.{method}" for method in methods]
+    by = value_at(changed, "purify.by") or {}
+    if not isinstance(by, Mapping):
+        raise UserError(f"purify.by: {by!r} given, allowed: artefacts by method")
+    made += [f"purified.{method}" for method in by]
     for name, about in suite.methods.items():
         if about.metrics not in made:
             raise UserError(f"methods.{name}.metrics: {about.metrics!r} given, allowed: {', '.join(made)}")

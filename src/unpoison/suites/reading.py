@@ -6,12 +6,25 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..core.errors import ParameterError, UserError, file_of, keys_of
 from ..core.files import open_file
 from ..core.hyperparameters import Fraction, check
-from .suite import METRICS, Column, Experiment, Figures, Matrix, Method, MetricName, Overrides, Published, Scale, Suite
+from .suite import (
+    METRICS,
+    Column,
+    Experiment,
+    Figures,
+    Matrix,
+    Method,
+    MetricName,
+    Overrides,
+    Published,
+    Scale,
+    Solved,
+    Suite,
+)
 from .yaml_file import LARGEST, read_yaml
 
 # Names become those of files and of Git references, which have no `..` and may not be long.
@@ -40,6 +53,7 @@ class Keys:
     vary: Block = field(default_factory=dict)
     columns: Block = field(default_factory=dict)
     matrices: Block = field(default_factory=dict)
+    solved: Block | None = None
     taken: Fraction | None = None
 
 
@@ -58,6 +72,7 @@ class MatrixKeys:
 
     metric: str
     lower_is_better: bool = False
+    rows: Literal["attacks", "methods"] = "attacks"
     published: Block = field(default_factory=dict)
 
 
@@ -113,6 +128,7 @@ def _suite(name: str, values: Block) -> Suite:
         vary=next(iter(keys.vary), ""),
         columns={heading: _column(block, f"columns.{heading}") for heading, block in keys.columns.items()},
         matrices={title: _matrix(block, f"matrices.{title}", keys.sources) for title, block in keys.matrices.items()},
+        solved=None if keys.solved is None else _solved(keys.solved),
         taken=keys.taken,
         methods=methods,
         experiments=experiments,
@@ -226,7 +242,16 @@ def _matrix(block: Any, where: str, sources: Mapping[str, str]) -> Matrix:
     for title, figures in keys.published.items():
         published[title] = _checked(figures, Figures, f"{where}.published.{title}")
         _check_known([published[title].source], f"{where}.published.{title}.source", sources)
-    return Matrix(metric=keys.metric, lower_is_better=keys.lower_is_better, published=published)
+    if published and keys.rows == "methods":
+        raise ParameterError(f"{where}.published: {', '.join(published)} given, allowed: with rows: attacks")
+    return Matrix(metric=keys.metric, lower_is_better=keys.lower_is_better, rows=keys.rows, published=published)
+
+
+def _solved(block: Any) -> Solved:
+    solved = _checked(block, Solved, "solved")
+    if solved.methods.count("*") != 1:
+        raise ParameterError(f"solved.methods: {solved.methods!r} given, allowed: a place in the metrics with one *")
+    return solved
 
 
 def _check_overrides(values: Overrides, where: str) -> None:

@@ -62,12 +62,31 @@ class Matrix:
     Attributes:
         metric: the figure's name in the record, with a `*` for the method's.
         lower_is_better: whether the worst of a column is its largest figure.
-        published: rows of published figures by their titles.
+        rows: what goes down the page, `attacks` or `methods`; the other goes across.
+        published: rows of published figures by their titles, of a matrix with attacks down the page.
     """
 
     metric: str
     lower_is_better: bool = False
+    rows: Literal["attacks", "methods"] = "attacks"
     published: dict[str, Figures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """A count of the attacks that each method solves, and its mean figures over them.
+
+    Attributes:
+        methods: where a method's figures lie in the record, with a `*` for its name (`purified.*`).
+        asr: an attack is solved with at most this ASR, and
+        acc_drop: with at most this much of the first method's ACC lost.
+        columns: further mean figures: heading to the figure's name below the method's.
+    """
+
+    methods: str
+    asr: Fraction
+    acc_drop: Fraction
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +141,7 @@ class Suite:
         vary: the key of the parameter that makes several experiments of one, "" where none does.
         columns: further columns of the table by heading.
         matrices: further tables by title.
+        solved: a count of the attacks that each method solves; None: without.
         taken: ASR of the first method from which an attack counts in the matrices' means and worst cases; None: all do.
         experiments: by the name that runs and record use: `badnets`, or with a varied parameter `badnets-0.1`.
     """
@@ -135,6 +155,7 @@ class Suite:
     vary: str
     columns: dict[str, Column]
     matrices: dict[str, Matrix]
+    solved: Solved | None
     taken: float | None
     methods: dict[str, Method]
     experiments: dict[str, Experiment]

@@ -1,0 +1,71 @@
+"""Linear probing: the head alone is tuned, which leaves the features as they are (Min et al. 2023).
+
+As mode `lp` of FST's published code, which also keeps the head's norm fixed; this does not unless asked. Although only the
+head is tuned there, the network is in training mode: batch norm's running statistics come to be those of the reserve.
+https://github.com/AISafety-HKUST/stable_backdoor_purification/blob/37d2ef5/fine_tune/ft.py
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..core.hyperparameters import Count, Epochs, NonNegative, Positive
+from ..data.imageset import ImageSet
+from ..models.classifier import Classifier
+from ..training.recipe import AugmentationName, Smoothing
+from .purifier import Purifier
+from .tuning import tune
+
+
+def purify(
+    model: Classifier,
+    reserve: ImageSet,
+    *,
+    seed: int = 0,
+    epochs: Epochs = 10,
+    batch_size: Count = 128,
+    lr: Positive = 0.01,
+    weight_decay: NonNegative = 0.0,
+    schedule_per: Literal["batch", "epoch"] = "batch",
+    augment: list[AugmentationName] | tuple[AugmentationName, ...] = (),
+    label_smoothing: Smoothing = 0.0,
+    keep_head_norm: bool = False,
+    update_statistics: bool = True,
+) -> Classifier:
+    """Tune the head on the trusted reserve with cross entropy; a new model is returned.
+
+    Args:
+        model: the backdoored classifier, left as it was.
+        reserve: trusted, labelled images.
+        seed: seed for the order of the images and their augmentation.
+        epochs: passes over the trusted reserve. 10 in FST's published code.
+        batch_size: images per step. 128 in FST's published code.
+        lr: learning rate of the first step, lowered along a cosine. 0.01 in FST's published code.
+        weight_decay: L2 penalty of SGD, whose momentum is 0.9; none in FST's published code.
+        schedule_per: how often the learning rate moves, every `batch` or every `epoch`; epoch in FST's published code.
+        augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in FST's published code.
+        label_smoothing: share of each label that the other classes get, in equal parts.
+        keep_head_norm: whether the head's weight keeps its norm, ‖W‖_F, after every step; true in FST's published
+            code, in all modes.
+        update_statistics: whether batch norm normalises by the batch and its running statistics move; true in FST's published
+            code. False keeps the backdoored model's.
+    """
+    return tune(
+        model,
+        reserve,
+        "lp",
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule_per=schedule_per,
+        augment=augment,
+        label_smoothing=label_smoothing,
+        keep_head_norm=keep_head_norm,
+        tuned="head",
+        update_statistics=update_statistics,
+    )
+
+
+PURIFIER = Purifier(purify=purify)

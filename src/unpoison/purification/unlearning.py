@@ -1,0 +1,78 @@
+"""Clean unlearning, which several purifiers begin with: what a network still says when it knows no trusted image any more.
+
+Nothing of a backdoor is asked for in it, so that the backdoor outlasts the rest. The network is raw material and thrown away.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch.nn import functional as F
+
+from ..compute.device import autocast
+from ..compute.finite import not_finite
+from ..core.errors import ParameterError
+from ..core.progress import progress
+from ..data.imageset import ImageSet
+from ..models.classifier import Classifier
+from ..training.optimizer import Optimizer
+from ..training.recipe import Rate, Recipe
+from .ascent import accuracy_on, bounded
+from .batches import Batches, on_device
+
+
+def unlearned(
+    model: Classifier,
+    batches: Batches,
+    reserve: ImageSet,
+    *,
+    what: str,
+    epochs: int,
+    lr: float,
+    momentum: float,
+    bound: float | None,
+) -> Classifier:
+    """A copy whose cross entropy on trusted images is raised by SGD until it is right about no more than chance allows.
+
+    Chance is the accuracy of a constant: a share of 1 / classes, or that of the most frequent class where it is more. It is
+    looked at after each epoch, in evaluation mode and without augmentation.
+
+    Args:
+        model: the classifier, left as it was.
+        batches: batches of the trusted images to unlearn.
+        reserve: the same images, to measure the accuracy on.
+        what: name of the method.
+        epochs: passes at most.
+        lr: learning rate.
+        momentum: momentum of SGD.
+        bound: mean loss of a batch beyond which it is not raised further; None for no bound.
+
+    Raises:
+        ParameterError: an ascent that is not finite, with the key `unlearn_lr`.
+    """
+    network = on_device(deepcopy(model), what).train()
+    optimizer = Optimizer(Recipe(weight_decay=0.0), network.parameters())
+    chance = chance_of(reserve, network.head.out_features)
+    for epoch in progress(range(epochs), what=f"{what}, unlearning", unit="epoch", total=epochs):
+        for images, labels in batches.epoch(epoch):
+            with autocast(batches.device):
+                logits = network(images)
+            optimizer.zero_grad()
+            (-bounded(F.cross_entropy(logits.float(), labels), bound)).backward()
+            optimizer.step(Rate(lr, momentum))
+        if accuracy_on(network, reserve) <= chance:
+            break
+    optimizer.zero_grad()
+    if bad := not_finite(network):
+        raise ParameterError(
+            f"unlearn_lr: {lr} given, with which the ascent of {what} diverged: {bad[0]} is not finite; allowed: a lower "
+            "one, or a bound on its loss"
+        )
+    return network.eval()
+
+
+def chance_of(reserve: ImageSet, classes: int) -> float:
+    """The accuracy on labelled images that a network which always says the same class can have, at most."""
+    counts = torch.bincount(torch.from_numpy(reserve.labels), minlength=classes)
+    return max(1 / classes, counts.max().item() / len(reserve))

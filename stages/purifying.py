@@ -1,0 +1,88 @@
+"""What the two stages of purification share: which methods a run has, what they build on, and how a purified model is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import BACKDOORED, BASE, PURIFIED
+
+from parameters import FAMILIES, PARAMS, Params, methods_of, own_parameters, section, seed_of
+from unpoison import models
+from unpoison.compute.device import machine
+from unpoison.compute.passes import counted_passes
+from unpoison.core.errors import UserError, file_of, keys_of
+from unpoison.core.hyperparameters import one_of
+from unpoison.data.store import open_split
+from unpoison.purification import PURIFIERS
+
+BY_RESERVE = {name: method for name, method in PURIFIERS.items() if method.by is None}
+"""Purifiers that need the reserve and nothing else: `purify.methods`."""
+BY_ARTEFACT = {name: method for name, method in PURIFIERS.items() if method.by is not None}
+"""Purifiers that build on scores or on a verdict as well: `purify.by`."""
+
+
+def by_reserve(params: Params) -> list[str]:
+    """The list `purify.methods`. Raises UserError where one of them builds on an artefact besides."""
+    chosen = methods_of(params, "purify", PURIFIERS)
+    for name in chosen:
+        if (kind := PURIFIERS[name].by) is not None:
+            raise UserError(
+                f"{PARAMS}: purify.methods: {name!r} given, which builds on {kind}; allowed: purify.by.{name}: {kind}/NAME"
+            )
+    return chosen
+
+
+def by_artefact(params: Params) -> dict[str, str]:
+    """The mapping `purify.by`: a method to the artefact that it builds on, `scores/NAME` or `verdicts/NAME`; it may be empty.
+
+    Raises:
+        UserError: no mapping, a method that builds on nothing, or an artefact of another kind than it needs.
+    """
+    given = section(params, "purify").get("by", {})
+    if not isinstance(given, Mapping):
+        raise UserError(f"{PARAMS}: purify.by: {given!r} given, allowed: artefacts by method; none: {{}}")
+    for name, artefact in given.items():
+        with file_of(PARAMS):
+            kind = one_of(name, BY_ARTEFACT, key="purify.by").by
+        found, _, source = artefact.partition("/") if isinstance(artefact, str) else ("", "", "")
+        if found != kind or not source or "/" in source:
+            raise UserError(f"{PARAMS}: purify.by.{name}: {artefact!r} given, allowed: {kind}/NAME")
+    return dict(given)
+
+
+def purify_with(stage: str, params: Params, *by: Any, made_from: Mapping[str, str] | None = None) -> list[Path]:
+    """Purify the backdoored model and write the new one.
+
+    Args:
+        stage: the stage's name as in `dvc.yaml` (`purify@fst`), which ends in the method's.
+        params: all parameters.
+        by: what the method builds on besides the reserve.
+        made_from: digest by name of that.
+    """
+    method = stage.partition("@")[2]
+    purifier = PURIFIERS[method]
+    seed, arguments = seed_of(params), own_parameters(params, "purifiers", method, purifier.parameters)
+    reserve = open_split(BASE, "reserve")
+    if not len(reserve):
+        raise UserError(f"{BASE}/reserve: 0 trusted images, allowed: at least 10; raise data.reserve")
+    with file_of(FAMILIES["purifiers"]), keys_of(method):
+        backdoored = models.load(BACKDOORED, reserve)
+        with counted_passes() as passes:
+            purified = purifier.purify(backdoored, reserve, *by, seed=seed, **arguments)
+    models.save(
+        purified,
+        PURIFIED / method,
+        classes=reserve.classes,
+        made_by={
+            "stage": stage,
+            "seed": seed,
+            "parameters": arguments,
+            "passes": asdict(passes),
+            "machine": machine(),
+        },
+        made_from={"backdoored": models.digest_of(BACKDOORED), "base": reserve.digest, **(made_from or {})},
+    )
+    return [PURIFIED / method]

@@ -1,0 +1,98 @@
+"""Test whether one purified model holds, with the attacker's data: `python stages/stress.py fst`.
+
+It is no defence: it reads the truth.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from common import BACKDOORED, BASE, CLEAN, POISONED, PURIFIED, STRESS, TRIGGERED, TRUTH, check_code, run_stage, say
+
+import numpy as np
+
+from parameters import PARAMS, load_params, seed_of
+from stress_settings import settings
+from unpoison import models
+from unpoison.core.errors import UserError, file_of, keys_of
+from unpoison.core.hyperparameters import one_of
+from unpoison.core.manifest import check_made_from
+from unpoison.data.imageset import ImageSet
+from unpoison.data.store import open_poisoned, open_split
+from unpoison.data.stress import Stressed, save_stressed
+from unpoison.evaluation.stress import line_metrics, reactivated_metrics, retuned_metrics
+from unpoison.models.classifier import Classifier
+from unpoison.poisoning import triggered as triggered_
+from unpoison.poisoning.triggered import read_triggered
+from unpoison.poisoning.truth import Truth, read_truth
+from unpoison.stress.connectivity import line
+from unpoison.stress.reactivation import changed_by, train_generator
+from unpoison.stress.retuning import retune
+
+
+def main(method: str) -> list[Path]:
+    # One code for all models, noted under the stage's name.
+    check_code("stress")
+    params = load_params()
+    wanted, seed = settings(params), seed_of(params)
+    with file_of(PARAMS):
+        one_of(method, dict.fromkeys(wanted.methods), key="stress.methods")
+    data, folder = open_poisoned(BASE, POISONED), PURIFIED / method
+    truth = read_truth(TRUTH, poisoned=data)
+    if truth is None or not truth.mask.any():
+        raise UserError(
+            f"{PARAMS}: stress.methods: {method!r} given, allowed for a training set without a known poisoned sample: []"
+        )
+    made_from = {
+        "poisoned": data.digest,
+        "backdoored": models.digest_of(BACKDOORED),
+        "purified": models.digest_of(folder),
+    }
+    check_made_from(BACKDOORED, models.DESCRIPTION, poisoned=data.digest)
+    check_made_from(folder, models.DESCRIPTION, backdoored=made_from["backdoored"])
+    check_made_from(TRIGGERED, triggered_.DESCRIPTION, poisoned=data.digest)
+    test, reserve, triggered = open_split(BASE, "test"), open_split(BASE, "reserve"), read_triggered(TRIGGERED, BASE)
+    purified, backdoored = models.load(folder, reserve), models.load(BACKDOORED, reserve)
+    graded = (test, truth, triggered)
+    stamped, control, clean = data.subset(np.flatnonzero(truth.mask)), None, None
+    retuning = {key: getattr(wanted, key) for key in ("poisoned", "epochs", "batch_size", "lr", "augment")}
+    with file_of(PARAMS), keys_of("stress"):
+        retuned = retune(purified, reserve, stamped, seed=seed, **retuning)
+        if wanted.reactivation:
+            clean = _clean_model(reserve)
+            made_from["clean"] = models.digest_of(CLEAN)
+            control = retune(clean, reserve, stamped, seed=seed, **retuning)
+        figures = retuned_metrics(retuned, *graded, control=control)
+        if clean is not None:
+            own = {
+                k: getattr(wanted, k) for k in ("images", "batch_size", "query_epochs", "query_lr", "alpha", "budget")
+            }
+            true = with_true_labels(data, truth)
+            generator = train_generator(purified, retuned, clean, reserve, true, seed=seed, **own)
+            figures |= reactivated_metrics(lambda images: changed_by(generator, images), purified, clean, triggered)
+    stressed = Stressed(figures=figures, line=line_metrics(line(purified, backdoored, wanted.points), *graded))
+    parameters = {key: value for key, value in asdict(wanted).items() if key != "methods"}
+    save_stressed(stressed, STRESS / method, method=method, parameters=parameters, made_from=made_from)
+    say(f"stress@{method}: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
+    return [STRESS / method]
+
+
+def with_true_labels(data: ImageSet, truth: Truth) -> ImageSet:
+    """Poisoned training images with their true labels: those whose label the attacker changed, or all where he changed none."""
+    changed = truth.mask & (truth.labels != data.labels)
+    index = np.flatnonzero(changed if changed.any() else truth.mask)
+    return ImageSet(data.gather(index), truth.labels[index], data.classes)
+
+
+def _clean_model(reserve: ImageSet) -> Classifier:
+    check_made_from(CLEAN, models.DESCRIPTION, base=reserve.digest)
+    return models.load(CLEAN, reserve)
+
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    run_stage(f"stress@{name}", lambda: main(name))

@@ -1,0 +1,54 @@
+"""Train the victim's network by the victim's recipe on the clean training set, for the reactivation attack, which needs it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from common import BASE, CLEAN, TRAINING, run_stage
+
+import numpy as np
+
+from parameters import PARAMS, load_params, seed_of
+from stress_settings import OFF, settings
+from training import fresh_model, network_of, recipe_of, write_curve
+from unpoison import models
+from unpoison.compute.device import machine
+from unpoison.core.errors import file_of, keys_of
+from unpoison.core.manifest import write_absent
+from unpoison.core.seeding import derive
+from unpoison.data.store import open_split
+from unpoison.training.distributed import world
+from unpoison.training.loop import History, fit
+
+CURVE = TRAINING / "clean.csv"
+
+
+def main() -> list[Path]:
+    params = load_params()
+    seed, network, recipe = seed_of(params), network_of(params), recipe_of(params, "train")
+    if not settings(params).reactivation:
+        if not world().rank:
+            write_absent(CLEAN, OFF)
+            write_curve(CURVE, History([], np.zeros((0, 0), np.float32)))
+        return [CLEAN, CURVE]
+    data = open_split(BASE, "train")
+    model = fresh_model(network, data, seed=derive(seed, "clean/weights"))
+    with file_of(PARAMS), keys_of("train"):
+        history = fit(model, data, recipe, seed=seed, what="clean")
+    if world().rank:
+        return []
+    made_by = {"stage": "train_clean", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
+    models.save(model, CLEAN, classes=data.classes, made_by=made_by, made_from={"base": data.digest})
+    write_curve(CURVE, history)
+    print(
+        f"train_clean: loss {history.epochs[-1]['loss']:.4f}, accuracy {history.epochs[-1]['accuracy']:.4f}", flush=True
+    )
+    return [CLEAN, CURVE]
+
+
+if __name__ == "__main__":
+    run_stage("train_clean", main, together=True)
