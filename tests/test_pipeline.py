@@ -117,12 +117,12 @@ def test_experiment_reruns_what_it_touches(project: Path) -> None:
 
 
 def test_methods_and_their_parameters_run_those_methods(project: Path) -> None:
-    # Through DVC's own reader: a detector more, a parameter of another, none of a family, one that is not in use.
+    # Through DVC's own reader: a detector more, a parameter of another, none of a family, one that is not in use, one by scores.
     settings = ["detect.methods=[cd,ss]", "params/detectors.yaml:cd.steps=3", "purify.methods=[]"]
-    settings.append("params/attacks.yaml:sig.delta=20")
+    settings += ["params/attacks.yaml:sig.delta=20", "++purify.by.dbr=scores/ss", "params/purifiers.yaml:dbr.epochs=1"]
     output = run(project, "dvc", "exp", "run", *(part for setting in settings for part in ("-S", setting)))
-    assert stages_run(output) == {"check_params", "detect@cd", "detect@ss", "evaluate", "report"}
-    assert "purified" not in json.loads((project / "reports/metrics.json").read_text())
+    assert stages_run(output) == {"check_params", "detect@cd", "detect@ss", "purify_by@dbr", "evaluate", "report"}
+    assert set(json.loads((project / "reports/metrics.json").read_text())["purified"]) == {"dbr"}
     assert json.loads((project / "data/scores/cd/scores.json").read_text())["parameters"]["steps"] == 3
     (project / "diff.json").write_text(run(project, "dvc", "metrics", "diff", "--json", "--all"))
     shown = run(project, "sh", "-c", f"{sys.executable} -m unpoison.reporting.metrics_diff < diff.json")

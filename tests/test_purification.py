@@ -1,23 +1,18 @@
-"""Purifiers: one contract for all, what each does to the planted backdoor, FST's loss and constraint."""
+"""Purifiers: one contract for all, and what each does to the planted backdoor."""
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from contract import check_parameters, fingerprint, own_parameters, weights_of
 from planted import Planted
-from unpoison.compute.inference import logits_of
-from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.models import Classifier
-from unpoison.purification import PURIFIERS, fst, ft
-from unpoison.training.recipe import Recipe, rates
+from unpoison.purification import PURIFIERS
 
 
 class Row(NamedTuple):
@@ -38,20 +33,82 @@ class Row(NamedTuple):
     changes: dict[str, Any]
 
 
+SGD = {"epochs": 2, "batch_size": 16, "lr": 0.02, "weight_decay": 0.1, "augment": ["flip"]}
+TUNING = SGD | {"schedule_per": "epoch", "label_smoothing": 0.2, "keep_head_norm": True}
+# Two batches of the few images that only the contract is looked at with.
+ONE_EPOCH = {"epochs": 1, "batch_size": 12}
+NEW_HEAD = TUNING | {"keep_head_norm": False}
 TUNING = {"epochs": 2, "batch_size": 16, "lr": 0.02, "weight_decay": 0.1, "schedule_per": "epoch", "augment": ["flip"]}
+INVERTING = {
+    "rounds": 1,
+    "pretrain_epochs": 1,
+    "mask_epochs": 1,
+    "generator_epochs": 1,
+    "width": 1,
+    "mask_lr": 0.2,
+    "generator_lr": 0.02,
+    "image_bound": 3.0,
+}
+# Two steps, so that momentum and the way back to the backdoored weights count.
+SHORT = {"batch_size": 24, "epochs": 2, "lr": 0.01}
+INVERTED = {
+    "rounds": 2,
+    "pretrain_epochs": 2,
+    "mask_epochs": 2,
+    "generator_epochs": 2,
+    "epochs": 1,
+    "batch_size": 16,
+    "lr": 0.02,
+    "inverted": 0.5,
+    "width": 2,
+    "mask_lr": 0.1,
+    "generator_lr": 0.01,
+    "image_bound": 0.0,
+    "feature_bound": 0.0,
+    "augment": ["flip"],
+}
 TABLE = {
     # No image of the reserve has the trigger, so nothing asks a network that is right about nearly all of them to forget it:
     # with steps as small as the published ones fine-tuning leaves the backdoor whole, 1.000 over seeds 0 to 2. (At ten times
     # the rate what it leaves is a matter of luck, 0.08 or 0.81.)
-    "ft": Row({"epochs": 3, "batch_size": 32, "lr": 0.01}, (0.95, 1.0), 0.05, {"epochs": 1}, TUNING),
+    "ft": Row({"epochs": 3, "batch_size": 32, "lr": 0.01}, (0.95, 1.0), 0.05, ONE_EPOCH, TUNING),
     # The head drawn anew makes the features move: 0.011 at most over seeds 0 to 2, for 0.23 of accuracy at most, with fewer
     # steps than published, of five times the rate and thrice the weight.
     "fst": Row(
         {"epochs": 4, "batch_size": 16, "lr": 0.05, "alpha": 0.3},
         (0.0, 0.15),
         0.35,
-        {"epochs": 1, "batch_size": 32},
-        TUNING | {"alpha": 0.5},
+        ONE_EPOCH,
+        NEW_HEAD | {"alpha": 0.5},
+    ),
+    # The features stay as they are, and with them the backdoor: 1.000 over seeds 0 to 2, for 0.02 of accuracy at most.
+    "lp": Row(
+        {"epochs": 2, "batch_size": 32, "lr": 0.02},
+        (0.95, 1.0),
+        0.1,
+        ONE_EPOCH,
+        TUNING | {"lr": 0.05, "update_statistics": False},
+    ),
+    # Without FST's term it takes twice the rate for the features to move: 0.16 and 0.13 at most over seeds 0 to 2, for 0.19 and
+    # 0.17 of accuracy at most. At FST's rate above, luck decides (0.13 to 0.95).
+    "fe_tuning": Row({"epochs": 4, "batch_size": 16, "lr": 0.1}, (0.0, 0.4), 0.4, ONE_EPOCH, NEW_HEAD),
+    "ft_init": Row({"epochs": 4, "batch_size": 16, "lr": 0.1}, (0.0, 0.4), 0.4, ONE_EPOCH, NEW_HEAD),
+    # What the backdoor uses is not idle on clean images here: 1.000 over seeds 0 to 2, for 0.02 of accuracy at most.
+    "fp": Row(
+        {"epochs": 2, "batch_size": 32},
+        (0.95, 1.0),
+        0.1,
+        {"epochs": 1, "batch_size": 12},
+        SGD | {"schedule_per": "batch", "accuracy_budget": 1.0, "step": 0.2, "held_out": 0.5},
+    ),
+    # A teacher from steps so small has the backdoor, and so has its student: 1.000 over seeds 0 to 2, at no loss of accuracy.
+    # At a tenth of the published weights, with which this network collapses at the published rate.
+    "nad": Row(
+        {"teacher_epochs": 1, "epochs": 1, "batch_size": 32, "weights": [50.0, 100.0, 100.0]},
+        (0.95, 1.0),
+        0.1,
+        {"batch_size": 12},
+        SGD | {"batch_size": 8, "teacher_epochs": 2, "weights": [100.0, 100.0], "power": 1.5},
     ),
     # The bound of weights alone: ASR 0.19 for 0.33 of accuracy, whatever the seed. (With the published u, which a layer of 8
     # channels cannot exceed, two channels go and the backdoor stays whole.)
@@ -167,11 +224,101 @@ TABLE = {
             "augment": ["flip"],
         },
     ),
+    # Sharpness-aware or not, few steps as small as the published ones leave the backdoor whole: 1.000 over seeds 0 to 2, for 0.02
+    # of accuracy.
+    "ft_sam": Row(
+        {"epochs": 2, "batch_size": 32, "lr": 0.01},
+        (0.95, 1.0),
+        0.1,
+        {"epochs": 1, "batch_size": 12},
+        TUNING | {"momentum": 0.5, "rho": 1.0, "adaptive": False, "label_smoothing": 0.3},
+    ),
+    # A head drawn anew, which has to stay away from the old one: 0.13 to 0.32 over seeds 0 to 2, for 0.14 of accuracy at most, with
+    # fewer steps than published, of ten times the rate.
+    "d3": Row(
+        {"epochs": 4, "batch_size": 16, "lr": 0.1, "weight": 2.0},
+        (0.0, 0.65),
+        0.3,
+        {"epochs": 1},
+        TUNING
+        | {
+            "batch_size": 12,
+            "momentum": 0.5,
+            "weight": 5.0,
+            "epsilon": 0.5,
+            "start": "opposite",
+            "schedule_per": "batch",
+        },
+    ),
+    # 0.022 at most over seeds 0 to 2, for 0.17 of accuracy at most, where it is told the class. Unlearning finds it on this network
+    # for some seeds only, and pushes another one away for others.
+    "lmr": Row(
+        {
+            "target": 0,
+            "epochs": 2,
+            "batch_size": 32,
+            "lr": 0.05,
+            "recovery_epochs": 1,
+        },
+        (0.0, 0.2),
+        0.35,
+        {"target": None, "unlearn_epochs": 2, "unlearn_lr": 0.03, "epochs": 1, "batch_size": 16},
+        {
+            "target": 3,
+            "unlearn_epochs": 1,
+            "unlearn_lr": 0.1,
+            "unlearn_bound": 1e-6,
+            "epochs": 2,
+            "batch_size": 12,
+            "lr": 0.02,
+            "momentum": 0.5,
+            "alpha": 0.5,
+            "margin": 6.0,
+            "beta": 1.0,
+            "own_margin": 2.0,
+            "channels": 0.2,
+            "recovery_epochs": 2,
+            "recovery_lr": 0.02,
+            "augment": ["flip"],
+        },
+    ),
+    # Zeros where unlearning changes the most, and few steps to mend them: 0.022 at most over seeds 0 to 2, for 0.43 of accuracy at
+    # most, with fewer steps than published, of higher rates.
+    "tsbd": Row(
+        {"unlearn_epochs": 3, "unlearn_lr": 0.03, "neurons": 0.1, "epochs": 2, "batch_size": 16, "lr": 0.03},
+        (0.0, 0.3),
+        0.6,
+        {"unlearn_epochs": 1, "epochs": 1},
+        {
+            "unlearn_epochs": 2,
+            "unlearn_lr": 0.1,
+            "unlearn_bound": 0.5,
+            "layers": "all",
+            "neurons": 0.2,
+            "weights": 0.5,
+            "epochs": 2,
+            "batch_size": 12,
+            "lr": 0.02,
+            "momentum": 0.5,
+            "weight_decay": 0.1,
+            "radius": 0.5,
+            "alpha": 0.2,
+            "augment": ["flip"],
+        },
+    ),
+    # A handful of steps of a generator of one channel inverts nothing: what is tested is that all phases run and that their
+    # images are unlearned, at rates far above the published ones, which cost accuracy. ASR 0.144 and a cost of 0.31 at most
+    # over seeds 0 to 2.
+    "bti_dbf": Row(INVERTING | {"lr": 0.02, "batch_size": 100, "epochs": 6}, (0.0, 0.4), 0.45, SHORT, INVERTED),
+    # 0.056 and 0.26 at most over seeds 0 to 2.
+    "pam": Row(
+        INVERTING | {"lr": 0.2, "momentum": 0.8, "rho": 1.0, "batch_size": 50, "epochs": 4},
+        (0.0, 0.3),
+        0.4,
+        SHORT,
+        INVERTED | {"momentum": 0.1, "rho": 0.1},
+    ),
 }
-
-
-def loss_of(model: Classifier, data: ImageSet) -> float:
-    return F.cross_entropy(logits_of(model, data), torch.from_numpy(data.labels)).item()
 
 
 def test_every_purifier_has_a_row() -> None:
@@ -221,70 +368,3 @@ def test_what_it_leaves_of_the_backdoor(name: str, planted: Planted) -> None:
     purified = purify(name, planted, planted.reserve, seed=0, **row.arguments)
     assert least <= planted.asr(purified) <= most
     assert planted.acc(purified) > planted.acc(planted.model) - row.cost
-
-
-def test_fine_tuning_learns_the_reserve(planted: Planted) -> None:
-    reserve = planted.reserve.subset(np.arange(96))
-    tuned = ft.purify(planted.model, reserve, epochs=2, batch_size=32)
-    assert loss_of(tuned, reserve) < 0.9 * loss_of(planted.model, reserve)
-
-
-def test_fst_keeps_the_heads_norm_and_turns_it_away(planted: Planted) -> None:
-    original, reserve = planted.model.head.weight, planted.reserve.subset(np.arange(96))
-    gentle, strong = (
-        fst.purify(planted.model, reserve, epochs=2, batch_size=32, alpha=alpha).head.weight for alpha in (0, 1)
-    )
-    for weight in (gentle, strong):
-        assert torch.allclose(weight.norm(), original.norm(), rtol=1e-4)
-    assert (strong * original).sum() < (gentle * original).sum()
-
-
-def test_one_step_of_fst_is_that_of_its_loss(full_precision: None, planted: Planted) -> None:
-    reserve = planted.reserve.subset(np.arange(32))
-    stepped = fst.purify(planted.model, reserve, seed=3, epochs=1, batch_size=32, lr=0.05, alpha=0.5)
-    network, original = deepcopy(planted.model).train(), planted.model.head.weight.detach()
-    fst._draw_anew(network.head, 3)
-    entropy = F.cross_entropy(network(reserve.tensor() / 255), torch.from_numpy(reserve.labels))
-    (entropy + 0.5 * (network.head.weight * original).sum()).backward()
-    head = network.head.weight
-    expected = head.detach() - 0.05 * head.grad
-    expected *= original.norm() / expected.norm()
-    assert torch.allclose(stepped.head.weight, expected, atol=1e-5)
-    assert torch.allclose(stepped.head.bias, network.head.bias - 0.05 * network.head.bias.grad, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["ft", "fst"])
-def test_the_published_schedule_moves_once_per_epoch(
-    name: str, planted: Planted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[Recipe] = []
-    module = {"ft": ft, "fst": fst}[name]
-    monkeypatch.setattr(module, "fit", lambda model, data, recipe, **_: given.append(recipe))
-    PURIFIERS[name].purify(planted.model, planted.reserve, epochs=4, schedule_per="epoch", augment=["crop", "flip"])
-    PURIFIERS[name].purify(planted.model, planted.reserve, epochs=4)
-    published, default = given
-    assert published.augment == ["crop", "flip"]
-    # A cosine of four epochs: 1, (1 + cos 45°) / 2, 1/2, (1 - cos 45°) / 2 of the rate, constant over an epoch's three steps.
-    steps = [0.01, 0.00853553, 0.005, 0.00146447]
-    assert [rate.lr for rate in rates(published, 3)] == pytest.approx(np.repeat(steps, 3), rel=1e-5)
-    assert len({rate.lr for rate in rates(default, 3)}) == 12
-
-
-@pytest.mark.parametrize("name", ["ft", "fst"])
-def test_a_purifier_that_diverges_ends_with_one_line(name: str, planted: Planted) -> None:
-    reserve = planted.reserve.subset(np.arange(32))
-    with pytest.raises(
-        ParameterError, match=rf"^lr: 1e\+30 given, with which the training of {name} diverged: the loss is"
-    ):
-        PURIFIERS[name].purify(planted.model, reserve, **{**TABLE[name].arguments, "lr": 1e30, "epochs": 4})
-
-
-def test_a_term_that_overflows_is_divergence(planted: Planted) -> None:
-    reserve = planted.reserve.subset(np.arange(32))
-    with pytest.raises(ParameterError, match=r"diverged: .*; allowed: a lower one, and other weights of the loss"):
-        fst.purify(planted.model, reserve, epochs=1, alpha=1e38)
-    silent = deepcopy(planted.model)
-    silent.head.weight.data.zero_()
-    silent.head.weight.data[0, 0] = torch.nan
-    with pytest.raises(UserError, match=r"^fst: 1 of \d+ tensors of the network are not finite \(head\.weight\)"):
-        fst.purify(silent, reserve, epochs=1)

@@ -8,6 +8,9 @@ good, before fine-tuning gives the class back.
 The authors' code (github.com/Trusted-LLM/LMR) could not be read: the losses, their weights and margins are the paper's, but
 optimiser, rates, epochs and the share of channels are this project's. Unlearning is that of RNP (Li et al., ICML 2023), from
 which the step comes: SGD at 0.01; the steps after it have the same rate. The bound on the loss that is raised is added here.
+
+The paper's search for the class is right in all of its experiments. On this project's planted network, of 300 clean images, it is
+right for some seeds only, and where it is wrong the steps after it push a class away that nobody attacks: `target` names it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from torch.nn import functional as F
 
 from ..compute.device import autocast
 from ..compute.inference import logits_of
-from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive
+from ..core.errors import ParameterError
+from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive, Whole
 from ..core.progress import progress
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
@@ -38,6 +42,7 @@ def purify(
     reserve: ImageSet,
     *,
     seed: int = 0,
+    target: Whole | None = None,
     unlearn_epochs: Epochs = 20,
     unlearn_lr: Positive = 0.01,
     unlearn_bound: Positive | None = 20.0,
@@ -60,9 +65,10 @@ def purify(
         model: the backdoored classifier, left as it was.
         reserve: trusted, labelled images.
         seed: seed for the order of the images and their augmentation.
+        target: the class to push away. None, as published, for the one that clean unlearning finds.
         unlearn_epochs: passes of clean unlearning at most; it ends with the first whose accuracy is at chance.
         unlearn_lr: learning rate of clean unlearning.
-        unlearn_bound: mean loss of a batch beyond which unlearning raises it no further. None, as published, for no bound.
+        unlearn_bound: loss of a sample beyond which unlearning raises it no further. None, as published, for no bound.
         epochs: passes of repulsion at most; it ends with the first after which the class's own images are at chance.
         batch_size: images per step.
         lr: learning rate of repulsion, the same throughout.
@@ -77,21 +83,25 @@ def purify(
         augment: augmentations by name, in order, out of `training.augment`.
 
     Raises:
-        ParameterError: an ascent or a training that diverges.
+        ParameterError: a class that does not exist, an ascent or a training that diverges.
     """
     network = on_device(deepcopy(model), "lmr")
     batches = Batches(reserve, batch_size, seed=seed, purpose="lmr", augment=augment)
-    forgetful = unlearned(
-        network,
-        batches,
-        reserve,
-        what="lmr",
-        epochs=unlearn_epochs,
-        lr=unlearn_lr,
-        momentum=momentum,
-        bound=unlearn_bound,
-    )
-    target = backdoor_class(logits_of(forgetful, reserve, what="lmr"))
+    classes = network.head.out_features
+    if target is None:
+        forgetful = unlearned(
+            network,
+            batches,
+            reserve,
+            what="lmr",
+            epochs=unlearn_epochs,
+            lr=unlearn_lr,
+            momentum=momentum,
+            bound=unlearn_bound,
+        )
+        target = backdoor_class(logits_of(forgetful, reserve, what="lmr"))
+    if target >= classes:
+        raise ParameterError(f"target: {target} given, allowed: 0 to {classes - 1}, or None")
 
     # Its own images are the first to go over to other classes as its region shrinks; where there are none, no early end.
     own, original = reserve.subset((reserve.labels == target).nonzero()[0]), network.head.weight.detach().clone()
@@ -107,7 +117,7 @@ def purify(
             optimizer.zero_grad()
             losses.mean().backward()
             optimizer.step(Rate(lr, momentum))
-        if len(own) and accuracy_on(network, own) <= 1 / network.head.out_features:
+        if len(own) and accuracy_on(network, own) <= 1 / classes:
             break
     optimizer.zero_grad()
     check_purified(network, "lmr", lr)

@@ -36,7 +36,7 @@ def unlearned(
     """A copy whose cross entropy on trusted images is raised by SGD until it is right about no more than chance allows.
 
     Chance is the accuracy of a constant: a share of 1 / classes, or that of the most frequent class where it is more. It is
-    looked at after each epoch, in evaluation mode and without augmentation.
+    looked at after each epoch, in evaluation mode and without augmentation. Momentum carries on beyond the bound.
 
     Args:
         model: the classifier, left as it was.
@@ -46,7 +46,8 @@ def unlearned(
         epochs: passes at most.
         lr: learning rate.
         momentum: momentum of SGD.
-        bound: mean loss of a batch beyond which it is not raised further; None for no bound.
+        bound: loss of a sample beyond which it is not raised further; None for no bound. A sample that the network is right
+            about has a loss of log(classes) at most.
 
     Raises:
         ParameterError: an ascent that is not finite, with the key `unlearn_lr`.
@@ -55,13 +56,17 @@ def unlearned(
     optimizer = Optimizer(Recipe(weight_decay=0.0), network.parameters())
     chance = chance_of(reserve, network.head.out_features)
     for epoch in progress(range(epochs), what=f"{what}, unlearning", unit="epoch", total=epochs):
+        rising = torch.zeros((), dtype=torch.bool, device=batches.device)
         for images, labels in batches.epoch(epoch):
             with autocast(batches.device):
                 logits = network(images)
             optimizer.zero_grad()
-            (-bounded(F.cross_entropy(logits.float(), labels), bound)).backward()
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+            (-bounded(losses, bound).mean()).backward()
             optimizer.step(Rate(lr, momentum))
-        if accuracy_on(network, reserve) <= chance:
+            rising |= torch.ones_like(rising) if bound is None else (losses < bound).any()
+        # Where every loss is beyond the bound nothing would change any more.
+        if not rising.item() or accuracy_on(network, reserve) <= chance:
             break
     optimizer.zero_grad()
     if bad := not_finite(network):
