@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..compute.device import autocast
-from ..compute.inference import frozen
 from ..core.hyperparameters import Count, Epochs, NonNegative, Positive
 from ..core.progress import progress
 from ..data.imageset import ImageSet
@@ -74,7 +73,8 @@ def purify(
     network = on_device(deepcopy(model), "sau").eval()
     optimizer = Optimizer(Recipe(optimizer="adam", lr=lr, weight_decay=0.0), network.parameters())
     batches = Batches(reserve, batch_size, seed=seed, purpose="sau", augment=augment)
-    reference = frozen(model, batches.device)
+    # Not folded by `frozen`: at first the two networks are the same to the last bit, and do not diverge.
+    reference = deepcopy(network).requires_grad_(False)
     for epoch in progress(range(epochs), what="sau", unit="epoch", total=epochs):
         for images, labels in batches.epoch(epoch):
             with torch.no_grad(), autocast(batches.device):
