@@ -151,7 +151,7 @@ BAD: list[tuple[str, Any, str]] = [
         r"params/purifiers\.yaml: fst\.alpha: 'big' given; input should be a valid number",
     ),
     ("params/purifiers.yaml:ft", 3, r"params/purifiers\.yaml: ft: 3 given, allowed: a block of keys"),
-    ("purify.methods", ["ft", "fst", "ft"], r"purify\.methods: .* given, allowed: a list out of ft, fst"),
+    ("purify.methods", ["ft", "fst", "ft"], r"purify\.methods: .* given, allowed: a list out of ft, lp"),
     (
         "purify.methods",
         ["ft", "dbr"],
