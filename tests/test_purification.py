@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -407,6 +408,8 @@ def test_every_parameter_changes_the_model(name: str, small: Subject) -> None:
 def test_what_it_leaves_of_the_backdoor(name: str, subject: Subject, planted: Planted) -> None:
     row = TABLE[name]
     least, most = row.asr
-    purified = purify(name, subject, seed=0, **row.arguments)
-    assert least <= planted.asr(purified) <= most
-    assert planted.acc(purified) > planted.acc(planted.model) - row.cost
+    purified = purify(name, subject, seed=int(os.environ.get("SEED", "0")), **row.arguments)
+    acc, asr = planted.acc(purified), planted.asr(purified)
+    print(f"{name}: ACC {acc:.3f} of {planted.acc(planted.model):.3f}, ASR {asr:.3f}")
+    assert least <= asr <= most
+    assert acc > planted.acc(planted.model) - row.cost
