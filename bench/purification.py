@@ -3,11 +3,11 @@
     python bench/purification.py            # prints a table and adds it to bench/results/purification.csv
     python bench/purification.py --quick    # whether it runs
 
-The protocol of BackdoorBench on CIFAR-10: 2,500 trusted images, batches of 256 (128 where a method says so), 100 epochs of
-plain fine-tuning. Here each method does a share of the work that its defaults stand for, given in `SHARES`: a tenth of the images and,
-unless said, of the epochs, in batches an eighth as large, of an untrained network. Seconds are divided by that share: ratios are
-those of the whole. RNP unlearns for all of its epochs. TSBD ends its ascent and LMR its repulsion with the first epoch, as an
-untrained network is at chance: of these two only the rest is counted.
+The protocol of BackdoorBench on CIFAR-10: 2,500 trusted images, batches of 256 (or 128), 100 epochs of plain
+fine-tuning. Here each method does a share of the work that its defaults stand for (`SHARES`): a tenth of the images and, unless
+said, of the epochs, in batches an eighth as large, of an untrained network. Seconds are divided by that share: ratios are those of
+the whole. RNP unlearns for all of its epochs. TSBD ends its ascent and LMR its repulsion with the first epoch, as an untrained
+network is at chance: of these two only the rest is counted.
 
 Methods that build on scores or on a verdict are handed them: the detector's time is not in theirs.
 """

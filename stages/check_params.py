@@ -164,9 +164,11 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:
     """Check the lists of methods, and that there are as many trusted images as they need."""
-    for key, chosen in (("methods", by_reserve(params)), ("by", by_artefact(params))):
-        if chosen and not data.most("reserve"):
-            raise UserError(f"{PARAMS}: data.reserve: 0 given, allowed: at least 10, purify.{key} needs it")
+    for name in (*by_reserve(params), *by_artefact(params)):
+        if (needed := PURIFIERS[name].needs_trusted) > data.most("reserve"):
+            raise UserError(
+                f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
+            )
     _check_stress(params, data)
     for name in methods_of(params, "robust", ROBUST):
         if missing := sorted(set(ROBUST[name].inputs) - set(RECEIVED)):

@@ -66,8 +66,11 @@ def purify_with(stage: str, params: Params, *by: Any, made_from: Mapping[str, st
     purifier = PURIFIERS[method]
     seed, arguments = seed_of(params), own_parameters(params, "purifiers", method, purifier.parameters)
     reserve = open_split(BASE, "reserve")
-    if not len(reserve):
-        raise UserError(f"{BASE}/reserve: 0 trusted images, allowed: at least 10; raise data.reserve")
+    if len(reserve) < purifier.needs_trusted:
+        raise UserError(
+            f"{BASE}/reserve: {len(reserve)} trusted images, allowed: at least {purifier.needs_trusted}, {method} needs them; "
+            "raise data.reserve"
+        )
     with file_of(FAMILIES["purifiers"]), keys_of(method):
         backdoored = models.load(BACKDOORED, reserve)
         with counted_passes() as passes:

@@ -222,7 +222,7 @@ def test_networks_of_every_kind(method: str, name: str, side: int, arguments: di
 @pytest.mark.parametrize("name", ["bti_dbf", "pam"])
 def test_what_diverges_ends_with_one_line(name: str) -> None:
     model, data, purify = strided([8], seed=0), noise(10), PURIFIERS[name].purify
-    with pytest.raises(ParameterError, match=rf"^lr: 1e\+30 given, with which the training of {name} diverged: "):
+    with pytest.raises(ParameterError, match=rf"^lr: 1e\+30 given, with which {name} diverged: "):
         purify(model, data, **QUICK, lr=1e30)
     with pytest.raises(
         ParameterError, match=rf"^generator_lr: 1e\+30 given, with which the generator of {name} diverged"

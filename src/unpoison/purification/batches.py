@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..compute.device import pick_device, to_float
+from ..compute.device import autocast, batch_size, pick_device, to_float
 from ..compute.finite import check_network, not_finite
 from ..core.errors import ParameterError
 from ..core.seeding import torch_rng
@@ -68,10 +69,31 @@ def on_device(model: Classifier, what: str) -> Classifier:
     return moved
 
 
-def check_purified(model: nn.Module, what: str, lr: float) -> None:
-    """Raises ParameterError where a model is not finite after a loop of one's own, with the key `lr` and its value."""
-    if bad := not_finite(model):
+@torch.no_grad()
+def check_purified(model: Classifier, data: ImageSet, what: str, lr: float, *, key: str = "lr") -> None:
+    """Put a model into evaluation mode after a loop of one's own, and look whether it came to something.
+
+    Args:
+        model: the model, on the device.
+        data: images, some of which are passed: a step can end at finite weights that are too large for any logits.
+        what: name of the purifier.
+        lr: learning rate of the loop.
+        key: name of the parameter that it is.
+
+    Raises:
+        ParameterError: weights, statistics or logits that are not finite, with the key.
+    """
+    model.eval()
+    bad = not_finite(model)
+    fact = f"{len(bad)} of {len(model.state_dict())} tensors are not finite ({bad[0]})" if bad else ""
+    if not bad:
+        images = data.tensor(np.arange(min(len(data), batch_size(data.image_size, 64))))
+        device = next(model.parameters()).device
+        with autocast(device):
+            if not model(to_float(images, device)).isfinite().all():
+                fact = "its logits are not finite"
+    if fact:
         raise ParameterError(
-            f"lr: {lr} given, with which {what} diverged: {len(bad)} of {len(model.state_dict())} tensors are not finite "
-            f"({bad[0]}); allowed: a lower one, and other weights of the loss where it has any"
+            f"{key}: {lr} given, with which {what} diverged: {fact}; allowed: a lower one, and other weights of the loss where "
+            "it has any"
         )

@@ -81,7 +81,7 @@ def purify(
         run_epoch(network, unlearned, epoch, optimizer, lr, ascend=True, bound=bound)
         run_epoch(network, relearned, epoch, optimizer, lr)
         # Before the watch, which would take what is not finite for a collapse and hide it.
-        check_purified(network, "dbr", lr)
+        check_purified(network, reserve, "dbr", lr)
         if watch.collapsed(network):
             watch.restore(network)
             break

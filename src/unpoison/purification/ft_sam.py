@@ -99,7 +99,7 @@ def purify(
                 differentiate(images, labels)
             optimizer.step(next(schedule))
     optimizer.zero_grad()
-    check_purified(network, "ft_sam", lr)
+    check_purified(network, reserve, "ft_sam", lr)
     return network.eval()
 
 

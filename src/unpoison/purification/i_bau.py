@@ -114,7 +114,7 @@ def purify(
                 weight.grad = gradient
             optimizer.step(Rate(lr, 0.9))
     optimizer.zero_grad()
-    check_purified(network, "i_bau", lr)
+    check_purified(network, reserve, "i_bau", lr)
     return network
 
 

@@ -29,10 +29,10 @@ from ..core.progress import progress
 from ..core.seeding import derive, torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from ..training.checks import check_batch_of_one, check_trained
+from ..training.checks import check_batch_of_one
 from ..training.optimizer import Optimizer
 from ..training.recipe import Rate, Recipe
-from .batches import Batches
+from .batches import Batches, check_purified
 
 ADAM = Recipe(optimizer="adam", weight_decay=0.0)
 LEVELS = 4
@@ -78,9 +78,8 @@ def unlearning_batches(
     Raises:
         ParameterError: a model or a G that diverges, or batch norm over a single value.
     """
-    recipe = Recipe(epochs=settings.epochs, batch_size=settings.batch_size, lr=lr)
     if 1 in (settings.batch_size, len(reserve)):
-        check_batch_of_one(model, reserve, recipe)
+        check_batch_of_one(model, reserve, Recipe(batch_size=settings.batch_size))
     batches = Batches(reserve, settings.batch_size, seed=seed, purpose=what, augment=settings.augment)
     inversion = Inversion(model, batches, settings, seed=seed, what=what)
     inversion.pretrain(model)
@@ -90,8 +89,7 @@ def unlearning_batches(
         for epoch in range(settings.epochs):
             for images, labels in batches.epoch(epoch):
                 yield images, inversion.mix(images), labels
-        # More than `batches.check_purified`: a step can end at finite weights that are too large for any logits.
-        check_trained(model.eval(), reserve, recipe, what)
+        check_purified(model, reserve, what, lr)
 
 
 class Inversion:

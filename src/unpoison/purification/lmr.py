@@ -120,7 +120,7 @@ def purify(
         if len(own) and accuracy_on(network, own) <= 1 / classes:
             break
     optimizer.zero_grad()
-    check_purified(network, "lmr", lr)
+    check_purified(network, reserve, "lmr", lr)
 
     changes = (network.head.weight.detach() - original)[target].abs()
     cut = changes.argsort(descending=True, stable=True)[: int(channels * len(changes))]

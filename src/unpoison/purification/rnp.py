@@ -86,7 +86,7 @@ def purify(
     )
     unlearned = deepcopy(pruned)
     unlearn(unlearned, batches, recipe, accuracy)
-    check_purified(unlearned, "rnp", lr)
+    check_purified(unlearned, reserve, "rnp", lr)
     masks = Masks(unlearned, "rnp")
     relearn(masks, batches, Recipe(epochs=mask_epochs, lr=mask_lr, weight_decay=0.0), alpha)
     masks.check("mask_lr", mask_lr)

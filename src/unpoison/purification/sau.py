@@ -102,7 +102,7 @@ def purify(
             loss.backward()
             optimizer.step(Rate(lr, 0.9))
     optimizer.zero_grad()
-    check_purified(network, "sau", lr)
+    check_purified(network, reserve, "sau", lr)
     return network
 
 

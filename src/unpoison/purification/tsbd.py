@@ -122,7 +122,7 @@ def purify(
                 parameter.grad = torch.lerp(gradient, parameter.grad, alpha)  # type: ignore[arg-type]
             optimizer.step(Rate(lr, momentum))
     optimizer.zero_grad()
-    check_purified(network, "tsbd", lr)
+    check_purified(network, reserve, "tsbd", lr)
     return network.eval()
 
 

@@ -78,14 +78,14 @@ def purify(
     unlearned = Batches(poison, batch_size, seed=seed, purpose="unlearn/poison")
     for epoch in progress(range(finetune_epochs), what="unlearn, fine-tuning", unit="epoch", total=finetune_epochs):
         run_epoch(network, learned, epoch, optimizer, lr if 2 * epoch < finetune_epochs else lr / 10)
-    check_purified(network, "unlearn", lr)
+    check_purified(network, reserve, "unlearn", lr)
     # What fine-tuning alone has cost is not held against the ascent.
     watch = Watch(network, reserve, allowed_drop)
     for epoch in progress(range(epochs), what="unlearn", unit="epoch", total=epochs):
         run_epoch(network, learned, finetune_epochs + epoch, optimizer, relearn_lr)
         run_epoch(network, unlearned, epoch, optimizer, unlearn_lr, ascend=True, bound=bound)
         # Before the watch, which would take what is not finite for a collapse and hide it.
-        check_purified(network, "unlearn", lr)
+        check_purified(network, reserve, "unlearn", unlearn_lr, key="unlearn_lr")
         if watch.collapsed(network):
             watch.restore(network)
             break
