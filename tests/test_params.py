@@ -48,7 +48,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("train.schedule", "step", r"train\.schedule: 'step' given; input should be 'onecycle'"),
     ("data.name", "cifar11", r"data\.name: 'cifar11' given, allowed: digits, folder, cifar10"),
     ("data.digits.train", 5, r"data\.digits\.train: 5 given; input should be greater than or equal to 10"),
-    ("data.reserve", 0, r"data\.reserve: 0 given, allowed: at least 10"),
+    ("data.reserve", 0, r"data\.reserve: 0 given, allowed: at least 1, ft needs them$"),
     ("data.reserve", 4, r"data\.reserve: 4 given, allowed: 0 or at least 10"),
     ("data.reserve", True, r"data\.reserve: True given; allowed: a whole number from 0, or a share"),
     ("data.reserve", -1, r"data\.reserve: -1 given; allowed: a whole number from 0, or a share"),
@@ -274,6 +274,16 @@ def test_an_inspector_may_need_trusted_images() -> None:
     params["purify"]["methods"], params["detect"]["methods"] = [], []
     params["detect"]["models"] = ["neural_cleanse"]
     with pytest.raises(UserError, match=r"reserve: 0 given, allowed: at least 1, neural_cleanse needs them$"):
+        check_params.check_all(params)
+
+
+def test_a_purifier_without_data_needs_no_trusted_images() -> None:
+    params: Any = deepcopy(dict(DEFAULT))
+    params["data"] |= {"reserve": 0}
+    params["purify"]["methods"], params["detect"]["methods"] = ["clp"], []
+    check_params.check_all(params)
+    params["purify"]["methods"] = ["clp", "fp"]
+    with pytest.raises(UserError, match=r"reserve: 0 given, allowed: at least 2, fp needs them$"):
         check_params.check_all(params)
 
 
