@@ -204,14 +204,14 @@ def test_purifiers_that_build_on_scores_or_a_verdict(project: Path) -> None:
     assert about["dbr"]["made_from"] == {**both, "scores": sha256_file(project / "data/scores/cd/scores.json")}
     verdict = project / "data/verdicts/neural_cleanse/verdict.json"
     assert about["nc_unlearn"]["made_from"] == {**both, "verdicts": sha256_file(verdict)}
-    # 5 % and 20 % of the 200 samples, forward and back, and the reserve before and after the one epoch.
+    # 5 % and 20 % of the 200 samples, forward and back, and the reserve before and after the one epoch and as what is looked at for divergence.
     assert about["dbr"]["made_by"]["stage"] == "purify_by@dbr"
-    assert about["dbr"]["made_by"]["passes"] == {"forward": 10 + 40 + 2 * 60, "backward": 10 + 40}
+    assert about["dbr"]["made_by"]["passes"] == {"forward": 10 + 40 + 3 * 60, "backward": 10 + 40}
     # Of a sample of 60 with their own scores.
     write_params(project, {**TINY, **BY, "detect.sample": 60})
     run_stages("check_params", "detect@cd", "purify_by@dbr")
     sampled = read_json(project / "models/purified/dbr/model.json")
-    assert sampled["made_by"]["passes"] == {"forward": 3 + 12 + 2 * 60, "backward": 3 + 12}
+    assert sampled["made_by"]["passes"] == {"forward": 3 + 12 + 3 * 60, "backward": 3 + 12}
     scored, every = (
         purify_by.read_scored(Path("data/scores/cd")),
         open_poisoned(Path("data/base"), Path("data/poisoned")),
@@ -243,7 +243,7 @@ def test_what_a_purifier_cannot_build_on(project: Path, method: str, by: dict[st
 
 
 def test_a_method_that_builds_on_scores_is_no_method_of_the_reserve(project: Path) -> None:
-    with pytest.raises(UserError, match=r"^params\.yaml: purify\.methods: 'dbr' given, allowed: ft, fst$"):
+    with pytest.raises(UserError, match=r"^params\.yaml: purify\.methods: 'dbr' given, allowed: ft, lp, "):
         purify.main("dbr")
 
 
@@ -404,7 +404,13 @@ def test_a_robust_method_of_ones_own(made: Path, tmp_path: Path) -> None:
     assert "accuracy on what it was trained on" in run(folder, sys.executable, "stages/train_robust.py", "plain")
     run(folder, sys.executable, "stages/evaluate.py")
     # As short a training as this may end in one class.
-    assert set(metrics_of(folder)["robust"]["plain"]) - {"collapsed"} == {"acc", "acc_without_target", "asr", "ra"}
+    assert set(metrics_of(folder)["robust"]["plain"]) - {"collapsed"} == {
+        "acc",
+        "acc_without_target",
+        "asr",
+        "ra",
+        "der",
+    }
     assert read_json(folder / "models/robust/plain/model.json")["made_by"]["parameters"] == {"rounds": 1}
 
 
