@@ -27,7 +27,7 @@ import report
 import stress_settings
 import train_prior
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
-from purifying import by_artefact, by_reserve
+from purifying import by_artefact, purified_of
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from training import network_of, recipe_of
@@ -164,7 +164,7 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:
     """Check the lists of methods, and that there are as many trusted images as they need."""
-    for name in (*by_reserve(params), *by_artefact(params)):
+    for name in purified_of(params):
         if (needed := PURIFIERS[name].needs_trusted) > data.most("reserve"):
             raise UserError(
                 f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
@@ -209,9 +209,9 @@ def _check_stress(params: Params, data: prepare.Settings) -> None:
             f"{PARAMS}: stress.methods: {wanted.methods!r} given, allowed with attack.name none, of which no poisoned sample "
             "is known: []"
         )
-    if (most := data.most("reserve")) and wanted.poisoned >= most:
+    if wanted.poisoned >= (most := data.most("reserve")):
         raise UserError(
-            f"{PARAMS}: stress.poisoned: {wanted.poisoned} given, allowed: 1 to {most - 1}, fewer than data.reserve"
+            f"{PARAMS}: stress.poisoned: {wanted.poisoned} given, allowed: fewer than data.reserve, {most} trusted images"
         )
 
 

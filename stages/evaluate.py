@@ -1,4 +1,4 @@
-"""Grade models and scores: the one stage, with the report, that reads the ground truth. What a run lacks is left out."""
+"""Grade models and scores: beside `stress` and the report the only stage that reads the truth. What a run lacks is left out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ import pandas as pd
 import stress_settings
 from detect import settings
 from parameters import Params, load_params, methods_of
-from purifying import by_artefact, by_reserve
+from purifying import purified_of
 from unpoison import models
 from unpoison.core.errors import UserError, file_of
 from unpoison.core.files import new_folder, write_json
@@ -181,7 +181,7 @@ def _lines(stressed: dict[str, Stressed]) -> pd.DataFrame:
 
 def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Path]]:
     """Folders of the models that belong to this run, by family, as it is named in the metrics, and by method."""
-    purified = {name: PURIFIED / name for name in (*by_reserve(params), *by_artefact(params))}
+    purified = {name: PURIFIED / name for name in purified_of(params)}
     robust = {name: ROBUST / name for name in methods_of(params, "robust", METHODS)}
     of_model, of_data = {"backdoored": present["backdoored"]}, {"poisoned": present["poisoned"]}
     return {

@@ -12,7 +12,7 @@ from common import BACKDOORED, BASE, PURIFIED
 from parameters import FAMILIES, PARAMS, Params, methods_of, own_parameters, section, seed_of
 from unpoison import models
 from unpoison.compute.device import machine
-from unpoison.compute.passes import counted_passes
+from unpoison.compute.passes import countable, counted_passes
 from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.core.hyperparameters import one_of
 from unpoison.data.store import open_split
@@ -53,6 +53,11 @@ def by_artefact(params: Params) -> dict[str, str]:
     return dict(given)
 
 
+def purified_of(params: Params) -> list[str]:
+    """The purifiers of a run, by which its purified models are called."""
+    return [*by_reserve(params), *by_artefact(params)]
+
+
 def purify_with(stage: str, params: Params, *by: Any, made_from: Mapping[str, str] | None = None) -> list[Path]:
     """Purify the backdoored model and write the new one.
 
@@ -83,7 +88,7 @@ def purify_with(stage: str, params: Params, *by: Any, made_from: Mapping[str, st
             "stage": stage,
             "seed": seed,
             "parameters": arguments,
-            "passes": asdict(passes),
+            "passes": asdict(passes) if countable(backdoored) else None,
             "machine": machine(),
         },
         made_from={"backdoored": models.digest_of(BACKDOORED), "base": reserve.digest, **(made_from or {})},

@@ -8,7 +8,7 @@ import numpy as np
 
 from parameters import FAMILIES, PARAMS, Params, own_parameters, with_variations
 from prepare import Settings
-from purifying import by_artefact, by_reserve
+from purifying import purified_of
 from training import fresh_model, network_of, recipe_of
 from unpoison.core.errors import file_of, keys_of
 from unpoison.data.imageset import ImageSet
@@ -61,7 +61,7 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
             if recipe.whiten:
                 blank = _blank(2, side, channels)
                 whiten(_network(params, blank), blank)
-    for name in (*by_reserve(params), *by_artefact(params)):
+    for name in purified_of(params):
         # Those that build on scores train on samples, of which there are more.
         images = 2 if PURIFIERS[name].by == "scores" else data.most("reserve")
         own = own_parameters(params, "purifiers", name, PURIFIERS[name].parameters)

@@ -13,8 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 from common import BACKDOORED, BASE, CLEAN, POISONED, PURIFIED, STRESS, TRIGGERED, TRUTH, check_code, run_stage, say
 
-import numpy as np
-
 from parameters import PARAMS, load_params, seed_of
 from stress_settings import settings
 from unpoison import models
@@ -24,11 +22,11 @@ from unpoison.core.manifest import check_made_from
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.data.stress import Stressed, save_stressed
-from unpoison.evaluation.stress import line_metrics, reactivated_metrics, retuned_metrics
+from unpoison.evaluation.stress import line_metrics, poisoned_images, reactivated_metrics, retuned_metrics
 from unpoison.models.classifier import Classifier
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning.triggered import read_triggered
-from unpoison.poisoning.truth import Truth, read_truth
+from unpoison.poisoning.truth import read_truth
 from unpoison.stress.connectivity import line
 from unpoison.stress.reactivation import changed_by, train_generator
 from unpoison.stress.retuning import retune
@@ -58,7 +56,8 @@ def main(method: str) -> list[Path]:
     test, reserve, triggered = open_split(BASE, "test"), open_split(BASE, "reserve"), read_triggered(TRIGGERED, BASE)
     purified, backdoored = models.load(folder, reserve), models.load(BACKDOORED, reserve)
     graded = (test, truth, triggered)
-    stamped, control, clean = data.subset(np.flatnonzero(truth.mask)), None, None
+    stamped, true = poisoned_images(data, truth, seed=seed)
+    control, clean = None, None
     retuning = {key: getattr(wanted, key) for key in ("poisoned", "epochs", "batch_size", "lr", "augment")}
     with file_of(PARAMS), keys_of("stress"):
         retuned = retune(purified, reserve, stamped, seed=seed, **retuning)
@@ -71,7 +70,6 @@ def main(method: str) -> list[Path]:
             own = {
                 k: getattr(wanted, k) for k in ("images", "batch_size", "query_epochs", "query_lr", "alpha", "budget")
             }
-            true = with_true_labels(data, truth)
             generator = train_generator(purified, retuned, clean, reserve, true, seed=seed, **own)
             figures |= reactivated_metrics(lambda images: changed_by(generator, images), purified, clean, triggered)
     stressed = Stressed(figures=figures, line=line_metrics(line(purified, backdoored, wanted.points), *graded))
@@ -79,13 +77,6 @@ def main(method: str) -> list[Path]:
     save_stressed(stressed, STRESS / method, method=method, parameters=parameters, made_from=made_from)
     say(f"stress@{method}: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
     return [STRESS / method]
-
-
-def with_true_labels(data: ImageSet, truth: Truth) -> ImageSet:
-    """Poisoned training images with their true labels: those whose label the attacker changed, or all where he changed none."""
-    changed = truth.mask & (truth.labels != data.labels)
-    index = np.flatnonzero(changed if changed.any() else truth.mask)
-    return ImageSet(data.gather(index), truth.labels[index], data.classes)
 
 
 def _clean_model(reserve: ImageSet) -> Classifier:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from parameters import PARAMS, Params, checked, methods_of, section
+from parameters import PARAMS, Params, checked
+from purifying import purified_of
 from unpoison.core.errors import UserError
 from unpoison.core.hyperparameters import Count, Epochs, NonNegative, Positive
-from unpoison.purification import PURIFIERS
 from unpoison.training.recipe import AugmentationName
 
 OFF = "stress.reactivation: false"
@@ -59,8 +59,3 @@ def settings(params: Params) -> Settings:
         )
         raise UserError(f"{PARAMS}: stress.methods: {wanted.methods!r} given, allowed: {allowed}")
     return wanted
-
-
-def purified_of(params: Params) -> list[str]:
-    """Names of the purified models of a run, as their folders are called."""
-    return [*methods_of(params, "purify", PURIFIERS), *map(str, section(params, "purify").get("by") or ())]

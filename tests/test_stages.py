@@ -204,7 +204,7 @@ def test_purifiers_that_build_on_scores_or_a_verdict(project: Path) -> None:
     assert about["dbr"]["made_from"] == {**both, "scores": sha256_file(project / "data/scores/cd/scores.json")}
     verdict = project / "data/verdicts/neural_cleanse/verdict.json"
     assert about["nc_unlearn"]["made_from"] == {**both, "verdicts": sha256_file(verdict)}
-    # 5 % and 20 % of the 200 samples, forward and back, and the reserve before and after the one epoch and as what is looked at for divergence.
+    # 5 % and 20 % of the 200 samples, forward and back; the reserve before and after the epoch, and for its divergence.
     assert about["dbr"]["made_by"]["stage"] == "purify_by@dbr"
     assert about["dbr"]["made_by"]["passes"] == {"forward": 10 + 40 + 3 * 60, "backward": 10 + 40}
     # Of a sample of 60 with their own scores.

@@ -149,7 +149,12 @@ def test_a_matrix_leaves_out_attacks_that_did_not_take(tmp_path: Path) -> None:
 
 
 def test_solved_attacks_are_counted_and_methods_go_down_the_page(tmp_path: Path) -> None:
-    solved = {"methods": "purified.*", "asr": 0.05, "acc_drop": 0.02, "columns": {"retuned ASR": "retuned_asr"}}
+    solved = {
+        "methods": "purified.*",
+        "asr": 0.05,
+        "acc_drop": 0.02,
+        "columns": {"retuned ASR": {"metric": "retuned_asr"}},
+    }
     matrices = {"ASR": {"metric": "purified.*.asr", "lower_is_better": True, "rows": "methods"}}
     suite = read(tmp_path, {**VARIED, "matrices": matrices, "solved": solved, "taken": 0.5})
     figures = {

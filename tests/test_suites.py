@@ -144,6 +144,11 @@ BAD: list[tuple[str, Any, str]] = [
         {"methods": "purified", "asr": 0.05, "acc_drop": 0.02},
         "solved.methods: 'purified' given, allowed: a place",
     ),
+    (
+        "solved",
+        {"methods": "purified.*", "asr": 0.05, "acc_drop": 0.02, "columns": {"RA": {"metric": "ra", "form": "q"}}},
+        "solved.columns.RA.form: 'q' given, allowed: as Python's",
+    ),
     ("solved", {"methods": "purified.*", "asr": 5, "acc_drop": 0.02}, "solved.asr: 5 given; input should be less than"),
     ("taken", 1.5, "taken: 1.5 given; input should be less than or equal to 1"),
     ("tolerances", {"acc": 0.1, "asr": 0.1}, "tolerances.ra: nothing given, allowed: a number from 0 to 1"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from ..models.classifier import Backbone
+from ..models.classifier import Backbone, Classifier
 
 
 @dataclass
@@ -27,9 +27,15 @@ class Passes:
     backward: int = 0
 
 
+def countable(model: Classifier) -> bool:
+    """Whether passes of a model are seen: a backbone with auxiliary heads is not called as a whole in training."""
+    return type(model.backbone).with_auxiliary is Backbone.with_auxiliary
+
+
 @contextmanager
 def counted_passes() -> Iterator[Passes]:
-    """Within the block, images that pass any `Backbone` are counted. Copies folded by `frozen` are no backbones."""
+    """Within the block, images that pass a `Backbone` are counted, of models that are `countable`. Copies folded by
+    `frozen` are no backbones."""
     passes = Passes()
 
     def count(module: nn.Module, given: tuple[Any, ...], raw: Tensor) -> None:

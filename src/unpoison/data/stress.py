@@ -14,7 +14,7 @@ from pydantic import Field
 from ..core.errors import UserError
 from ..core.files import new_folder
 from ..core.hyperparameters import Fraction
-from ..core.manifest import Described, Manifest, read_manifest, write_manifest
+from ..core.manifest import Described, Manifest, check_describes, read_manifest, write_manifest
 
 FORMAT, DESCRIPTION = "unpoison-stress-1", "stress.json"
 Figure = Literal[
@@ -104,8 +104,7 @@ def load_stressed(folder: Path, *, method: str | None = None) -> Stressed:
             no shares; a line that does not lead from 0 to 1, or has not a figure for each place.
     """
     path, about = folder / DESCRIPTION, read_manifest(folder, DESCRIPTION, FORMAT, StressManifest)
-    if method is not None and about.method != method:
-        raise UserError(f"{path}: method: {about.method[:80]!r} found, allowed: {method!r}")
+    check_describes(path, about, method=method)
     t, acc, asr = about.line.t, about.line.acc, about.line.asr
     if (t[0], t[-1]) != (0, 1) or any(first >= second for first, second in pairwise(t)):
         raise UserError(f"{path}: line.t: allowed: places that rise from 0 to 1")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from ..compute.inference import logits_of
+from ..core.seeding import numpy_rng
 from ..data.imageset import ImageSet
 from ..data.stress import Line
 from ..models.classifier import Classifier
@@ -14,6 +15,22 @@ from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
 from .grading import model_metrics
 from .metrics import accuracy
+
+MOST = 10_000  # poisoned images in memory, of which the attacks need a few hundred
+
+
+def poisoned_images(data: ImageSet, truth: Truth, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """An attacker's poisoned training images, at most `MOST` of them, with his labels, and with their true ones.
+
+    The second are those whose label he changed, or all where he changed none.
+    """
+    changed = truth.mask & (truth.labels != data.labels)
+    wanted = [np.flatnonzero(mask) for mask in (truth.mask, changed if changed.any() else truth.mask)]
+    given, true = (
+        rows if len(rows) <= MOST else np.sort(numpy_rng(seed, "stress/poisoned").choice(rows, MOST, replace=False))
+        for rows in wanted
+    )
+    return data.subset(given), ImageSet(data.gather(true), truth.labels[true], data.classes)
 
 
 def retuned_metrics(

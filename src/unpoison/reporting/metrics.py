@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..core.errors import ParameterError, file_of
 from ..core.files import read_json
+from ..data.stress import Figure
 
 SHARES = frozenset(
     (
@@ -17,14 +18,7 @@ SHARES = frozenset(
         "asr",
         "ra",
         "der",
-        "retuned_acc",
-        "retuned_asr",
-        "retuned_asr_clean",
-        "retuned_ra",
-        "reactivated_asr",
-        "reactivated_asr_clean",
-        "reactivated_untriggered",
-        "reactivated_untriggered_clean",
+        *get_args(Figure),
         "auroc",
         "ap",
         "tpr_at_1fpr",

@@ -39,10 +39,10 @@ def line(purified: Classifier, backdoored: Classifier, points: int) -> Iterator[
     if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in end.items()}:
         raise UserError("connectivity: weights of two networks given, allowed: those of one network")
     between = deepcopy(purified).eval()
-    weights = between.state_dict()
     for t in np.linspace(0, 1, points).tolist():
         with torch.no_grad():
-            for name, value in weights.items():
+            # Asked for anew: a pass may lay the network's weights out anew, and those asked for before are then no longer its.
+            for name, value in between.state_dict().items():
                 value.copy_(_between(start[name], end[name], t))
         yield t, between
 

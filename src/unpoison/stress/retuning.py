@@ -75,8 +75,8 @@ def mixed(
     most = min(len(stamped), len(reserve) - 1)
     if poisoned > most:
         raise ParameterError(
-            f"poisoned: {poisoned} given, allowed: 1 to {most}, of {len(stamped)} poisoned training images, and fewer than "
-            f"the {len(reserve)} trusted ones"
+            f"poisoned: {poisoned} given, allowed: of the {len(stamped)} poisoned training images, and fewer than the "
+            f"{len(reserve)} trusted ones"
         )
     images, labels = reserve.gather(np.arange(len(reserve))), reserve.labels.copy()
     if augment:

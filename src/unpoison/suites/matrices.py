@@ -77,6 +77,8 @@ def _table(suite: Suite, matrix: Matrix, names: Sequence[str], runs: Sequence[Ru
 
 def _solved(suite: Suite, solved: Solved, names: Sequence[str], runs: Sequence[Run]) -> Table:
     """A row per method, those that solve most first: attacks solved, and mean figures over the attacks that took."""
+    keys = ("acc", "asr", *(column.metric for column in solved.columns.values()))
+    forms = [".3f", ".3f", *(column.form for column in solved.columns.values())]
     counts, figures = dict.fromkeys(names, (0, 0)), {name: list[list[float | None]]() for name in names}
     for experiment in suite.experiments:
         of_experiment = [run for run in runs if run.experiment == experiment]
@@ -85,7 +87,7 @@ def _solved(suite: Suite, solved: Solved, names: Sequence[str], runs: Sequence[R
             continue
         for name in names:
             place = solved.methods.replace("*", name)
-            found = [_mean(of_experiment, f"{place}.{key}") for key in ("acc", "asr", *solved.columns.values())]
+            found = [_mean(of_experiment, f"{place}.{key}") for key in keys]
             kept, left = found[:2]
             if kept is None or left is None:
                 continue
@@ -95,7 +97,9 @@ def _solved(suite: Suite, solved: Solved, names: Sequence[str], runs: Sequence[R
             figures[name].append(found)
     means = {name: [_average(values) for values in zip(*rows, strict=True)] for name, rows in figures.items() if rows}
     order = sorted(means, key=lambda name: (-counts[name][0], means[name][1], name))
-    body = [[literal(name), f"{counts[name][0]} of {counts[name][1]}", *map(_cell, means[name])] for name in order]
+    body = [
+        [literal(name), f"{counts[name][0]} of {counts[name][1]}", *map(_cell, means[name], forms)] for name in order
+    ]
     return Table(["method", "solved", "ACC", "ASR", *map(literal, solved.columns)], body, frozenset({0}))
 
 
@@ -109,8 +113,8 @@ def _average(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(present) if present else None
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if value > 10 else f"{value:.3f}"
+def _cell(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def _cells(figures: Mapping[str, float | None], names: Sequence[str]) -> list[str]:

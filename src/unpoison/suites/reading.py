@@ -76,6 +76,16 @@ class MatrixKeys:
     published: Block = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SolvedKeys:
+    """The keys of `solved`."""
+
+    methods: str
+    asr: Fraction
+    acc_drop: Fraction
+    columns: Block = field(default_factory=dict)
+
+
 def read_suite(name: str, folder: Path) -> Suite:
     """The suite `folder/NAME.yaml`.
 
@@ -248,10 +258,11 @@ def _matrix(block: Any, where: str, sources: Mapping[str, str]) -> Matrix:
 
 
 def _solved(block: Any) -> Solved:
-    solved = _checked(block, Solved, "solved")
-    if solved.methods.count("*") != 1:
-        raise ParameterError(f"solved.methods: {solved.methods!r} given, allowed: a place in the metrics with one *")
-    return solved
+    keys = _checked(block, SolvedKeys, "solved")
+    if keys.methods.count("*") != 1:
+        raise ParameterError(f"solved.methods: {keys.methods!r} given, allowed: a place in the metrics with one *")
+    columns = {heading: _column(column, f"solved.columns.{heading}") for heading, column in keys.columns.items()}
+    return Solved(methods=keys.methods, asr=keys.asr, acc_drop=keys.acc_drop, columns=columns)
 
 
 def _check_overrides(values: Overrides, where: str) -> None:

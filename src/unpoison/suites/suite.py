@@ -80,13 +80,13 @@ class Solved:
         methods: where a method's figures lie in the record, with a `*` for its name (`purified.*`).
         asr: an attack is solved with at most this ASR, and
         acc_drop: with at most this much of the first method's ACC lost.
-        columns: further mean figures: heading to the figure's name below the method's.
+        columns: further mean figures by heading; a figure's name is that below the method's.
     """
 
     methods: str
     asr: Fraction
     acc_drop: Fraction
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,9 @@ def at_the_worst_weights(
     moved = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
     pairs = list(zip(moved, gradients, strict=True))
-    measured = [weight.detach() * gradient for weight, gradient in pairs] if adaptive else gradients
-    # On a GPU this stays on the device: nothing waits for it.
-    scale = radius / (torch.stack([gradient.norm() for gradient in measured]).norm() + 1e-12)
-    # One by one as they are needed, not all in memory.
+    # One by one, not all in memory. On a GPU this stays on the device: nothing waits for it.
+    norms = [(weight.detach() * gradient if adaptive else gradient).norm() for weight, gradient in pairs]
+    scale = radius / (torch.stack(norms).norm() + 1e-12)
     if adaptive:
         steps = (weight.detach().square() * gradient * scale for weight, gradient in pairs)
     else:
