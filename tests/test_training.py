@@ -128,9 +128,9 @@ def test_inference_matches_a_plain_pass_and_leaves_a_network_that_can_be_trained
 
 
 def test_a_batch_has_two_images_for_every_process(splits: dict[str, ImageSet]) -> None:
-    def plan(batch_size: int, processes: int) -> loop._Plan:
+    def plan(batch_size: int, processes: int) -> loop.Plan:
         here, cpu, rng = World(0, processes), torch.device("cpu"), torch.Generator()
-        return loop._Plan(splits["reserve"], Recipe(batch_size=batch_size), here, cpu, rng, None)
+        return loop.Plan(splits["reserve"], Recipe(batch_size=batch_size), here, cpu, rng, None)
 
     assert plan(4, 2).steps_per_epoch == 75
     for size, processes in ((3, 2), (1, 2), (1000, 151)):
@@ -226,7 +226,7 @@ def test_the_first_bad_step_is_named(call: int, value: float, splits: dict[str, 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("head.weight", torch.nan, r"1 of \d+ tensors are not finite after epoch 2 \(head\.weight\)"),
+        ("head.weight", torch.nan, r"1 of \d+ tensors are not finite \(head\.weight\) after epoch 2"),
         ("backbone.body.1.running_var", torch.inf, r"1 of \d+ tensors are not finite .*running_var"),
         ("head.weight", 3e38, "its logits are not finite after epoch 2"),
     ],

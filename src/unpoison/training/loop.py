@@ -114,7 +114,7 @@ def fit(
     check_network(model, what)
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # One generator for the order and the augmentation of the whole run, in the same state in every process.
-    plan = _Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"), poisoning)
+    plan = Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"), poisoning)
     if 1 in plan.sizes:
         check_batch_of_one(model, data, recipe)
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
@@ -190,8 +190,14 @@ def _split(order: Tensor, size: int, *, drop_last: bool = False, least: int = 2)
     return batches
 
 
-class _Plan:
-    """Order and augmentation of every epoch, drawn on the CPU and moved in one go, and the images of each batch."""
+class Plan:
+    """Order and augmentation of every epoch, drawn on the CPU and moved in one go, and the images of each batch.
+
+    Attributes:
+        labels: labels on the device, int64 [n].
+        sizes: samples in each batch of an epoch.
+        steps_per_epoch: batches in an epoch.
+    """
 
     def __init__(
         self,
@@ -279,6 +285,10 @@ class _Plan:
 
 def _resident(data: ImageSet, device: torch.device) -> Tensor:
     """All images on the device, uint8 [n, c, h, w], copied in chunks so that the host never holds a second copy."""
+    base, plain = data.base, data.overlay is None or not len(data.overlay.index)
+    if device.type == "cpu" and plain and isinstance(base, np.ndarray) and base.flags.writeable:
+        # In the host's memory already. What is mapped from disk read-only is no tensor.
+        return torch.from_numpy(base).permute(0, 3, 1, 2)
     # Filled as [n, h, w, c], the layout on disk, and only viewed as [n, c, h, w].
     height, width, channels = data.base.shape[1:]
     images = torch.empty(len(data), height, width, channels, dtype=torch.uint8, device=device)
