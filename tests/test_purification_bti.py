@@ -111,7 +111,8 @@ def test_the_losses_of_the_generator(monkeypatch: pytest.MonkeyPatch, full_preci
 def test_how_many_images_of_a_batch_are_inverted(count: int, changed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found, images = inverting(strided([8], seed=0), noise(10)), torch.rand(count, 3, 8, 8)
     monkeypatch.setattr(found.generator, "forward", lambda given: given + 2)
-    mixed = found.mix(images)
+    (chosen,) = found.choose([count])
+    mixed = found.mix(images, chosen)
     moved = mixed - images
     assert (moved[:, 0, 0, 0] > 1).sum() == changed
     assert ((moved == 0).flatten(1).all(1)).sum() == count - changed

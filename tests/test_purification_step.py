@@ -21,7 +21,7 @@ from unpoison.models import Classifier
 from unpoison.purification import PURIFIERS, d3, ft_sam, lmr, tsbd
 from unpoison.purification.ascent import Watch, accuracy_on, bounded
 from unpoison.purification.batches import Batches, on_device
-from unpoison.purification.unlearning import chance_of, unlearned
+from unpoison.purification.clean_unlearning import chance_of, unlearned
 from unpoison.training.sam import at_the_worst_weights
 
 
@@ -157,7 +157,7 @@ def test_lmr_cuts_inputs_of_the_head_off(planted: Planted) -> None:
     # A quarter of 64, for all classes, and so they stay through the steps of recovery.
     assert (purified.head.weight == 0).all(0).sum() == 16
     assert (purified.head.weight == 0).sum() == 160
-    with pytest.raises(ParameterError, match=r"^target: 10 given, allowed: 0 to 9, or None$"):
+    with pytest.raises(ParameterError, match=r"^target: 10 given, allowed: 0 to 9, or null$"):
         lmr.purify(planted.model, reserve, target=10)
 
 
