@@ -65,10 +65,10 @@ def purify(
         model: the backdoored classifier, left as it was.
         reserve: trusted, labelled images.
         seed: seed for the order of the images and their augmentation.
-        target: the class to push away. null, as published, for the one that clean unlearning finds.
+        target: the class to push away. With null, as published, that is the one that clean unlearning finds.
         unlearn_epochs: passes of clean unlearning at most; it ends with the first whose accuracy is at chance.
         unlearn_lr: learning rate of clean unlearning.
-        unlearn_bound: loss of a sample beyond which unlearning raises it no further. null, as published, for no bound.
+        unlearn_bound: loss of a sample beyond which unlearning raises it no further. With null, as published, it goes on.
         epochs: passes of repulsion at most; it ends with the first after which the class's own images are at chance.
         batch_size: images per step.
         lr: learning rate of repulsion, the same throughout.

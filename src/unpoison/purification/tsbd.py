@@ -62,8 +62,8 @@ def purify(
         seed: seed for the order of the images and their augmentation.
         unlearn_epochs: passes of clean unlearning at most; it ends with the first whose accuracy is at chance.
         unlearn_lr: learning rate of clean unlearning.
-        unlearn_bound: loss of a sample beyond which unlearning raises it no further. null, as published, for no bound;
-            the accuracy is at chance long before.
+        unlearn_bound: loss of a sample beyond which unlearning raises it no further. With null, as published, it goes
+            on; the accuracy is at chance long before.
         layers: layers whose neurons are ranked, `conv` for convolutions, or `all` for linear layers as well. A network of
             tokens needs `all`; projections into queries, keys and values that are no layer of their own are left out.
         neurons: share of all neurons, of the most changed ones, in which weights are set to zero. A neuron is a row of a
