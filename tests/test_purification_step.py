@@ -22,7 +22,7 @@ from unpoison.purification import PURIFIERS, d3, ft_sam, lmr, tsbd
 from unpoison.purification.ascent import Watch, accuracy_on, bounded
 from unpoison.purification.batches import Batches, on_device
 from unpoison.purification.clean_unlearning import chance_of, unlearned
-from unpoison.training import loop
+from unpoison.training import plan
 from unpoison.training.sam import at_the_worst_weights
 
 
@@ -241,7 +241,7 @@ def test_batches_are_the_same_from_memory_and_from_disk(monkeypatch: pytest.Monk
     assert in_memory.plan.resident is not None
     if in_memory.device.type == "cpu":
         assert in_memory.plan.resident.data_ptr() == data.base.ctypes.data  # type: ignore[union-attr]
-    monkeypatch.setattr(loop, "_memory", lambda device: 0)
+    monkeypatch.setattr(plan, "_memory", lambda device: 0)
     from_disk = Batches(data, 3, seed=1, purpose="test", augment=["crop", "flip"])
     assert from_disk.plan.resident is None
     # A last batch of one joins the one before.

@@ -15,7 +15,7 @@ from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.checks import check_batch_of_one, fact_of_divergence
 from ..training.distributed import World
-from ..training.loop import Plan
+from ..training.plan import Plan
 from ..training.recipe import AugmentationName, Recipe
 
 
