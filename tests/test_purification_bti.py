@@ -111,7 +111,8 @@ def test_the_losses_of_the_generator(monkeypatch: pytest.MonkeyPatch, full_preci
 def test_how_many_images_of_a_batch_are_inverted(count: int, changed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found, images = inverting(strided([8], seed=0), noise(10)), torch.rand(count, 3, 8, 8)
     monkeypatch.setattr(found.generator, "forward", lambda given: given + 2)
-    mixed = found.mix(images)
+    (chosen,) = found.choose([count])
+    mixed = found.mix(images, chosen)
     moved = mixed - images
     assert (moved[:, 0, 0, 0] > 1).sum() == changed
     assert ((moved == 0).flatten(1).all(1)).sum() == count - changed
@@ -231,11 +232,3 @@ def test_what_diverges_ends_with_one_line(name: str) -> None:
     model.head.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match=rf"^{name}: 1 of \d+ tensors of the network are not finite"):
         purify(model, data, **QUICK)
-
-
-def test_batch_norm_over_one_value_ends_with_one_line() -> None:
-    # Halved twice, images of 4x4 px are one pixel, of which batch norm needs two.
-    with pytest.raises(
-        ParameterError, match=r"^batch_size: 10 given for 1 image of 4x4 px, allowed for this network: at"
-    ):
-        pam.purify(strided([8, 8], seed=0), noise(1, 4), **QUICK)

@@ -180,15 +180,6 @@ def test_a_network_without_batch_norm_is_refused(name: str) -> None:
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["anp", "rnp"])
-def test_a_batch_of_one_is_refused(name: str) -> None:
-    network = classifier(nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4)), 4)
-    with pytest.raises(
-        ParameterError, match=r"^batch_size: 1 given for images of 4x4 px, allowed for this network: at"
-    ):
-        PURIFIERS[name].purify(network, images_of(4, 4), batch_size=1)
-
-
 def test_an_ascent_that_diverges_ends_with_one_line() -> None:
     with pytest.raises(ParameterError, match=r"^lr: 1e\+30 given, with which rnp diverged: "):
         rnp.purify(small(), images_of(6, 4), lr=1e30, accuracy=0.0)

@@ -292,11 +292,38 @@ def test_nc_unlearn_that_diverges_ends_with_one_line() -> None:
         nc_unlearn.purify(strided((8, 8), seed=0), noise(10), verdict_of([1]), lr=1e30, epochs=4)
 
 
+@pytest.mark.parametrize(
+    ("key", "own"),
+    [
+        ("lr", {"lr": 1e30, "finetune_epochs": 4}),
+        ("relearn_lr", {"relearn_lr": 1e30}),
+        ("unlearn_lr", {"unlearn_lr": 1e30}),
+    ],
+)
+def test_divergence_names_the_rate_of_the_pass(key: str, own: dict[str, Any]) -> None:
+    given = {
+        **SHARES,
+        "finetune_epochs": 1,
+        "epochs": 1,
+        "lr": 1e-3,
+        "batch_size": 2,
+        "bound": None,
+        "allowed_drop": None,
+    }
+    with pytest.raises(ParameterError, match=rf"^{key}: 1e\+30 given, with which unlearn diverged: "):
+        unlearn.purify(strided((8, 8), seed=0), noise(8), rising(20), **(given | own))
+
+
+@pytest.mark.parametrize("key", ["clean_share", "poison_share"])
 @pytest.mark.parametrize("name", COLLAPSE)
-def test_one_sample_alone_is_too_few_for_batch_norm(name: str) -> None:
-    # Three halvings of 8 px leave one value to average over.
-    with pytest.raises(ParameterError, match=r"^batch_size: 128 given for 1 image of 8x8 px, allowed for this network"):
-        PURIFIERS[name].purify(strided((8, 8, 8), seed=0), noise(8), rising(20), clean_share=0.3, poison_share=0.05)
+def test_one_sample_alone_is_too_few_for_batch_norm(name: str, key: str) -> None:
+    shares = {**SHARES, key: 0.05}
+    # Three halvings of 8 px leave one value to average over, two leave four.
+    with pytest.raises(
+        ParameterError, match=rf"^{key}: 0\.05 given, allowed for this network: at least 0\.1, two of the 20 s"
+    ):
+        PURIFIERS[name].purify(strided((8, 8, 8), seed=0), noise(8), rising(20), **shares)
+    PURIFIERS[name].purify(strided((8, 8), seed=0), noise(8), rising(20), epochs=1, **shares)
 
 
 @pytest.mark.parametrize("network", ["compact", "vgg19_bn", "timm:vit_tiny_patch16_224"])

@@ -21,7 +21,8 @@ from unpoison.models import Classifier
 from unpoison.purification import PURIFIERS, d3, ft_sam, lmr, tsbd
 from unpoison.purification.ascent import Watch, accuracy_on, bounded
 from unpoison.purification.batches import Batches, on_device
-from unpoison.purification.unlearning import chance_of, unlearned
+from unpoison.purification.clean_unlearning import chance_of, unlearned
+from unpoison.training import plan
 from unpoison.training.sam import at_the_worst_weights
 
 
@@ -93,8 +94,6 @@ def test_one_step_of_ft_sam(full_precision: None) -> None:
             parameter.copy_(w + 0.5 * w * w * g / length)
     for found, w, g in zip(stepped.parameters(), before, gradients(), strict=True):
         assert torch.allclose(found, w - 0.1 * (g + 0.01 * w), atol=1e-6)
-    with pytest.raises(ParameterError, match=r"^label_smoothing: 0\.95 given, allowed with 10 classes: up to 0\.9$"):
-        ft_sam.purify(model, data, label_smoothing=0.95)
 
 
 @pytest.mark.parametrize(("weight", "scale"), [(10.0, 1 / 11), (0.5, 1.0)])
@@ -157,7 +156,7 @@ def test_lmr_cuts_inputs_of_the_head_off(planted: Planted) -> None:
     # A quarter of 64, for all classes, and so they stay through the steps of recovery.
     assert (purified.head.weight == 0).all(0).sum() == 16
     assert (purified.head.weight == 0).sum() == 160
-    with pytest.raises(ParameterError, match=r"^target: 10 given, allowed: 0 to 9, or None$"):
+    with pytest.raises(ParameterError, match=r"^target: 10 given, allowed: 0 to 9, or null$"):
         lmr.purify(planted.model, reserve, target=10)
 
 
@@ -222,6 +221,36 @@ def test_unlearning_is_ascent_until_chance_or_the_bound(full_precision: None) ->
         after(4, lr=1e38)
     assert chance_of(data, 10) == 1 / 8
     assert chance_of(images_of(20), 10) == 1 / 10
+
+
+# Loops of their own in training mode that are handed the reserve.
+@pytest.mark.parametrize("name", ["ft_sam", "anp", "rnp", "bti_dbf", "pam", "lmr", "tsbd"])
+@pytest.mark.parametrize(("count", "size"), [(1, 16), (4, 1)])
+def test_a_batch_of_one_ends_with_one_line(name: str, count: int, size: int) -> None:
+    # Three halvings of 8 px leave one value to average over.
+    model, given = strided([8, 8, 8], seed=0), "1 image" if count == 1 else "images"
+    line = rf"^batch_size: {size} given for {given} of 8x8 px, allowed for this network: at least 2"
+    with pytest.raises(ParameterError, match=line):
+        PURIFIERS[name].purify(model, images_of(count), batch_size=size)
+
+
+def test_batches_are_the_same_from_memory_and_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = images_of(7)
+    in_memory = Batches(data, 3, seed=1, purpose="test", augment=["crop", "flip"])
+    # A second copy of a set that is in the host's memory would be of no use.
+    assert in_memory.plan.resident is not None
+    if in_memory.device.type == "cpu":
+        assert in_memory.plan.resident.data_ptr() == data.base.ctypes.data  # type: ignore[union-attr]
+    monkeypatch.setattr(plan, "_memory", lambda device: 0)
+    from_disk = Batches(data, 3, seed=1, purpose="test", augment=["crop", "flip"])
+    assert from_disk.plan.resident is None
+    # A last batch of one joins the one before.
+    assert in_memory.sizes == [3, 4]
+    assert len(in_memory) == 2
+    for epoch in range(2):
+        pairs = list(zip(in_memory.epoch(epoch), from_disk.epoch(epoch), strict=True))
+        assert all(torch.equal(*values) for pair in pairs for values in zip(*pair, strict=True))
+        assert sorted(torch.cat([labels for (_, labels), _ in pairs]).tolist()) == list(range(7))
 
 
 # What each is to do in little time, on networks with and without batch norm and convolutions.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from math import cos, pi
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from unpoison.purification.maps import LAST, recorded, stages_of
 from unpoison.training.recipe import Recipe, rates
 
 MODES = ("ft", "lp", "fe_tuning", "ft_init", "fst")
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
 def loss_of(model: Classifier, data: ImageSet) -> float:
@@ -126,25 +124,10 @@ def farthest(ours: list[dict[str, Tensor]], plain: list[dict[str, Tensor]]) -> f
 def test_every_step_is_that_of_the_published_mode(
     mode: str, eps: float, full_precision: None, planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(monkeypatch, planted.model, planted.reserve.subset(np.arange(12)), mode, eps)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.skipif(not (GOLDEN / "model").is_dir(), reason="needs the default run's network in ../shared/golden")
-def test_every_step_is_that_of_the_published_mode_on_the_default_victim(
-    mode: str, full_precision: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with np.load(GOLDEN / "images300.npz") as file:
-        classes = tuple(map(str, range(10)))
-        some = ImageSet(file["images"][::25], file["true_labels"][::25].astype(np.int64), classes)
-    compare(monkeypatch, models.load(GOLDEN / "model"), some, mode, 0.0)
-
-
-def compare(patch: pytest.MonkeyPatch, model: Classifier, data: ImageSet, mode: str, eps: float) -> None:
-    size = len(data) // 3
+    model, data, size = planted.model, planted.reserve.subset(np.arange(12)), 4
     given: dict[str, Any] = {"seed": 4, "epochs": 2, "lr": 0.02} | ({"alpha": 0.4} if mode == "fst" else {})
     ours = our_steps(
-        patch,
+        monkeypatch,
         model,
         data,
         mode,
@@ -185,9 +168,10 @@ def test_what_was_to_be_trained_still_is(planted: Planted) -> None:
         assert all(parameter.requires_grad for parameter in tuned.parameters())
 
 
-def test_smoothing_beyond_equal_shares_is_refused(planted: Planted) -> None:
+@pytest.mark.parametrize("name", ["ft", "ft_sam"])
+def test_smoothing_beyond_equal_shares_is_refused(name: str, planted: Planted) -> None:
     with pytest.raises(ParameterError, match=r"^label_smoothing: 0\.95 given, allowed for 10 classes: 0 to 0\.9,"):
-        ft.purify(planted.model, planted.reserve, label_smoothing=0.95)
+        PURIFIERS[name].purify(planted.model, planted.reserve, label_smoothing=0.95)
 
 
 def test_fine_tuning_learns_the_reserve(planted: Planted) -> None:
@@ -366,7 +350,9 @@ def test_other_networks_are_purified_as_well(network: str, arguments: dict[str, 
         assert all(value.isfinite().all() for value in purified.state_dict().values())
 
 
-def test_nad_is_not_for_maps_of_one_position() -> None:
+def test_nad_is_not_for_maps_of_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Refused before any training.
+    monkeypatch.setattr(nad, "fit", None)
     reserve = ImageSet(np.zeros((4, 2, 2, 3), np.uint8), np.zeros(4, np.int64), tuple("abcdefghij"))
     with pytest.raises(UserError, match=r"^nad: strided given, whose maps all have one position; allowed: larger"):
         nad.purify(strided((8,), seed=0), reserve, teacher_epochs=1)

@@ -20,7 +20,7 @@ from unpoison.compute.inference import features_of, logits_of
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import torch_rng
 from unpoison.data.imageset import ImageSet
-from unpoison.training import loop
+from unpoison.training import loop, plan
 from unpoison.training.distributed import World
 from unpoison.training.recipe import Recipe
 
@@ -96,7 +96,7 @@ def test_streaming_gives_what_a_resident_set_gives(
 ) -> None:
     resident, streamed = small(), small()
     loop.fit(resident, splits["public"], RECIPE, seed=0, what="test")
-    monkeypatch.setattr(loop, "_memory", lambda device: 0)
+    monkeypatch.setattr(plan, "_memory", lambda device: 0)
     loop.fit(streamed, splits["public"], RECIPE, seed=0, what="test")
     assert torch.equal(resident.head.weight, streamed.head.weight)
 
@@ -128,14 +128,14 @@ def test_inference_matches_a_plain_pass_and_leaves_a_network_that_can_be_trained
 
 
 def test_a_batch_has_two_images_for_every_process(splits: dict[str, ImageSet]) -> None:
-    def plan(batch_size: int, processes: int) -> loop._Plan:
+    def planned(batch_size: int, processes: int) -> plan.Plan:
         here, cpu, rng = World(0, processes), torch.device("cpu"), torch.Generator()
-        return loop._Plan(splits["reserve"], Recipe(batch_size=batch_size), here, cpu, rng, None)
+        return plan.Plan(splits["reserve"], Recipe(batch_size=batch_size), here, cpu, rng, None)
 
-    assert plan(4, 2).steps_per_epoch == 75
+    assert planned(4, 2).steps_per_epoch == 75
     for size, processes in ((3, 2), (1, 2), (1000, 151)):
         with pytest.raises(UserError, match=f"{processes} processes given, allowed for batches of "):
-            plan(size, processes)
+            planned(size, processes)
 
 
 def test_device_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +160,12 @@ def test_gpu_gives_what_the_cpu_gives(splits: dict[str, ImageSet], monkeypatch: 
 
 
 def test_a_last_batch_of_one_joins_the_one_before() -> None:
-    assert [len(batch) for batch in loop._split(torch.arange(9), 4)] == [4, 5]
-    assert [len(batch) for batch in loop._split(torch.arange(10), 4)] == [4, 4, 2]
-    assert [len(batch) for batch in loop._split(torch.arange(1), 4)] == [1]
-    assert [len(batch) for batch in loop._split(torch.arange(11), 4, least=4)] == [4, 7]
-    assert [len(batch) for batch in loop._split(torch.arange(9), 4, drop_last=True)] == [4, 4]
-    assert [len(batch) for batch in loop._split(torch.arange(8), 4, drop_last=True)] == [4, 4]
+    assert [len(batch) for batch in plan._split(torch.arange(9), 4)] == [4, 5]
+    assert [len(batch) for batch in plan._split(torch.arange(10), 4)] == [4, 4, 2]
+    assert [len(batch) for batch in plan._split(torch.arange(1), 4)] == [1]
+    assert [len(batch) for batch in plan._split(torch.arange(11), 4, least=4)] == [4, 7]
+    assert [len(batch) for batch in plan._split(torch.arange(9), 4, drop_last=True)] == [4, 4]
+    assert [len(batch) for batch in plan._split(torch.arange(8), 4, drop_last=True)] == [4, 4]
     data = ImageSet(np.zeros((9, 32, 32, 3), np.uint8), np.arange(9) % 2, ("a", "b"))
     model = models.build("vgg19_bn", num_classes=2, image_size=(32, 32), width=8)  # its last map is 1x1
     assert len(loop.fit(model, data, Recipe(epochs=1, batch_size=4), seed=0, what="test").epochs) == 1
@@ -226,7 +226,7 @@ def test_the_first_bad_step_is_named(call: int, value: float, splits: dict[str, 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("head.weight", torch.nan, r"1 of \d+ tensors are not finite after epoch 2 \(head\.weight\)"),
+        ("head.weight", torch.nan, r"1 of \d+ tensors are not finite \(head\.weight\) after epoch 2"),
         ("backbone.body.1.running_var", torch.inf, r"1 of \d+ tensors are not finite .*running_var"),
         ("head.weight", 3e38, "its logits are not finite after epoch 2"),
     ],

@@ -13,6 +13,7 @@ is not offered: a threshold is given, and what it leaves of the accuracy can be 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
@@ -26,8 +27,8 @@ from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Rate, Recipe
-from .batches import Batches, on_device
-from .channels import Masks, check_batches
+from .batches import Batches, check_batches, on_device
+from .channels import Masks
 from .purifier import Purifier
 
 
@@ -67,15 +68,20 @@ def purify(
     """
     pruned = on_device(deepcopy(model), "anp").eval()
     masks = Masks(deepcopy(pruned), "anp")
-    check_batches(masks.network, reserve, batch_size)
+    check_batches(masks.network, batch_size, reserve)
     batches = Batches(reserve, batch_size, seed=seed, purpose="anp", augment=augment)
     optimizer, rate = Optimizer(Recipe(weight_decay=0.0), [masks.values]), Rate(lr, 0.9)
     generator = torch_rng(seed, "anp/push")
-    steps_taken = zip(range(iterations), batches.forever(), strict=False)
-    for _, (images, labels) in progress(steps_taken, what="anp", unit="step", total=iterations):
-        # Drawn on the CPU: a GPU sees the same numbers.
-        drawn = (torch.rand(2, len(masks.values), generator=generator) * 2 - 1) * eps
-        push = worst_push(masks, images, labels, drawn.to(images.device), eps=eps, steps=steps)
+
+    def starts() -> Iterator[Tensor]:
+        while True:
+            # Drawn on the CPU: a GPU sees the same numbers. Moved at once: the CPU waits for it once in an epoch.
+            drawn = [torch.rand(2, len(masks.values), generator=generator) for _ in batches.sizes]
+            yield from ((torch.stack(drawn) * 2 - 1) * eps).to(batches.device)
+
+    steps_taken = zip(range(iterations), batches.forever(), starts(), strict=False)
+    for _, (images, labels), start in progress(steps_taken, what="anp", unit="step", total=iterations):
+        push = worst_push(masks, images, labels, start, eps=eps, steps=steps)
         optimizer.zero_grad()
         differentiate(masks, images, labels, push, alpha=alpha)
         optimizer.step(rate)

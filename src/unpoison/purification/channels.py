@@ -15,10 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..compute.device import autocast
 from ..core.errors import ParameterError
-from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from ..training.checks import check_batch_of_one
-from ..training.recipe import Recipe
 from .purifier import unsuited
 
 
@@ -207,9 +204,3 @@ class Masks:
         low = (self.values.detach() <= threshold).split(self.sizes)
         for norm, channels in zip(batch_norms(model, self.what).values(), low, strict=True):
             prune(norm, channels, bias=False)
-
-
-def check_batches(model: Classifier, reserve: ImageSet, batch_size: int) -> None:
-    """Raises ParameterError where batches are single images and leave batch norm a single value to average over."""
-    if min(batch_size, len(reserve)) == 1:
-        check_batch_of_one(model, reserve, Recipe(batch_size=batch_size))

@@ -21,8 +21,8 @@ from ..models.classifier import Classifier
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Recipe
 from .ascent import Watch
-from .batches import Batches, check_purified, on_device
-from .isolation import check_batches, isolate, run_epoch
+from .batches import Batches, check_batches, check_purified, on_device
+from .isolation import check_share, isolate, run_epoch
 from .purifier import Purifier, Scored
 
 
@@ -66,12 +66,15 @@ def purify(
         ParameterError: shares of no sample or that overlap, batches that batch norm cannot average over, divergence.
         UserError: a network that is not finite.
     """
-    clean, poison = isolate(scored, clean_share, poison_share)
-    if relearn != "clean":
-        clean = reserve if relearn == "reserve" else _together(clean, reserve)
     network = on_device(deepcopy(model), "dbr")
+    clean, poison = isolate(scored, clean_share, poison_share)
+    check_share(network, scored, "poison_share", poison_share)
+    if relearn == "clean":
+        check_share(network, scored, "clean_share", clean_share)
+    else:
+        clean = reserve if relearn == "reserve" else _together(clean, reserve)
+    check_batches(network, batch_size, clean, poison)
     recipe = Recipe(batch_size=batch_size, lr=lr, weight_decay=weight_decay)
-    check_batches(network, recipe, clean, poison)
     # One optimiser for both, as published: the momentum of the ascent is carried into the first steps of the descent.
     optimizer = Optimizer(recipe, network.parameters())
     unlearned = Batches(poison, batch_size, seed=seed, purpose="dbr/poison", augment=augment)

@@ -16,7 +16,6 @@ from typing import Literal
 from torch import Tensor
 
 from ..compute.device import autocast
-from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive
 from ..core.progress import progress
 from ..data.imageset import ImageSet
@@ -25,8 +24,9 @@ from ..training.loop import cross_entropy
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Recipe, Smoothing, rates
 from ..training.sam import at_the_worst_weights
-from .batches import Batches, check_purified, on_device
+from .batches import Batches, check_batches, check_purified, on_device
 from .purifier import Purifier
+from .tuning import smoothing_of_all
 
 
 def purify(
@@ -64,16 +64,12 @@ def purify(
         augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in the published code.
 
     Raises:
-        ParameterError: smoothing that would favour the other classes, or a training that diverges.
+        ParameterError: more smoothing than makes all classes equal, batches of one image where batch norm needs more, or a
+            training that diverges.
     """
     network = on_device(deepcopy(model), "ft_sam").train()
-    classes = network.head.out_features
-    # Spread over all classes, as cross entropy here spreads it, more is needed for as much to lie on the others.
-    smoothing = label_smoothing * classes / max(1, classes - 1)
-    if smoothing > 1:
-        raise ParameterError(
-            f"label_smoothing: {label_smoothing} given, allowed with {classes} classes: up to {1 - 1 / classes:.3g}"
-        )
+    smoothing = smoothing_of_all(label_smoothing, network.head.out_features)
+    check_batches(network, batch_size, reserve)
     batches = Batches(reserve, batch_size, seed=seed, purpose="ft_sam", augment=augment)
     recipe = Recipe(
         epochs=epochs,

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,10 +30,9 @@ from ..core.progress import progress
 from ..core.seeding import derive, torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from ..training.checks import check_batch_of_one
 from ..training.optimizer import Optimizer
-from ..training.recipe import Rate, Recipe
-from .batches import Batches, check_purified
+from ..training.recipe import AugmentationName, Rate, Recipe
+from .batches import Batches, check_batches, check_purified
 
 ADAM = Recipe(optimizer="adam", weight_decay=0.0)
 LEVELS = 4
@@ -56,7 +56,7 @@ class Settings:
     generator_lr: float
     image_bound: float
     feature_bound: float
-    augment: Sequence[str]
+    augment: Sequence[AugmentationName]
 
 
 def unlearning_batches(
@@ -78,8 +78,7 @@ def unlearning_batches(
     Raises:
         ParameterError: a model or a G that diverges, or batch norm over a single value.
     """
-    if 1 in (settings.batch_size, len(reserve)):
-        check_batch_of_one(model, reserve, Recipe(batch_size=settings.batch_size))
+    check_batches(model, settings.batch_size, reserve)
     batches = Batches(reserve, settings.batch_size, seed=seed, purpose=what, augment=settings.augment)
     inversion = Inversion(model, batches, settings, seed=seed, what=what)
     inversion.pretrain(model)
@@ -87,8 +86,8 @@ def unlearning_batches(
         inversion.invert(model)
         model.train()
         for epoch in range(settings.epochs):
-            for images, labels in batches.epoch(epoch):
-                yield images, inversion.mix(images), labels
+            for (images, labels), chosen in zip(batches.epoch(epoch), inversion.choose(batches.sizes), strict=True):
+                yield images, inversion.mix(images, chosen), labels
         check_purified(model, reserve, what, lr)
 
 
@@ -106,7 +105,7 @@ class Inversion:
         # Drawn on the CPU in a fork of torch's generator: the same on every device, and the global state stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, f"{what}/generator"))
-            self.generator = Generator(model, settings.width, min(batches.image_size)).to(batches.device)
+            self.generator = Generator(model, settings.width, min(batches.data.image_size)).to(batches.device)
         self.optimizer = self._optimizer()
         self.target: Tensor | None = None
 
@@ -132,10 +131,14 @@ class Inversion:
         if self.target is None:
             self.target = self._target(model)
 
-    def mix(self, images: Tensor) -> Tensor:
-        """A batch in which int(share * b) + 1 images, drawn at random, are those of G."""
-        count = min(len(images), int(self.settings.inverted * len(images)) + 1)
-        chosen = torch.randperm(len(images), generator=self.random)[:count].to(images.device)
+    def choose(self, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """For batches of b images each, which int(share * b) + 1 of them are to be G's, drawn at random: int64."""
+        drawn = [torch.randperm(b, generator=self.random)[: int(self.settings.inverted * b) + 1] for b in sizes]
+        # Moved at once: the CPU waits for a GPU once in an epoch.
+        return torch.cat(drawn).to(self.batches.device).split([len(chosen) for chosen in drawn])
+
+    def mix(self, images: Tensor, chosen: Tensor) -> Tensor:
+        """A batch in which the chosen images are those of G."""
         mixed = images.clone()
         with torch.no_grad(), autocast(images.device):
             mixed[chosen] = self.generator(images[chosen])
@@ -149,7 +152,7 @@ class Inversion:
         """
         device = self.batches.device
         with torch.no_grad():
-            shape = raw_of(network.eval(), to_float(self.batches.images[:1], device)).shape[1:]
+            shape = raw_of(network.eval(), to_float(self.batches.data.tensor(np.arange(1)), device)).shape[1:]
         network.train()
         theta = nn.Parameter(torch.randn(1, *shape, generator=self.random).to(device))
         optimizer = Optimizer(ADAM, [theta])

@@ -8,10 +8,10 @@ from ..compute.device import autocast
 from ..core.errors import ParameterError
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from ..training.checks import check_batch_of_one
+from ..training.checks import takes_batch_of_one
 from ..training.loop import cross_entropy
 from ..training.optimizer import Optimizer
-from ..training.recipe import Rate, Recipe
+from ..training.recipe import Rate
 from .ascent import bounded
 from .batches import Batches
 from .purifier import Scored
@@ -42,11 +42,14 @@ def isolate(scored: Scored, clean_share: float, poison_share: float) -> tuple[Im
     return scored.data.subset(order[:clean]), scored.data.subset(order[count - poison :])
 
 
-def check_batches(model: Classifier, recipe: Recipe, *sets: ImageSet) -> None:
-    """Raises ParameterError where a batch of one image leaves batch norm a single value to average over."""
-    for data in sets:
-        if recipe.batch_size == 1 or len(data) == 1:
-            check_batch_of_one(model, data, recipe)
+def check_share(model: Classifier, scored: Scored, key: str, share: float) -> None:
+    """Raises ParameterError, with the key of a share, where it is of one sample and leaves batch norm a single value."""
+    count = len(scored.values)
+    if int(count * share) == 1 and not takes_batch_of_one(model, scored.data):
+        raise ParameterError(
+            f"{key}: {share} given, allowed for this network: at least {2 / count:.2g}, two of the {count} samples, as batch "
+            "norm would average over a single value"
+        )
 
 
 def run_epoch(

@@ -32,9 +32,9 @@ from ..training.loop import fit
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Rate, Recipe
 from .ascent import accuracy_on
-from .batches import Batches, check_purified, on_device
+from .batches import Batches, check_batches, check_purified, on_device
+from .clean_unlearning import unlearned
 from .purifier import Purifier
-from .unlearning import unlearned
 
 
 def purify(
@@ -65,10 +65,10 @@ def purify(
         model: the backdoored classifier, left as it was.
         reserve: trusted, labelled images.
         seed: seed for the order of the images and their augmentation.
-        target: the class to push away. None, as published, for the one that clean unlearning finds.
+        target: the class to push away. With null, as published, that is the one that clean unlearning finds.
         unlearn_epochs: passes of clean unlearning at most; it ends with the first whose accuracy is at chance.
         unlearn_lr: learning rate of clean unlearning.
-        unlearn_bound: loss of a sample beyond which unlearning raises it no further. None, as published, for no bound.
+        unlearn_bound: loss of a sample beyond which unlearning raises it no further. With null, as published, it goes on.
         epochs: passes of repulsion at most; it ends with the first after which the class's own images are at chance.
         batch_size: images per step.
         lr: learning rate of repulsion, the same throughout.
@@ -83,9 +83,11 @@ def purify(
         augment: augmentations by name, in order, out of `training.augment`.
 
     Raises:
-        ParameterError: a class that does not exist, an ascent or a training that diverges.
+        ParameterError: a class that does not exist, batches of one image where batch norm needs more, an ascent or a training that
+            diverges.
     """
     network = on_device(deepcopy(model), "lmr")
+    check_batches(network, batch_size, reserve)
     batches = Batches(reserve, batch_size, seed=seed, purpose="lmr", augment=augment)
     classes = network.head.out_features
     if target is None:
@@ -101,7 +103,7 @@ def purify(
         )
         target = backdoor_class(logits_of(forgetful, reserve, what="lmr"))
     if target >= classes:
-        raise ParameterError(f"target: {target} given, allowed: 0 to {classes - 1}, or None")
+        raise ParameterError(f"target: {target} given, allowed: 0 to {classes - 1}, or null")
 
     # Its own images are the first to go over to other classes as its region shrinks; where there are none, no early end.
     own, original = reserve.subset((reserve.labels == target).nonzero()[0]), network.head.weight.detach().clone()

@@ -76,10 +76,11 @@ def purify(
         augment=augment,
     )
     teacher, student = deepcopy(model), deepcopy(model)
-    fit(teacher, reserve, recipe, seed=seed, what="nad, teacher")
-    stages = stages_of(teacher, reserve.image_size, len(weights))
+    # Before the teacher's epochs, which a network without maps would have for nothing.
+    stages = stages_of(teacher.eval(), reserve.image_size, len(weights))
     if not stages:
         raise unsuited("nad", model, "whose maps all have one position; allowed: larger images, or another network")
+    fit(teacher, reserve, recipe, seed=seed, what="nad, teacher")
     # A network of fewer resolutions has the last weights.
     of_stage = dict(zip(stages, weights[-len(stages) :], strict=True))
     with recorded(teacher, stages) as wanted, recorded(student, stages) as maps:

@@ -29,8 +29,8 @@ from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Rate, Recipe, rates
-from .batches import Batches, check_purified, on_device
-from .channels import Masks, batch_norms, check_batches, normalised_by_batch
+from .batches import Batches, check_batches, check_purified, on_device
+from .channels import Masks, batch_norms, normalised_by_batch
 from .purifier import Purifier
 
 
@@ -57,7 +57,8 @@ def purify(
         reserve: trusted, labelled images.
         seed: seed for the order of the images and their augmentation.
         epochs: passes over the reserve that unlearn it, at most; 20 in the published code.
-        lr: learning rate of the ascent, a tenth from the 11th epoch on, with momentum 0.9. 0.01 in the published code.
+        lr: learning rate of the ascent, with momentum 0.9; a tenth from the 11th epoch on, a hundredth from the 21st. 0.01 in the
+            published code.
         weight_decay: L2 penalty of the ascent's SGD; 5e-4 in the published code.
         accuracy: accuracy over an epoch at which the ascent stops; 0.2 in the published code.
         mask_epochs: passes over the reserve that train the masks; 20 in the published code.
@@ -74,7 +75,7 @@ def purify(
     """
     pruned = on_device(deepcopy(model), "rnp").eval()
     batch_norms(pruned, "rnp")
-    check_batches(pruned, reserve, batch_size)
+    check_batches(pruned, batch_size, reserve)
     batches = Batches(reserve, batch_size, seed=seed, purpose="rnp", augment=augment)
     recipe = Recipe(
         epochs=epochs,
@@ -95,7 +96,11 @@ def purify(
 
 
 def unlearn(network: Classifier, batches: Batches, recipe: Recipe, accuracy: float) -> None:
-    """Raise the loss of the reserve's images, in place, until an epoch's accuracy is at most `accuracy`."""
+    """Raise the loss of the reserve's images, in place, until an epoch's accuracy is at most `accuracy`.
+
+    Unlike in `clean_unlearning` that is the accuracy of the steps themselves, as published, and of a given value; the rate falls,
+    weights decay, no loss is bounded, and only batch norm works in training mode.
+    """
     normalised_by_batch(network)
     optimizer, schedule = Optimizer(recipe, network.parameters()), rates(recipe, len(batches))
     for epoch in progress(range(recipe.epochs), what="rnp, unlearning", unit="epoch", total=recipe.epochs):
@@ -108,7 +113,7 @@ def unlearn(network: Classifier, batches: Batches, recipe: Recipe, accuracy: flo
             optimizer.step(schedule[epoch * len(batches)])
             correct += (logits.detach().argmax(1) == labels).sum()
         # The one look at the device in an epoch.
-        if correct.item() <= accuracy * len(batches.labels):
+        if correct.item() <= accuracy * len(batches.data):
             break
 
 

@@ -29,9 +29,9 @@ from ..training.loop import cross_entropy
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Rate, Recipe
 from ..training.sam import displaced
-from .batches import Batches, check_purified, on_device
+from .batches import Batches, check_batches, check_purified, on_device
+from .clean_unlearning import unlearned
 from .purifier import Purifier
-from .unlearning import unlearned
 
 
 def purify(
@@ -62,8 +62,8 @@ def purify(
         seed: seed for the order of the images and their augmentation.
         unlearn_epochs: passes of clean unlearning at most; it ends with the first whose accuracy is at chance.
         unlearn_lr: learning rate of clean unlearning.
-        unlearn_bound: loss of a sample beyond which unlearning raises it no further. None, as published, for no bound;
-            the accuracy is at chance long before.
+        unlearn_bound: loss of a sample beyond which unlearning raises it no further. With null, as published, it goes
+            on; the accuracy is at chance long before.
         layers: layers whose neurons are ranked, `conv` for convolutions, or `all` for linear layers as well. A network of
             tokens needs `all`; projections into queries, keys and values that are no layer of their own are left out.
         neurons: share of all neurons, of the most changed ones, in which weights are set to zero. A neuron is a row of a
@@ -79,13 +79,15 @@ def purify(
         augment: augmentations by name, in order, out of `training.augment`; [crop, flip] in the published code.
 
     Raises:
-        ParameterError: a network without layers of the kind, an ascent or a training that diverges.
+        ParameterError: a network without layers of the kind, batches of one image where batch norm needs more, an ascent or a
+            training that diverges.
     """
     network = on_device(deepcopy(model), "tsbd")
     if not ranked(network, layers):
         raise ParameterError(
             f"layers: {layers} given, allowed for {model.description['name']}, without convolution: all"
         )
+    check_batches(network, batch_size, reserve)
     batches = Batches(reserve, batch_size, seed=seed, purpose="tsbd", augment=augment)
     forgetful = unlearned(
         network,

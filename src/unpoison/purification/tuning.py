@@ -79,7 +79,7 @@ def tune(
     norm = original.norm()
     if new_head:
         _draw_anew(head, torch_rng(seed, f"{what}/head"))
-    smoothing = _of_all_classes(label_smoothing, head.out_features)
+    smoothing = smoothing_of_all(label_smoothing, head.out_features)
     still = [] if update_statistics else [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
     def loss(network: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ def _draw_anew(head: nn.Linear, generator: torch.Generator) -> None:
         parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
 
-def _of_all_classes(label_smoothing: float, classes: int) -> float:
+def smoothing_of_all(label_smoothing: float, classes: int) -> float:
     """torch's smoothing, of which the label's own class gets its part too, for one that goes to the other classes alone."""
     most = 1 - 1 / classes
     if label_smoothing > most:

@@ -18,8 +18,8 @@ from ..models.classifier import Classifier
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Recipe
 from .ascent import Watch
-from .batches import Batches, check_purified, on_device
-from .isolation import check_batches, isolate, run_epoch
+from .batches import Batches, check_batches, check_purified, on_device
+from .isolation import check_share, isolate, run_epoch
 from .purifier import Purifier, Scored
 
 
@@ -68,10 +68,12 @@ def purify(
         ParameterError: shares of no sample or that overlap, batches that batch norm cannot average over, divergence.
         UserError: a network that is not finite.
     """
-    clean, poison = isolate(scored, clean_share, poison_share)
     network = on_device(deepcopy(model), "unlearn")
+    clean, poison = isolate(scored, clean_share, poison_share)
+    for key, share in (("clean_share", clean_share), ("poison_share", poison_share)):
+        check_share(network, scored, key, share)
+    check_batches(network, batch_size, clean, poison)
     recipe = Recipe(batch_size=batch_size, lr=lr, weight_decay=weight_decay, nesterov=True)
-    check_batches(network, recipe, clean, poison)
     # One optimiser throughout, as published: its momentum is carried over.
     optimizer = Optimizer(recipe, network.parameters())
     learned = Batches(clean, batch_size, seed=seed, purpose="unlearn/clean", augment=augment)
@@ -83,6 +85,7 @@ def purify(
     watch = Watch(network, reserve, allowed_drop)
     for epoch in progress(range(epochs), what="unlearn", unit="epoch", total=epochs):
         run_epoch(network, learned, finetune_epochs + epoch, optimizer, relearn_lr)
+        check_purified(network, reserve, "unlearn", relearn_lr, key="relearn_lr")
         run_epoch(network, unlearned, epoch, optimizer, unlearn_lr, ascend=True, bound=bound)
         # Before the watch, which would take what is not finite for a collapse and hide it.
         check_purified(network, reserve, "unlearn", unlearn_lr, key="unlearn_lr")

@@ -11,15 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from ..compute.device import autocast
-from ..compute.finite import not_finite
-from ..core.errors import ParameterError
 from ..core.progress import progress
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.optimizer import Optimizer
 from ..training.recipe import Rate, Recipe
 from .ascent import accuracy_on, bounded
-from .batches import Batches, on_device
+from .batches import Batches, check_purified, on_device
 
 
 def unlearned(
@@ -69,12 +67,8 @@ def unlearned(
         if not rising.item() or accuracy_on(network, reserve) <= chance:
             break
     optimizer.zero_grad()
-    if bad := not_finite(network):
-        raise ParameterError(
-            f"unlearn_lr: {lr} given, with which the ascent of {what} diverged: {bad[0]} is not finite; allowed: a lower "
-            "one, or a bound on its loss"
-        )
-    return network.eval()
+    check_purified(network, reserve, f"the ascent of {what}", lr, key="unlearn_lr")
+    return network
 
 
 def chance_of(reserve: ImageSet, classes: int) -> float:
