@@ -253,7 +253,10 @@ def test_branches_may_be_empty(changes: dict[str, Any]) -> None:
     ("changes", "message"),
     [
         ({"attack.name": "none"}, r"stress\.methods: \['fst'\] given, allowed with attack\.name none, .*: \[\]$"),
-        ({"stress.poisoned": 600}, r"stress\.poisoned: 600 given, allowed: fewer than data\.reserve, 600 trusted images$"),
+        (
+            {"stress.poisoned": 600},
+            r"stress\.poisoned: 600 given, allowed: fewer than data\.reserve, 600 trusted images$",
+        ),
         ({"purify.methods": []}, r"stress\.methods: \['fst'\] given, allowed: \[\], no model is purified$"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from math import cos, pi
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from unpoison.purification.maps import LAST, recorded, stages_of
 from unpoison.training.recipe import Recipe, rates
 
 MODES = ("ft", "lp", "fe_tuning", "ft_init", "fst")
+# The network of an earlier default run and images, beside the checkout where somebody has put them.
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
 def loss_of(model: Classifier, data: ImageSet) -> float:
@@ -124,10 +127,25 @@ def farthest(ours: list[dict[str, Tensor]], plain: list[dict[str, Tensor]]) -> f
 def test_every_step_is_that_of_the_published_mode(
     mode: str, eps: float, full_precision: None, planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, data, size = planted.model, planted.reserve.subset(np.arange(12)), 4
+    compare(monkeypatch, planted.model, planted.reserve.subset(np.arange(12)), mode, eps)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.skipif(not (GOLDEN / "model").is_dir(), reason="needs a network of the default run in ../shared/golden")
+def test_every_step_is_that_of_the_published_mode_on_a_default_victim(
+    mode: str, full_precision: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with np.load(GOLDEN / "images300.npz") as file:
+        classes = tuple(map(str, range(10)))
+        some = ImageSet(file["images"][::25], file["true_labels"][::25].astype(np.int64), classes)
+    compare(monkeypatch, models.load(GOLDEN / "model"), some, mode, 0.0)
+
+
+def compare(patch: pytest.MonkeyPatch, model: Classifier, data: ImageSet, mode: str, eps: float) -> None:
+    size = len(data) // 3
     given: dict[str, Any] = {"seed": 4, "epochs": 2, "lr": 0.02} | ({"alpha": 0.4} if mode == "fst" else {})
     ours = our_steps(
-        monkeypatch,
+        patch,
         model,
         data,
         mode,
