@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from .errors import ParameterError
 
@@ -39,18 +40,11 @@ def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, An
     Raises:
         ParameterError: names the first key that is wrong, what was given and what is allowed.
     """
+    model = _section(schema)
     # Unknown keys first: the message lists the known ones, which pydantic's would not.
-    hints = typing.get_type_hints(schema, include_extras=True)
-    parameters = inspect.signature(schema).parameters.values()
-    allowed = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for key in values:
-        if key not in allowed:
-            raise ParameterError(f"{key}: unknown key, allowed: {', '.join(allowed) or 'no keys at all'}")
-    fields: dict[str, Any] = {
-        name: (hints[name], ... if p.default is inspect.Parameter.empty else p.default) for name, p in allowed.items()
-    }
-    # A pydantic model for the one check; NaN and infinity are refused as well.
-    model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False), **fields)
+        if key not in model.model_fields:
+            raise ParameterError(f"{key}: unknown key, allowed: {', '.join(model.model_fields) or 'no keys at all'}")
     try:
         checked = model(**values)
     except ValidationError as error:
@@ -61,6 +55,21 @@ def check(values: Mapping[str, Any], schema: Callable[..., Any]) -> dict[str, An
         said = first["msg"].replace("1" + 30 * "0", f"{LARGEST:g}")  # pydantic writes all zeros
         raise ParameterError(f"{key}: {given} given; {said[0].lower()}{said[1:]}") from None
     return {name: getattr(checked, name) for name in values}
+
+
+@cache
+def _section(schema: Callable[..., Any]) -> type[BaseModel]:
+    """A pydantic model of the keyword-only arguments of `schema`; NaN and infinity are refused as well.
+
+    Kept: making one takes milliseconds, and a run checks the blocks of all methods.
+    """
+    hints = typing.get_type_hints(schema, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], ... if p.default is inspect.Parameter.empty else p.default)
+        for p in inspect.signature(schema).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return create_model("Section", __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False), **fields)
 
 
 def one_of(name: Any, options: Mapping[str, Any], *, key: str) -> Any:
