@@ -16,6 +16,8 @@ from torch.fx.experimental.optimization import fuse
 
 from networks import AUXILIARY, arguments_of, images_of, library_features, nothing_drawn, relative
 from unpoison import models
+from unpoison.compute.inference import frozen
+from unpoison.compute.passes import counted_passes
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import cd
@@ -209,3 +211,15 @@ def test_published_size(name: str, arguments: dict[str, Any], parameters: int) -
     with nothing_drawn(tried_out=False):
         model = models.build(name, num_classes=10, image_size=(32, 32), **arguments)
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_passes_are_counted_and_tracing_is_none() -> None:
+    model = models.build("resnet18", num_classes=3, image_size=16, width=8, stem="conv3")
+    with counted_passes() as passes:
+        frozen(model, torch.device("cpu"))(torch.zeros(2, 3, 16, 16))
+        assert (passes.forward, passes.backward) == (0, 0)
+        model(torch.zeros(2, 3, 16, 16))
+        with torch.no_grad():
+            model.features(torch.zeros(3, 3, 16, 16))
+    model(torch.zeros(4, 3, 16, 16))
+    assert (passes.forward, passes.backward) == (5, 2)

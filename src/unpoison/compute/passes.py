@@ -39,7 +39,8 @@ def counted_passes() -> Iterator[Passes]:
     passes = Passes()
 
     def count(module: nn.Module, given: tuple[Any, ...], raw: Tensor) -> None:
-        if isinstance(module, Backbone):
+        # What `torch.fx` traces a network with, to fold its batch norms, is no image.
+        if isinstance(module, Backbone) and isinstance(given[0], Tensor):
             passes.forward += len(given[0])
             passes.backward += len(given[0]) * (torch.is_grad_enabled() and raw.requires_grad)
 
