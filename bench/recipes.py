@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
@@ -137,7 +138,7 @@ class SmallAtFirst:
 def run(trial: Trial, seed: int) -> pd.DataFrame:
     """Train once; a row per epoch."""
     # Whatever the device gains by bf16, the figures are those of fp32.
-    loop.autocast = lambda device: torch.autocast(device.type, enabled=False)  # type: ignore[attr-defined]
+    os.environ["UNPOISON_PRECISION"] = "fp32"
     train, reserve = open_split(Path("data/base"), "train"), open_split(Path("data/base"), "reserve")
     method = ATTACKS[trial.attack]
     assert isinstance(method, Attack)

@@ -8,7 +8,6 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-import torch
 
 from planted import Planted, load, make_splits
 from unpoison.compute.inference import features_of
@@ -16,8 +15,9 @@ from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
 from unpoison.detection.detector import Suspect
 
-# The CPU everywhere, so that a test means the same on every machine; those that are marked `gpu` ask for theirs.
+# The CPU and fp32 everywhere, so that a test means the same on every machine; those that are marked `gpu` ask for theirs.
 os.environ.setdefault("UNPOISON_DEVICE", "cpu")
+os.environ.setdefault("UNPOISON_PRECISION", "fp32")
 
 
 def with_value(block: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -57,9 +57,3 @@ def suspect(planted: Planted, features: Features) -> Suspect:
         reserve=planted.reserve,
         reserve_features=features_of(planted.model, planted.reserve),
     )
-
-
-@pytest.fixture
-def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bfloat16, which some CPUs compute in: for comparisons with plain torch."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)

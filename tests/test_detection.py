@@ -153,9 +153,7 @@ def test_total_variation_golden() -> None:
 
 # With such betas Adam nearly steps by the sign: where a gradient is all but 0 rounding decides, and the more steps, the more.
 @pytest.mark.parametrize(("layer", "p", "gamma", "steps"), [("logits", 1.0, 0.01, 6), ("features", 2.0, 0.3, 3)])
-def test_cd_equals_the_textbook_loop(
-    full_precision: None, planted: Planted, layer: str, p: float, gamma: float, steps: int
-) -> None:
+def test_cd_equals_the_textbook_loop(planted: Planted, layer: str, p: float, gamma: float, steps: int) -> None:
     model, images = planted.model, planted.data.tensor(np.arange(6)).float() / 255
     network = model if layer == "logits" else cd._FeatureMap(model)
     settings = {"lr": 0.1, "gamma": gamma, "beta": 10.0, "p": p}
@@ -192,7 +190,7 @@ def test_shared_colours_visit_every_octant_in_turn() -> None:
     assert not torch.equal(colours, cd.shared_colours(24, 3, torch.Generator().manual_seed(4)))
 
 
-def test_cd_with_shared_colours_scores_an_image_by_itself(full_precision: None, suspects: Suspect) -> None:
+def test_cd_with_shared_colours_scores_an_image_by_itself(suspects: Suspect) -> None:
     arguments = {"steps": 3, "lr": 0.4, "colours": "shared"}
     some, one = (
         DETECTORS["cd"].score(with_reserve(given, 0), seed=0, misfit=0.05, **arguments)
@@ -249,7 +247,7 @@ def test_published_class_interface_takes_any_network() -> None:
         cd.CognitiveDistillation(p=0.5)
 
 
-def test_strip_equals_the_textbook_loop(full_precision: None, planted: Planted, suspect: Suspect) -> None:
+def test_strip_equals_the_textbook_loop(planted: Planted, suspect: Suspect) -> None:
     given = suspect.subset(np.arange(5))
     data, reserve = given.data, given.reserve
     scores = DETECTORS["strip"].score(given, seed=3, overlays=7, weight=0.5)

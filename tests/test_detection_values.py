@@ -211,7 +211,7 @@ def test_the_last_norms_are_amplified_and_nothing_else(planted: Planted) -> None
         assert torch.equal(after, before * 1.5 if name in changed else before), name
 
 
-def test_consistency_of_amplified_models_equals_the_plain_loop(full_precision: None, suspect: Suspect) -> None:
+def test_consistency_of_amplified_models_equals_the_plain_loop(suspect: Suspect) -> None:
     given = suspect.subset(np.arange(6))
     images = given.data.tensor().float() / 255
     start, wrong = ibd_psc.first_layers(given, 1.5, 0.2, CPU)
@@ -235,7 +235,7 @@ def test_consistency_of_amplified_models_equals_the_plain_loop(full_precision: N
 # PSBD
 
 
-def test_dropout_stands_behind_every_residual_addition(full_precision: None, suspect: Suspect) -> None:
+def test_dropout_stands_behind_every_residual_addition(suspect: Suspect) -> None:
     given = suspect.subset(np.arange(4))
     images = given.data.tensor().float() / 255
     network = psbd._Dropping(given.model, CPU, 3)
@@ -350,7 +350,7 @@ def test_tuning_loss_is_the_published_one() -> None:
     assert losses.tolist() == pytest.approx([0.3142697] * 3)
 
 
-def test_consistency_is_a_mean_square_of_features(full_precision: None, suspect: Suspect) -> None:
+def test_consistency_is_a_mean_square_of_features(suspect: Suspect) -> None:
     given = suspect.subset(np.arange(5))
     images = fct.turned(given.data.gather(np.arange(5)), np.arange(5), 0)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def folder(planted: Planted, data: ImageSet, tmp_path: Path) -> Path:
     return tmp_path / "features"
 
 
-def test_they_are_what_the_network_gives(full_precision: None, planted: Planted, data: ImageSet) -> None:
+def test_they_are_what_the_network_gives(planted: Planted, data: ImageSet) -> None:
     features = features_of(planted.model, data)
     assert features.logits.dtype == features.penultimate.dtype == np.float32
     images = data.tensor().float() / 255

@@ -117,7 +117,7 @@ def test_a_class_that_no_patch_leads_to_counts_as_the_whole_image() -> None:
     assert passes == 2 * 16 * nc.HOPELESS
 
 
-def test_patches_equal_the_textbook_loop(full_precision: None, planted: Planted, few: ImageSet) -> None:
+def test_patches_equal_the_textbook_loop(planted: Planted, few: ImageSet) -> None:
     # Every epoch counts as a success here, so that the weight is 0, 0.01, 0.015, and the smallest mask is kept.
     found, _ = nc.find_patches(frozen(planted.model, CPU), few, torch.tensor([0, 7]), SETTINGS, seed=3)
     for place, target in enumerate((0, 7)):
@@ -141,7 +141,7 @@ def test_patches_equal_the_textbook_loop(full_precision: None, planted: Planted,
         assert float(found[place, 0].sum()) == pytest.approx(float(expected[0].sum()), rel=1e-4)
 
 
-def test_margins_equal_the_textbook_loop(full_precision: None, planted: Planted) -> None:
+def test_margins_equal_the_textbook_loop(planted: Planted) -> None:
     settings: dict[str, Any] = {"steps": 4, "lr": 0.5, "momentum": 0.2}
     margins, _ = mm_bd.largest_margins(
         frozen(planted.model, CPU), torch.tensor([0, 7]), (3, 3, 32, 32), seed=3, **settings

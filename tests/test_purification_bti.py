@@ -69,7 +69,7 @@ def test_the_masks_gradient_is_that_of_the_formula() -> None:
     np.testing.assert_allclose(theta.grad[0, 0, 0], by_mask * (1 - tanh**2) / 2, rtol=1e-5)
 
 
-def test_the_mask_is_found_by_steps_of_adam(full_precision: None) -> None:
+def test_the_mask_is_found_by_steps_of_adam() -> None:
     # One step of Adam is the rate, against the gradient's sign.
     model, data = strided([8], seed=0), noise(10)
     found = inverting(model, data)
@@ -82,7 +82,7 @@ def test_the_mask_is_found_by_steps_of_adam(full_precision: None) -> None:
     assert torch.allclose(mask, expected, atol=1e-4)
 
 
-def test_the_losses_of_the_generator(monkeypatch: pytest.MonkeyPatch, full_precision: None) -> None:
+def test_the_losses_of_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     # In normalised values, (x - 0.5) / 0.25: x is (-2, 2), G(x) is (-1, 2), so the images' and the features' distance is 1/2.
     model, images, made = linear(0.5, 0.25), torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[[0.25, 1.0]]]])
     found = inverting(model, noise(10, channels=1))
@@ -151,7 +151,7 @@ def handed(monkeypatch: pytest.MonkeyPatch, module: Any, data: ImageSet, changes
     monkeypatch.setattr(module, "unlearning_batches", batches)
 
 
-def test_steps_of_pam_are_those_of_plain_autograd(monkeypatch: pytest.MonkeyPatch, full_precision: None) -> None:
+def test_steps_of_pam_are_those_of_plain_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = strided([8], seed=0, batch_norm=False), noise(10)
     changes = [torch.full((3, 8, 8), value) for value in (0.1, 0.2)]
     handed(monkeypatch, pam, data, changes)
@@ -175,7 +175,7 @@ def test_steps_of_pam_are_those_of_plain_autograd(monkeypatch: pytest.MonkeyPatc
         assert torch.allclose(weight, value, atol=1e-6)
 
 
-def test_a_step_of_bti_dbf_is_that_of_its_loss(monkeypatch: pytest.MonkeyPatch, full_precision: None) -> None:
+def test_a_step_of_bti_dbf_is_that_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data, change = strided([8], seed=0, batch_norm=False), noise(10), torch.full((3, 8, 8), 0.3)
     handed(monkeypatch, bti_dbf, data, [change])
     stepped = bti_dbf.purify(model, data, **QUICK, lr=0.01)

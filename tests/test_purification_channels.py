@@ -265,7 +265,7 @@ def test_a_channel_that_is_dead_does_not_hide_another() -> None:
 # --- anp
 
 
-def test_anps_push_and_the_masks_gradient(full_precision: None) -> None:
+def test_anps_push_and_the_masks_gradient() -> None:
     network, data, eps = small(), images_of(6, 4), 0.4
     images, labels = data.tensor() / 255, torch.from_numpy(data.labels)
     masks = Masks(deepcopy(network), "anp")
@@ -304,7 +304,7 @@ def test_anps_steps_keep_the_push_in_bounds() -> None:
 # --- rnp
 
 
-def test_rnps_mask_step(full_precision: None) -> None:
+def test_rnps_mask_step() -> None:
     network, data = small(), images_of(6, 4)
     masks = Masks(deepcopy(network), "rnp")
     batches = Batches(data, 6, seed=0, purpose="test")
@@ -317,7 +317,7 @@ def test_rnps_mask_step(full_precision: None) -> None:
     assert 0 < (expected < 1).sum() < 5
 
 
-def test_rnps_ascent_goes_up_and_stops(full_precision: None) -> None:
+def test_rnps_ascent_goes_up_and_stops() -> None:
     network, data = small(), images_of(6, 4)
     batches, recipe = (
         Batches(data, 6, seed=0, purpose="test"),

@@ -71,7 +71,7 @@ def test_the_hypergradient_of_weights_that_one_loss_or_none_depends_on() -> None
     assert [gradient.item() for gradient in found[:2] if gradient is not None] == pytest.approx([0.5, 0.1])
 
 
-def test_one_step_of_i_bau_is_that_of_dense_jacobians(full_precision: None) -> None:
+def test_one_step_of_i_bau_is_that_of_dense_jacobians() -> None:
     network, reserve = strided((8, 8), seed=1).eval(), images_of(6, 4)
     images, labels = reserve.tensor() / 255, torch.from_numpy(reserve.labels)
     # All images in one batch, and all carry the perturbation: their order does not matter.
@@ -149,7 +149,7 @@ def test_the_attacks_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_step_of_sau_is_that_of_its_loss(full_precision: None) -> None:
+def test_one_step_of_sau_is_that_of_its_loss() -> None:
     network, reserve = strided((8, 8), seed=2, batch_norm=False).eval(), images_of(8, 8)
     # Logits far enough apart that the perturbed images are not all of one class.
     network.head.weight.data.mul_(20)

@@ -106,7 +106,7 @@ def test_shares_that_cannot_be(shares: tuple[float, float], line: str) -> None:
         isolate(rising(10), *shares)
 
 
-def test_two_epochs_of_dbr_by_plain_torch(full_precision: None) -> None:
+def test_two_epochs_of_dbr_by_plain_torch() -> None:
     model, scored = strided((8, 8), seed=0).eval(), rising(20)
     clean, poison = isolate(scored, 0.3, 0.2)
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_two_epochs_of_dbr_by_plain_torch(full_precision: None) -> None:
     assert_same(purified, network)
 
 
-def test_dbr_without_a_bound_and_what_it_learns_again(full_precision: None) -> None:
+def test_dbr_without_a_bound_and_what_it_learns_again() -> None:
     model, scored, reserve = strided((8, 8), seed=1).eval(), rising(20), noise(6, seed=1)
     clean, poison = isolate(scored, 0.3, 0.2)
     for relearn, sets in (("clean", [clean]), ("reserve", [reserve]), ("both", [clean, reserve])):
@@ -150,7 +150,7 @@ def test_dbr_without_a_bound_and_what_it_learns_again(full_precision: None) -> N
         assert_same(purified, network)
 
 
-def test_unlearn_by_plain_torch(full_precision: None) -> None:
+def test_unlearn_by_plain_torch() -> None:
     model, scored = strided((8, 8), seed=0).eval(), rising(20)
     clean, poison = isolate(scored, 0.5, 0.2)
     rates: dict[str, Any] = {"lr": 0.1, "relearn_lr": 0.05, "unlearn_lr": 0.02, "weight_decay": 0.01}
@@ -207,7 +207,7 @@ def test_trusted_images_with_the_trigger_of_each_flagged_class() -> None:
         assert sorted(data.labels[start : start + 2]) == sorted(number % 3 for number in stamped)
 
 
-def test_one_step_of_nc_unlearn_by_plain_torch(full_precision: None) -> None:
+def test_one_step_of_nc_unlearn_by_plain_torch() -> None:
     model, reserve, verdict = strided((8, 8), seed=0).eval(), noise(10), verdict_of([1])
     purified = nc_unlearn.purify(model, reserve, verdict, seed=3, share=0.5, epochs=1, lr=0.1, weight_decay=0.01)
     network = deepcopy(model).train()

@@ -75,7 +75,7 @@ def test_the_worst_weights_of_adaptive_sam_by_hand() -> None:
     assert tiny.w.tolist() == [3.0, -1.0, 0.5]
 
 
-def test_one_step_of_ft_sam(full_precision: None) -> None:
+def test_one_step_of_ft_sam() -> None:
     model, data = strided([8], seed=0), images_of(8)
     stepped = ft_sam.purify(model, data, epochs=1, batch_size=8, lr=0.1, weight_decay=0.01, rho=0.5)
     network = deepcopy(model).train()
@@ -97,7 +97,7 @@ def test_one_step_of_ft_sam(full_precision: None) -> None:
 
 
 @pytest.mark.parametrize(("weight", "scale"), [(10.0, 1 / 11), (0.5, 1.0)])
-def test_one_step_of_d3(full_precision: None, weight: float, scale: float) -> None:
+def test_one_step_of_d3(weight: float, scale: float) -> None:
     model, data = strided([8], seed=0), images_of(8)
     arguments = {"epochs": 1, "batch_size": 8, "lr": 0.1, "weight": weight, "epsilon": 2.3, "start": "opposite"}
     stepped = d3.purify(model, data, **arguments)
@@ -185,7 +185,7 @@ def test_what_tsbd_ranks_and_zeroes_by_hand() -> None:
     assert (first.sum() + second.sum()).item() == 7
 
 
-def test_one_step_of_tsbd(full_precision: None) -> None:
+def test_one_step_of_tsbd() -> None:
     model, data = strided([8], seed=0), images_of(8)
     stepped = tsbd.purify(
         model, data, neurons=0.0, unlearn_epochs=1, epochs=1, batch_size=8, lr=0.1, radius=0.5, alpha=0.3
@@ -204,7 +204,7 @@ def test_one_step_of_tsbd(full_precision: None) -> None:
         assert torch.allclose(found, w - 0.1 * (0.7 * here + 0.3 * there), atol=1e-6)
 
 
-def test_unlearning_is_ascent_until_chance_or_the_bound(full_precision: None) -> None:
+def test_unlearning_is_ascent_until_chance_or_the_bound() -> None:
     model, data = strided([8], seed=0), images_of(8)
 
     def after(size: int = 8, **arguments: float | None) -> Classifier:

@@ -125,7 +125,7 @@ def farthest(ours: list[dict[str, Tensor]], plain: list[dict[str, Tensor]]) -> f
 @pytest.mark.parametrize("eps", [0.0, 0.3])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_step_is_that_of_the_published_mode(
-    mode: str, eps: float, full_precision: None, planted: Planted, monkeypatch: pytest.MonkeyPatch
+    mode: str, eps: float, planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(monkeypatch, planted.model, planted.reserve.subset(np.arange(12)), mode, eps)
 
@@ -133,7 +133,7 @@ def test_every_step_is_that_of_the_published_mode(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.skipif(not (GOLDEN / "model").is_dir(), reason="needs a network of the default run in ../shared/golden")
 def test_every_step_is_that_of_the_published_mode_on_a_default_victim(
-    mode: str, full_precision: None, monkeypatch: pytest.MonkeyPatch
+    mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with np.load(GOLDEN / "images300.npz") as file:
         classes = tuple(map(str, range(10)))
@@ -208,7 +208,7 @@ def test_fst_keeps_the_heads_norm_and_turns_it_away(planted: Planted) -> None:
     assert (strong * original).sum() < (gentle * original).sum()
 
 
-def test_one_step_of_fst_is_that_of_its_loss(full_precision: None, planted: Planted) -> None:
+def test_one_step_of_fst_is_that_of_its_loss(planted: Planted) -> None:
     reserve = planted.reserve.subset(np.arange(32))
     stepped = fst.purify(planted.model, reserve, seed=3, epochs=1, batch_size=32, lr=0.05, alpha=0.5)
     network, original = deepcopy(planted.model).train(), planted.model.head.weight.detach()
@@ -303,7 +303,7 @@ def test_attention_and_its_distance_by_hand() -> None:
     assert nad.distance(maps, other, 2).item() == pytest.approx((81 + 16 + 64) / 161 / 4 + 1 / 4, rel=1e-5)
 
 
-def test_one_step_of_nad_is_that_of_its_loss(full_precision: None) -> None:
+def test_one_step_of_nad_is_that_of_its_loss() -> None:
     model = strided((8, 8, 16), seed=0).eval()
     rng = np.random.default_rng(0)
     reserve = ImageSet(

@@ -127,9 +127,7 @@ def test_label_smoothing_is_of_the_students_labels() -> None:
     assert torch.allclose(smooth - loss, expected, atol=1e-6)
 
 
-def test_the_student_is_trained_on_its_teachers_logits(
-    full_precision: None, planted: Planted, splits: dict[str, ImageSet]
-) -> None:
+def test_the_student_is_trained_on_its_teachers_logits(planted: Planted, splits: dict[str, ImageSet]) -> None:
     variations, distillation = splits["train"].subset(np.arange(8)), ROBUST["distillation"]
     recipe = Recipe(epochs=1, batch_size=8)
     own = {"alpha": 0.7, "temperature": 3.0, "ce_temperature": 2.0}

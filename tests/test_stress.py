@@ -87,7 +87,7 @@ def test_poisoned_images_bring_a_backdoor_back(
     assert figures.keys() == {"retuned_acc", "retuned_asr", "retuned_ra", "retuned_asr_clean"}
 
 
-def test_a_step_of_retuning_by_plain_torch(full_precision: None) -> None:
+def test_a_step_of_retuning_by_plain_torch() -> None:
     model, reserve, stamped = small(0), images_of(6, 1), images_of(4, 2)
     images, labels = mixed(reserve, stamped, seed=3, poisoned=2)
     tuned = retune(model, reserve, stamped, seed=3, poisoned=2, epochs=1)
@@ -194,7 +194,7 @@ def plain_step(images: ImageSet, true: Any, models: list[Classifier], generator:
     return [value - 0.1 * slope for value, slope in zip(generator.parameters(), gradients, strict=True)]
 
 
-def test_a_step_of_the_generator_by_plain_torch(full_precision: None) -> None:
+def test_a_step_of_the_generator_by_plain_torch() -> None:
     models, reserve, stamped = [small(seed) for seed in range(3)], images_of(4, 1), images_of(3, 2)
     before = [weights_of(model) for model in models]
     own = {"query_epochs": 1, "alpha": 2.0, "budget": 51.0, "seed": 7}
@@ -209,7 +209,7 @@ def test_a_step_of_the_generator_by_plain_torch(full_precision: None) -> None:
     assert moved
 
 
-def test_a_generator_learns_to_wake_what_sleeps(full_precision: None) -> None:
+def test_a_generator_learns_to_wake_what_sleeps() -> None:
     # The purified model and the clean one are one network: there is nothing to keep to but the retuned one's answers.
     model, retuned, data = small(0), small(5), images_of(24, 1)
     with torch.no_grad():

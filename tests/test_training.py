@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from contract import weights_of
 from small_networks import strided
 from unpoison import models
-from unpoison.compute.device import batch_size, compiled, pick_device
+from unpoison.compute.device import autocast, batch_size, compiled, hardware, pick_device
 from unpoison.compute.inference import features_of, logits_of
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import torch_rng
@@ -44,7 +44,7 @@ def test_same_seed_same_weights_and_other_seed_other_weights(splits: dict[str, I
     assert not torch.equal(train(0), train(1))
 
 
-def test_equals_the_loop_people_write(full_precision: None, splits: dict[str, ImageSet]) -> None:
+def test_equals_the_loop_people_write(splits: dict[str, ImageSet]) -> None:
     data, model, plain = splits["public"], small(), small()
     history = loop.fit(model, data, RECIPE, seed=3, what="test")
     images, labels = data.tensor().float() / 255, torch.from_numpy(data.labels)
@@ -63,7 +63,7 @@ def test_equals_the_loop_people_write(full_precision: None, splits: dict[str, Im
     assert torch.allclose(model.head.weight, plain.head.weight, atol=1e-3)
 
 
-def test_sam_equals_the_loop_people_write(full_precision: None, splits: dict[str, ImageSet]) -> None:
+def test_sam_equals_the_loop_people_write(splits: dict[str, ImageSet]) -> None:
     data, model, plain = splits["public"], small(), small()
     recipe = replace(RECIPE, epochs=1, schedule="constant", sam=0.5)
     history = loop.fit(model, data, recipe, seed=3, what="test")
@@ -112,9 +112,7 @@ def test_it_learns_and_keeps_every_samples_loss(splits: dict[str, ImageSet]) -> 
     assert (logits_of(model, data).argmax(1).numpy() == data.labels).mean() > 0.8
 
 
-def test_inference_matches_a_plain_pass_and_leaves_a_network_that_can_be_trained(
-    full_precision: None, splits: dict[str, ImageSet]
-) -> None:
+def test_inference_matches_a_plain_pass_and_leaves_a_network_that_can_be_trained(splits: dict[str, ImageSet]) -> None:
     data, model = splits["test"], small().eval()
     images = data.tensor().float() / 255
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -150,8 +148,26 @@ def test_device_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
             pick_device()
 
 
+def test_precision_comes_from_the_machine_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able}, raising=False)
+        monkeypatch.setenv("UNPOISON_PRECISION", "auto")
+        with autocast(cpu):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if able else torch.float32)
+        assert hardware()["device"].endswith(", bf16 autocast" if able else ", fp32")
+        monkeypatch.setenv("UNPOISON_PRECISION", "fp32")
+        with autocast(cpu):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setenv("UNPOISON_PRECISION", "bf16")
+    with pytest.raises(UserError, match="UNPOISON_PRECISION: 'bf16' given, allowed: auto, fp32"):
+        autocast(cpu)
+
+
 @pytest.mark.gpu
 def test_gpu_gives_what_the_cpu_gives(splits: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNPOISON_PRECISION", "auto")
     results = []
     for device in ("cpu", "cuda"):
         monkeypatch.setenv("UNPOISON_DEVICE", device)

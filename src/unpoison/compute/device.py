@@ -1,7 +1,7 @@
 """Device, precision and compilation. They are engines, not parameters: the machine decides them.
 
-`UNPOISON_DEVICE` (``cpu``, ``cuda``, ``cuda:1``) overrides the choice of the device, and `UNPOISON_COMPILE` (``0``, ``1``)
-that of compiling the training.
+`UNPOISON_DEVICE` (``cpu``, ``cuda``, ``cuda:1``) overrides the choice of the device, `UNPOISON_PRECISION` (``fp32``) that of the
+precision, and `UNPOISON_COMPILE` (``0``, ``1``) that of compiling the training.
 """
 
 from __future__ import annotations
@@ -99,33 +99,43 @@ def compiled(function: Function, device: torch.device, images: int) -> Function:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Context of mixed precision: bf16 where the hardware has it (GPUs, CPUs with AVX512-BF16 or AMX), else fp32."""
+    """Context of mixed precision: bf16 where the hardware has it (GPUs, CPUs with AVX512-BF16 or AMX), else fp32.
+
+    Raises:
+        UserError: another value of `UNPOISON_PRECISION` than auto and fp32.
+    """
+    given = os.environ.get("UNPOISON_PRECISION", "auto")
+    if given not in ("auto", "fp32"):
+        raise UserError(f"UNPOISON_PRECISION: {given!r} given, allowed: auto, fp32")
     # bf16 has the range of fp32, so losses need no scaling as they do in fp16. Emulated, it only costs time.
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         gains = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return torch.autocast(device.type, torch.bfloat16, enabled=gains)
+    return torch.autocast(device.type, torch.bfloat16, enabled=gains and given == "auto")
+
+
+def _precision(device: torch.device) -> str:
+    return "bf16 autocast" if autocast(device)._enabled else "fp32"
 
 
 def machine() -> str:
     """Device, precision, exactness and torch's version, in words, for a report."""
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    precision = "bf16 autocast" if autocast(device)._enabled else "fp32"
     exact = "deterministic algorithms where they exist" if device.type == "cuda" else "deterministic"
-    return f"{name}, {precision}, {exact}, torch {torch.__version__}"
+    return f"{name}, {_precision(device)}, {exact}, torch {torch.__version__}"
 
 
 def hardware() -> dict[str, str]:
-    """Device of the stages, with its model and the cores, and torch's version, for a record of runs."""
+    """Device of the stages, with its model, the cores and the precision, and torch's version, for a record of runs."""
     device = pick_device()
     # The cores this process may use, which can be fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{_cpu_model()}, {cores} cores, {torch.get_num_threads()} threads"
     name = f"cuda: {torch.cuda.get_device_name(device)}; host {cpu}" if device.type == "cuda" else f"cpu: {cpu}"
-    return {"device": name, "torch": torch.__version__}
+    return {"device": f"{name}, {_precision(device)}", "torch": torch.__version__}
 
 
 def _cpu_model() -> str:
