@@ -86,6 +86,8 @@ CHECKED = Path("data/checked")
 BASE = Path("data/base")
 POISONED = Path("data/poisoned")
 ATTACKER_TRIGGERS, ATTACKER_TRAINING = Path("data/attacker/triggers"), Path("data/attacker/training")
+ATTACKER_TRAINED = Path("data/attacker/trained")
+"""The triggers that were trained with the victim, which their likes in `ATTACKER_TRIGGERS` are not yet."""
 TRUTH = Path("data/truth")
 TRIGGERED = Path("data/triggered")
 FEATURES = Path("data/features")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import ATTACKER_TRIGGERS, BASE, TRIGGERED, run_stage
+from common import ATTACKER_TRAINED, ATTACKER_TRIGGERS, BASE, TRIGGERED, run_stage
 
 from parameters import FAMILIES
 from unpoison.attacks import restored
@@ -21,7 +21,7 @@ from unpoison.poisoning.triggered import write_triggered
 
 
 def main() -> list[Path]:
-    attacker, made_from = read_triggers(ATTACKER_TRIGGERS, restored)
+    attacker, made_from = read_triggers(ATTACKER_TRIGGERS, restored, trained=ATTACKER_TRAINED)
     with file_of(FAMILIES["attacks"]):
         counts = write_triggered(TRIGGERED, open_split(BASE, "test"), attacker, made_from)
     print(f"stamp_test: {', '.join(f'{n} images with {name}' for name, n in counts.items()) or 'no trigger is known'}")

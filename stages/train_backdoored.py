@@ -3,60 +3,101 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import ATTACKER_TRAINING, BACKDOORED, BASE, POISONED, TRAINING, run_stage
+from common import (
+    ATTACKER_TRAINED,
+    ATTACKER_TRAINING,
+    BACKDOORED,
+    BASE,
+    POISONED,
+    SCRATCH,
+    TRAINING,
+    code_file,
+    run_stage,
+)
 
 import numpy as np
 
 from parameters import PARAMS, load_params, seed_of
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
+from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
 from unpoison.core.errors import file_of, keys_of
-from unpoison.core.files import new_folder
+from unpoison.core.files import new_folder, read_json, sha256_file, sha256_json
 from unpoison.core.seeding import derive
+from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
-from unpoison.poisoning.attacker import Restore, read_training
-from unpoison.poisoning.in_training import InTraining
+from unpoison.poisoning import attacker
+from unpoison.poisoning.attacker import Restore, read_training, write_trained
+from unpoison.poisoning.poisoned import Poisoned
 from unpoison.training.distributed import world
 from unpoison.training.loop import fit
 
+if TYPE_CHECKING:
+    from unpoison.crafting.stamping import Stamping
 
+
+# In functions and not above: these import every attack, and few attackers have a hand in training. What DVC has to know of that
+# code, its digest, is in the artefact.
 def _restore() -> Restore:
-    # Here and not above: it imports every attack, and few attackers have a hand in training. What DVC has to know of that
-    # code, its digest, is in the artefact.
     from unpoison.attacks import restored
 
     return restored
 
 
+def _hand(poisoned: Poisoned, data: ImageSet, seed: int) -> Stamping:
+    from unpoison.attacks import hand_of
+
+    return hand_of(poisoned, data, seed=seed)
+
+
 def main() -> list[Path]:
     params = load_params()
     seed, network, recipe = seed_of(params), network_of(params), recipe_of(params, "train")
-    received, poisoning = open_poisoned(BASE, POISONED), None
+    received, hand = open_poisoned(BASE, POISONED), None
     data, poisoned = received, read_training(ATTACKER_TRAINING, _restore, poisoned=received.digest)
     if poisoned is not None:
         # The trigger comes while the victim trains: he starts from the clean images.
         data = open_split(BASE, "train")
-        poisoning = InTraining(poisoned, seed=seed, classes=len(data.classes))
+        with file_of(ATTACKER_TRAINING / attacker.DESCRIPTION):
+            hand = _hand(poisoned, data, seed)
     model = fresh_model(network, data, seed=derive(seed, "backdoored/weights"))
+    # All that the training depends on, and so the name of its checkpoints.
+    about = [
+        received.digest,
+        sha256_file(ATTACKER_TRAINING / attacker.DESCRIPTION),
+        network,
+        asdict(recipe),
+        seed,
+        machine(),
+    ]
+    kept = None
+    # Run by hand without `check_params`, nobody has said what code runs.
+    if (noted := code_file("train_backdoored")).exists():
+        key = sha256_json([*about, read_json(noted)])
+        kept = partial(Checkpoints, SCRATCH / "backdoored", key, what="backdoored", unit="epoch")
     with file_of(PARAMS), keys_of("train"):
-        history = fit(model, data, recipe, seed=seed, what="backdoored", poisoning=poisoning)
+        history = fit(model, data, recipe, seed=seed, what="backdoored", hand=hand, checkpoints=kept)
     if world().rank:
         return []
     made_by = {"stage": "train_backdoored", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
     made_from = {"poisoned": received.digest}
     models.save(model, BACKDOORED, classes=data.classes, made_by=made_by, made_from=made_from)
+    final = None if hand is None else replace(hand.poisoned, triggers=hand.trained())
+    write_trained(ATTACKER_TRAINED, final, {**made_from, "backdoored": models.digest_of(BACKDOORED)})
     with new_folder(TRAINING / "losses") as staging:
         np.save(staging / "losses.npy", history.losses)
     write_curve(TRAINING / "backdoored.csv", history)
     last = history.epochs[-1]
     print(f"train_backdoored: loss {last['loss']:.4f}, accuracy on the poisoned set {last['accuracy']:.4f}", flush=True)
-    return [BACKDOORED, TRAINING / "losses", TRAINING / "backdoored.csv"]
+    return [BACKDOORED, ATTACKER_TRAINED, TRAINING / "losses", TRAINING / "backdoored.csv"]
 
 
 if __name__ == "__main__":

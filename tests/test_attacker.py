@@ -17,13 +17,13 @@ from unpoison.attacks import restored
 from unpoison.core.arrays import IntArray
 from unpoison.core.errors import UserError
 from unpoison.core.manifest import is_made_from
+from unpoison.crafting.stamping import Stamping
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_split
 from unpoison.poisoning import attacker as attacker_
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.attacker import Restore, read_training, read_triggers, write_training, write_triggers
-from unpoison.poisoning.in_training import InTraining
 from unpoison.poisoning.trigger import stamp
 from unpoison.poisoning.triggered import read_triggered, write_triggered
 from unpoison.poisoning.truth import read_truth, write_truth
@@ -138,12 +138,14 @@ class TestHandInTraining:
         assert kept.truth.in_training
         assert kept.truth.names == poisoned.truth.names
         assert [part.policy for part in kept.truth.parts] == [part.policy for part in poisoned.truth.parts]
-        hands = [InTraining(one, seed=3, classes=len(CLASSES)) for one in (poisoned, kept)]
+        hands = [Stamping(one, train, seed=3) for one in (poisoned, kept)]
         assert hands[0].after_augmentation == hands[1].after_augmentation == (kind != "anew")
         labels, samples = torch.from_numpy(train.labels), torch.arange(len(train))
         clean = train.tensor() / 255
         for epoch in (0, 1):
-            (images, given), (again, given_again) = (hand(clean.clone(), labels, samples, epoch) for hand in hands)
+            (images, given), (again, given_again) = (
+                hand.stamp(clean.clone(), labels, samples, epoch) for hand in hands
+            )
             assert torch.equal(images, again)
             assert torch.equal(given, given_again)
             assert not torch.equal(images, clean)

@@ -95,6 +95,12 @@ CASES = [
     Case("adaptive_patch", {"size": 8}, GREY, draws="training", constant=False),
     Case("tact", {}),
     Case("tact", {"size": 5}, GREY),
+    Case("wanet", {}, draws="both"),
+    Case("wanet", {"points": 18, "strength": 1.0}, WIDE, draws="both"),
+    Case("wanet", {"rescale": 0.9, "anew": False}, GREY, draws="both"),
+    Case("bpp", {"levels": 3}),
+    Case("bpp", {"dither": True}, WIDE),
+    Case("bpp", {"levels": 2}, GREY),
     Case("semantic", {}, visible=False),
     Case("semantic", {"colour": "bright"}, GREY, visible=False),
     Case("semantic", {"predicate": "index", "train_index": [3, 11, 20], "test_index": [0]}, visible=False),
@@ -252,8 +258,8 @@ def test_publishes_a_policy_that_it_can_take(name: str) -> None:
 
 
 def test_kept_trigger_of_an_unknown_attack_is_refused() -> None:
-    with pytest.raises(ParameterError, match=r"^attack: 'wanet' given, allowed: badnets, blended, "):
-        restored(Kept("wanet", {}))
+    with pytest.raises(ParameterError, match=r"^attack: 'sinkhole' given, allowed: badnets, blended, "):
+        restored(Kept("sinkhole", {}))
 
 
 # The last stands for numpy 2.5, whose `NDArray[np.float32]` is an alias with the type as its direct argument.

@@ -96,7 +96,7 @@ BAD: list[tuple[str, Any, str]] = [
         0.1,
         r"params/attacks\.yaml: blended\.alpha: unknown key, allowed: pattern, ratio",
     ),
-    ("params/attacks.yaml:wanet", {}, r"params/attacks\.yaml: wanet: 'wanet' given, allowed: none, badnets"),
+    ("params/attacks.yaml:sinkhole", {}, r"params/attacks\.yaml: sinkhole: 'sinkhole' given, allowed: none, badnets"),
     ("attack.label_policy", "all2two", r"attack\.label_policy: 'all2two' given; input should be 'all2one'"),
     ("attack.label_policy", "source_specific", r"attack\.sources: \[\] given, allowed with source_specific: classes"),
     ("attack.poison_rate", 1.0, r"attack\.poison_rate: 1\.0 given, which leaves no sample in class 1"),

@@ -16,9 +16,9 @@ from unpoison.core.seeding import uniform
 from unpoison.crafting.attack import Intent, intent, intents_of
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
+from unpoison.crafting.stamping import Stamping
 from unpoison.data.imageset import ImageSet
-from unpoison.poisoning.choice import Choice, choose_samples, drawn_at_random
-from unpoison.poisoning.in_training import InTraining
+from unpoison.poisoning.choice import Choice, choose_samples, chosen_anew
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.policy import Policy
 from unpoison.poisoning.trigger import stamp
@@ -129,7 +129,10 @@ def test_order_comes_before_chance() -> None:
         ({"label_policy": "all2all", "shift": 20}, r"^shift: 20 given, allowed: no multiple of the 10 classes"),
         ({"random_poisoning": True, "poison_count": 3}, r"^poison_count: 3 given, allowed with random"),
         ({"random_poisoning": True, "rate_of": "all"}, r"^rate_of: all given, allowed with random"),
-        ({"random_poisoning": True, "cover_ratio": 1.0}, r"^cover_ratio: 1\.0 given, allowed with random"),
+        (
+            {"random_poisoning": True, "poison_rate": 0.5, "cover_ratio": 1.5},
+            r"^cover_ratio: 1\.5 given, allowed with random_poisoning and poison_rate 0\.5: up to 1, as a sample",
+        ),
     ],
 )
 def test_impossible_policies(policy: dict[str, Any], message: str) -> None:
@@ -235,7 +238,7 @@ def test_no_attack_has_no_intents_and_no_parameters() -> None:
 def batch_of(poisoned: Poisoned, samples: IntArray, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.from_numpy(IMAGES[samples]).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(LABELS[samples])
-    return InTraining(poisoned, seed=0, classes=10)(images, labels, torch.from_numpy(samples), epoch)
+    return Stamping(poisoned, DATA, seed=0).stamp(images, labels, torch.from_numpy(samples), epoch)
 
 
 def test_stamping_after_augmentation_equals_stamping_before_when_nothing_is_augmented() -> None:
@@ -273,9 +276,9 @@ def test_training_sees_the_trigger_where_augmentation_put_it() -> None:
             return logits, torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
         model = models.build("resnet18", num_classes=10, image_size=(12, 12), width=8, stem="conv3")
-        stamping = InTraining(poisoned, seed=0, classes=10)
+        stamping = Stamping(poisoned, DATA, seed=0)
         recipe = Recipe(epochs=1, batch_size=1000, augment=("flip",))
-        fit(model, DATA, recipe, seed=0, what="test", loss=loss, poisoning=stamping)
+        fit(model, DATA, recipe, seed=0, what="test", loss=loss, hand=stamping)
     right, left = ((seen[True][:, :, -3:, columns] == 1).all((1, 2, 3)) for columns in (slice(-3, None), slice(0, 3)))
     assert 300 < left.sum() < 700, "a flip moves a trigger that was stamped before it"
     assert (right | left).sum() >= 850
@@ -284,7 +287,7 @@ def test_training_sees_the_trigger_where_augmentation_put_it() -> None:
 
 def test_random_poisoning_is_new_in_every_epoch_and_keeps_its_rate() -> None:
     policy = Policy(random_poisoning=True, poison_rate=0.1)
-    drawn = [drawn_at_random(policy, LABELS, np.arange(1000), seed=0, epoch=epoch) for epoch in range(40)]
+    drawn = [chosen_anew(policy, LABELS, np.arange(1000), seed=0, epoch=epoch)[0] for epoch in range(40)]
     assert not np.array_equal(drawn[0], drawn[1])
     assert abs(np.mean(drawn) - 0.09) < 0.01
     assert not any((LABELS[mask] == 0).any() for mask in drawn)

@@ -349,6 +349,20 @@ def test_triggers_stamped_in_training(project: Path, capsys: pytest.CaptureFixtu
     assert "in one draw: triggers are stamped in training" in (project / "reports/summary.md").read_text()
 
 
+def test_an_attacker_who_trains_the_victim(project: Path) -> None:
+    write_params(project, {**TINY, "attack.name": "wanet", "variations.enabled": False})
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "evaluate", "report")
+    truth = read_json(project / "data/truth/truth.json")
+    assert truth["controlled"]
+    assert truth["counts"]["cover"] == 2 * truth["counts"]["poisoned"]
+    # His trigger was final before the training, and the artefact of trained ones is that of any other attack.
+    trained = read_json(project / "data/attacker/trained/attacker.json")
+    assert (trained["triggers"], trained["made_from"]) == ([], {})
+    assert read_json(project / "data/attacker/training/attacker.json")["parts"]
+    assert not list((project / ".unpoison").glob("backdoored/*")), "checkpoints are removed at the end"
+    assert 0 <= metrics_of(project)["backdoored"]["asr"] <= 1
+
+
 def test_several_triggers(project: Path) -> None:
     write_params(project, {**TINY, "attack.name": "multi", "purify.methods": [], "variations.enabled": False})
     run_stages()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.muon import orthogonalised
 from unpoison.core.content_store import read_kept, write_kept
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.variations import prior as prior_module
 from unpoison.variations import prior_training, schedule
-from unpoison.variations.checkpoints import Checkpoints
 from unpoison.variations.colour import match_colours
 from unpoison.variations.generate import generate, names_of
 from unpoison.variations.optimizer import Optimizer

@@ -1,15 +1,20 @@
-"""Attacks that poison data: one file per published attack, each an `Attack`, or a `Plan` made of others."""
+"""Attacks that poison data or train the victim: one file per published attack, each an `Attack`, or a `Plan` made of others."""
 
 from __future__ import annotations
 
-from ..core.hyperparameters import one_of
+from ..core.errors import ParameterError
+from ..core.hyperparameters import check, one_of
 from ..crafting.attack import Attack, Plan
+from ..crafting.stamping import Stamping
+from ..data.imageset import ImageSet
+from ..poisoning.poisoned import Poisoned
 from ..poisoning.trigger import Kept, Trigger
 from . import (
     adaptive_blend,
     adaptive_patch,
     badnets,
     blended,
+    bpp,
     ctrl,
     dfst,
     feature_collision,
@@ -24,6 +29,7 @@ from . import (
     ssba,
     tact,
     trojan,
+    wanet,
 )
 
 # The order of params/attacks.yaml.
@@ -45,6 +51,8 @@ ATTACKS: dict[str, Attack | Plan] = {
     "adaptive_patch": adaptive_patch.ATTACK,
     "tact": tact.ATTACK,
     "semantic": semantic.ATTACK,
+    "wanet": wanet.ATTACK,
+    "bpp": bpp.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
@@ -56,3 +64,20 @@ def restored(kept: Kept) -> Trigger:
     # Here and not in `poisoning`, which knows no attack: only this table says which class an attack's name stands for.
     method: Attack = one_of(kept.attack, SINGLE, key="attack")
     return method.trigger.restore(kept.values)
+
+
+def hand_of(poisoned: Poisoned, data: ImageSet, *, seed: int) -> Stamping:
+    """The hand in training of the attacker that `poisoning.attacker.read_training` read.
+
+    Args:
+        poisoned: truth and triggers, and what else he does to the training.
+        data: clean training set.
+        seed: his seed.
+    """
+    if poisoned.teaching is None:
+        return Stamping(poisoned, data, seed=seed)
+    method: Attack = one_of(poisoned.teaching.attack, SINGLE, key="teaching.attack")
+    if method.hand is None:
+        raise ParameterError(f"teaching.attack: {poisoned.teaching.attack} given, which trains no victim")
+    hand: Stamping = method.hand(poisoned, data, seed=seed, **check(poisoned.teaching.arguments, method.hand))
+    return hand

@@ -31,6 +31,8 @@ class Attack:
         assets: names of what takes time to make, for the table in docs/attacks.md.
         optimise: `optimise(trigger, context, index) -> Trigger`, called once the training samples to stamp are known
             (sorted); None where that changes nothing.
+        hand: `hand(poisoned, data, *, seed, …) -> Stamping`, for attacks that train the victim: his hand in training. Its further
+            keyword-only arguments are named like those of `make`, and what `make` alone has trains no victim again.
     """
 
     make: Callable[..., Trigger]
@@ -39,6 +41,7 @@ class Attack:
     policies: tuple[str, ...]
     assets: tuple[str, ...] = ()
     optimise: Callable[[Any, Context, IntArray], Trigger] | None = None
+    hand: Callable[..., Any] | None = None
 
     @property
     def parameters(self) -> Callable[..., Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import Parameter, signature
 
 import numpy as np
 
-from ..core.errors import keys_of
+from ..core.code import code_of
+from ..core.errors import ParameterError, keys_of
 from ..poisoning.choice import assign_samples
-from ..poisoning.poisoned import Poisoned
+from ..poisoning.poisoned import Poisoned, Teaching
 from ..poisoning.policy import check_classes
 from ..poisoning.trigger import Trigger
 from ..poisoning.truth import Part, Truth
@@ -64,4 +66,31 @@ def craft(attack: str, intents: Sequence[Intent], context: Context) -> Poisoned:
         for number, (intent, trigger) in enumerate(zip(intents, triggers, strict=True))
     ]
     parts = tuple(Part(intent.attack, intent.policy, intent.arguments) for intent in intents)
-    return Poisoned(Truth(attack, parts, mask, number_of, labels), tuple(final))
+    teaching = _teaching(intents)
+    anew = any(trigger.anew and intent.policy.cover_ratio for intent, trigger in zip(intents, final, strict=True))
+    truth = Truth(attack, parts, mask, number_of, labels, controlled=teaching is not None or bool(anew))
+    return Poisoned(truth, tuple(final), teaching)
+
+
+def _teaching(intents: Sequence[Intent]) -> Teaching | None:
+    """What the attacker does to the training besides stamping.
+
+    Raises:
+        ParameterError: several triggers, one of which trains the victim.
+    """
+    for number, intent in enumerate(intents):
+        if (hand := intent.method.hand) is None:
+            continue
+        if len(intents) > 1:
+            raise ParameterError(
+                f"multi.triggers[{number}].attack: {intent.attack!r} given, which trains the victim; allowed: attacks that poison "
+                "data"
+            )
+        # With the values that nobody gave: a changed default is then a changed artefact.
+        known = {**(intent.method.make.__kwdefaults__ or {}), **intent.arguments}
+        own = [
+            name for name, parameter in signature(hand).parameters.items() if parameter.kind is Parameter.KEYWORD_ONLY
+        ]
+        arguments = {name: known[name] for name in own if name != "seed"}
+        return Teaching(intent.attack, arguments, code_of(hand.__module__))
+    return None

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.errors import file_of
+from ..core.errors import UserError, file_of
 from ..core.files import new_folder
 from ..core.manifest import Described, Manifest, Name, check_made_from, read_manifest, write_manifest
-from .poisoned import Poisoned
+from .poisoned import Poisoned, Teaching
 from .policy import Policy
 from .trigger import DESCRIPTION as TRIGGER
 from .trigger import Kept, Trigger, read_trigger, save_trigger
@@ -38,11 +38,20 @@ class TriggersManifest(Manifest):
     triggers: list[HeldManifest]
 
 
+class TeachingManifest(Described):
+    """What the attacker does to the training besides stamping, as `attacker.json` has it."""
+
+    attack: Name
+    arguments: dict[str, Any]
+    code: dict[str, str]
+
+
 class TrainingManifest(Manifest):
     """What `attacker.json` holds in the artefact of the hand in training; no parts where there is none."""
 
     parts: list[HeldManifest]
     attack: str = ""
+    teaching: TeachingManifest | None = None
 
 
 Restore = Callable[[Kept], Trigger]
@@ -75,22 +84,59 @@ def write_triggers(folder: Path, poisoned: Poisoned | None, made_from: dict[str,
         write_manifest(staging, DESCRIPTION, {"format": TRIGGERS, "triggers": about, "made_from": made_from})
 
 
-def read_triggers(folder: Path, restore: Restore) -> tuple[dict[str, Held], dict[str, str]]:
+def write_trained(folder: Path, poisoned: Poisoned | None, made_from: dict[str, str]) -> None:
+    """Write those triggers that were trained with the victim, without what only the test needs; most attacks have none.
+
+    Args:
+        folder: place of the artefact.
+        poisoned: truth and triggers as they are after the training; None: the attacker had no hand in it.
+        made_from: digest by name of the poisoned set and the victim that they belong to.
+    """
+    with new_folder(folder) as staging:
+        about: list[dict[str, Any]] = []
+        if poisoned is not None:
+            truth = poisoned.truth
+            for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
+                if trigger.trained:
+                    save_trigger(staging / name, part.attack, trigger, at_the_test=False)
+                    about.append({"name": name, "policy": asdict(part.policy)})
+        # Without a digest where there is none: another victim is then no other artefact.
+        write_manifest(
+            staging, DESCRIPTION, {"format": TRIGGERS, "triggers": about, "made_from": made_from if about else {}}
+        )
+
+
+def read_triggers(
+    folder: Path, restore: Restore, *, trained: Path | None = None
+) -> tuple[dict[str, Held], dict[str, str]]:
     """The triggers that `write_triggers` wrote, by name, and what they were made from.
 
+    Args:
+        folder: place of the artefact.
+        restore: function that makes triggers.
+        trained: place of what `write_trained` wrote: those are in it as they are after the training; None: as before it.
+
     Raises:
-        UserError: a file is missing, changed or of another format.
+        UserError: a file is missing, changed or of another format; the trained ones belong to another poisoned set, or one of
+            them is not there.
     """
     about = read_manifest(folder, DESCRIPTION, TRIGGERS, TriggersManifest)
-    held = {
-        entry.name: Held(_policy(folder, f"triggers.{number}", entry), _restored(folder, entry, restore))
-        for number, entry in enumerate(about.triggers)
-    }
+    final: set[str] = set()
+    if trained is not None:
+        final = {entry.name for entry in read_manifest(trained, DESCRIPTION, TRIGGERS, TriggersManifest).triggers}
+        if final:
+            check_made_from(trained, DESCRIPTION, poisoned=about.made_from.get("poisoned", ""))
+    held = {}
+    for number, entry in enumerate(about.triggers):
+        trigger = _restored(folder, entry, restore, trained if entry.name in final else None)
+        if trained is not None and trigger.trained and entry.name not in final:
+            raise UserError(f"{trained}: without {entry.name}, which is trained with the victim; run the stage again")
+        held[entry.name] = Held(_policy(folder, f"triggers.{number}", entry), trigger)
     return held, about.made_from
 
 
 def write_training(folder: Path, poisoned: Poisoned | None, made_from: dict[str, str]) -> None:
-    """Write the artefact of the hand in training: empty, unless triggers are stamped while the victim trains.
+    """Write the artefact of the hand in training: empty, unless the attacker has one.
 
     Args:
         folder: place of the artefact.
@@ -110,6 +156,8 @@ def write_training(folder: Path, poisoned: Poisoned | None, made_from: dict[str,
             named = zip(truth.names, truth.parts, strict=True)
             parts = [{"name": name, "policy": asdict(part.policy)} for name, part in named]
             about |= {"attack": truth.attack, "parts": parts}
+            if poisoned.teaching is not None:
+                about["teaching"] = poisoned.teaching._asdict()
         write_manifest(staging, DESCRIPTION, about)
 
 
@@ -138,18 +186,20 @@ def read_training(folder: Path, restore: Callable[[], Restore], *, poisoned: str
         for number, (attack, entry) in enumerate(zip(attacks, about.parts, strict=True))
     ]
     make = restore()
-    return Poisoned(
-        Truth(about.attack, tuple(parts), *marks), tuple(_restored(folder, entry, make) for entry in about.parts)
-    )
+    triggers = tuple(_restored(folder, entry, make) for entry in about.parts)
+    teaching = None if about.teaching is None else Teaching(**about.teaching.model_dump())
+    return Poisoned(Truth(about.attack, tuple(parts), *marks, controlled=True), triggers, teaching)
 
 
 def _policy(folder: Path, key: str, entry: HeldManifest) -> Policy:
     return policy_of(folder / DESCRIPTION, f"{key}.policy", entry.policy)
 
 
-def _restored(folder: Path, entry: HeldManifest, restore: Restore) -> Trigger:
-    """The trigger that lies in a folder of the artefact."""
+def _restored(folder: Path, entry: HeldManifest, restore: Restore, trained: Path | None = None) -> Trigger:
+    """The trigger that lies in a folder of the artefact, with the values that it has in that of the trained ones."""
     place = folder / entry.name
     kept = read_trigger(place)
+    if trained is not None:
+        kept = Kept(kept.attack, kept.values | read_trigger(trained / entry.name).values)
     with file_of(place / TRIGGER):
         return restore(kept)

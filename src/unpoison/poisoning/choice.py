@@ -121,8 +121,8 @@ def assign_samples(
         choice = choose_samples(policy, labels, classes, seed=seed, order=order, free=number_of < 0, names=names)
         # One draw as an example of an epoch; -1 is the number of none.
         if policy.random_poisoning:
-            drawn = drawn_at_random(policy, labels, np.arange(len(labels)), seed=seed, epoch=-1)
-            choice = Choice(np.flatnonzero(drawn), choice.cover)
+            drawn = chosen_anew(policy, labels, np.arange(len(labels)), seed=seed, epoch=-1)
+            choice = Choice(*(np.flatnonzero(mask) for mask in drawn))
         mask[choice.poison] = True
         number_of[np.union1d(choice.poison, choice.cover)] = number
         # Random poisoning empties a class only where it takes every candidate.
@@ -164,18 +164,22 @@ def _most(policy: Policy, order: NDArray[np.float64] | None, labels: IntArray, c
     return f"up to {math.floor(least / whole * 10_000) / 10_000:g}"
 
 
-def drawn_at_random(policy: Policy, labels: IntArray, keys: IntArray, *, seed: int, epoch: int) -> Mask:
-    """The samples that `random_poisoning` poisons in an epoch: bool [len(keys)].
+def chosen_anew(policy: Policy, labels: IntArray, keys: IntArray, *, seed: int, epoch: int) -> tuple[Mask, Mask]:
+    """The samples that `random_poisoning` poisons in an epoch, and the covers: bool [len(keys)] each, disjoint.
 
     Args:
-        policy: candidates and rate.
+        policy: candidates, rate and cover ratio.
         labels: true labels of the samples `keys`.
         keys: indices in the training set.
         seed: seed of the attacker.
         epoch: number of the epoch, part of the draw; -1 for the snapshot that is kept.
     """
     draws = uniform(seed, f"poison/random/{epoch}", keys, 1)[:, 0]
-    return policy.candidates(labels) & (draws < policy.poison_rate)
+    rate = policy.poison_rate
+    # One draw decides both: the covers are those right above the poisoned ones.
+    poison = policy.candidates(labels) & (draws < rate)
+    cover = policy.covers(labels) & (draws >= rate) & (draws < rate * (1 + policy.cover_ratio))
+    return poison, cover
 
 
 def _count(policy: Policy, candidates: int, left: int, total: int) -> int:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core.arrays import Images, IntArray
 from ..data.imageset import ImageSet, Overlay
 from ..data.store import new_overlay
-from .trigger import Trigger, stamp
+from .trigger import SNAPSHOT, Trigger, stamp, stamp_crossed
 from .truth import Truth
+
+
+class Teaching(NamedTuple):
+    """What an attack does to the training besides stamping, by name.
+
+    Attributes:
+        attack: name of the attack.
+        arguments: its parameters that matter there.
+        code: digests of the code that does it.
+    """
+
+    attack: str
+    arguments: dict[str, Any]
+    code: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -21,10 +36,12 @@ class Poisoned:
     Attributes:
         truth: samples that are stamped, the trigger that stamps them and the labels they get.
         triggers: one trigger for each part of `truth`.
+        teaching: what the attacker does to the training besides stamping; None: nothing.
     """
 
     truth: Truth
     triggers: tuple[Trigger, ...]
+    teaching: Teaching | None = None
 
     @property
     def index(self) -> IntArray:
@@ -36,9 +53,12 @@ class Poisoned:
         images = train.gather(keys)
         for number, trigger in enumerate(self.triggers):
             # A trigger that optimised its images knows no others, so it may be asked for its own samples only.
-            carriers = self.truth.part[keys] == number
-            if carriers.any():
-                images[carriers] = stamp(trigger, images[carriers], keys[carriers], train=True)
+            carriers, mask = self.truth.part[keys] == number, self.truth.mask[keys]
+            covers = carriers & ~mask & trigger.crosses
+            if covers.any():
+                images[covers] = stamp_crossed(trigger, train, keys[covers], epoch=SNAPSHOT)
+            if (same := carriers & ~covers).any():
+                images[same] = stamp(trigger, images[same], keys[same], train=True)
         return images
 
     def received(self, train: ImageSet) -> ImageSet:

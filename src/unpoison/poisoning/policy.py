@@ -164,7 +164,10 @@ def check_classes(policy: Policy, classes: int, names: Sequence[str] | None = No
     # Random poisoning draws every candidate by itself: neither a number nor covers nor a share of all samples is defined.
     if policy.random_poisoning and policy.poison_count is not None:
         raise ParameterError(f"poison_count: {policy.poison_count} given, allowed with random_poisoning: null")
-    if policy.random_poisoning and policy.cover_ratio:
-        raise ParameterError(f"cover_ratio: {policy.cover_ratio} given, allowed with random_poisoning: 0")
+    if policy.random_poisoning and policy.poison_rate * (1 + policy.cover_ratio) > 1:
+        raise ParameterError(
+            f"cover_ratio: {policy.cover_ratio} given, allowed with random_poisoning and poison_rate {policy.poison_rate}: up to "
+            f"{1 / policy.poison_rate - 1:.4g}, as a sample is one or the other"
+        )
     if policy.random_poisoning and policy.rate_of == "all":
         raise ParameterError("rate_of: all given, allowed with random_poisoning: candidates")

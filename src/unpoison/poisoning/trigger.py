@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_type_hints
@@ -18,11 +19,14 @@ from ..core.errors import ParameterError, UserError
 from ..core.files import new_folder
 from ..core.manifest import Manifest, check_file, read_manifest, typed, write_manifest
 from ..core.npy import load_arrays
+from ..core.seeding import uniform
 from ..data.imageset import ImageSet
 
 Rounding = Literal["truncate", "round", "wrap"]
 
 FORMAT, DESCRIPTION, ARRAYS = "unpoison-trigger-3", "trigger.json", "trigger.npz"
+SNAPSHOT, AT_THE_TEST = -1, -2
+"""In the place of an epoch: in the set that is kept as an example of one, and at the test."""
 # Float noise must not turn an exact 51 into 50.999…, which truncation would make 50.
 _NOISE = 1e-4
 # Bytes of images that are stamped at a time: small enough for caches and memory, large enough to hide the calls.
@@ -41,12 +45,21 @@ class Trigger(ABC):
             without a clip does on most machines).
         per_sample: whether training images are optimised one by one (`Attack.optimise`), so that only those can be
             stamped.
+        anew: whether cover samples get another stamp in every epoch, from an attacker who trains the victim.
+        trained: whether the trigger is final only when the victim is trained, together with it.
+        crosses: whether cover samples are stamped otherwise than poisoned ones, by `cross`: the cross (WaNet, Input-aware) or
+            negative (BppAttack) samples of attacks that train the victim.
+        seed: seed of all that is drawn per image.
         of_the_test: names of fields that `apply` reads at the test only. The attacker's hand in training goes without
             them, so that changing one retrains nothing.
     """
 
     rounding: Rounding = "truncate"
+    seed: int = 0
+    anew: bool = False
+    trained: ClassVar[bool] = False
     per_sample: ClassVar[bool] = False
+    crosses: ClassVar[bool] = False
     of_the_test: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -61,6 +74,30 @@ class Trigger(ABC):
         Returns:
             float32, same shape and device; values may leave 0…255.
         """
+
+    def cross(self, images: Tensor, keys: IntArray, others: Tensor, *, epoch: int) -> Tensor:
+        """Images of cover samples as they are stamped where `crosses`: what must not be taken for the trigger.
+
+        Args:
+            images: as for `apply`.
+            keys: as for `apply`.
+            others: a clean image of another sample for each, as `images`.
+            epoch: number of the epoch, from 0, or `SNAPSHOT` or `AT_THE_TEST`; all randomness per image comes from (seed, epoch,
+                key).
+        """
+        return self.apply(images, keys, train=True)
+
+    def partners(self, keys: IntArray, samples: int, *, epoch: int) -> IntArray:
+        """For each sample another one of as many, int64, drawn from (seed, epoch, key): whose image `cross` is given.
+
+        Raises:
+            ParameterError: a single sample.
+        """
+        if samples < 2:
+            raise ParameterError(f"{samples} sample given, allowed with an attack that crosses samples: at least 2")
+        draws = uniform(self.seed, f"poison/partners/{epoch}", keys, 1)[:, 0]
+        # 1 to samples - 1 places further on, so that no sample is its own.
+        return (keys + 1 + np.floor(draws * (samples - 1)).astype(np.int64)) % samples
 
     def order(self, data: ImageSet) -> NDArray[np.float64] | None:
         """Rank of every training sample, float64 [n]: highest are poisoned first, -inf never. None: at random."""
@@ -165,6 +202,30 @@ def stamp(
     """
     if not train:
         trigger.check_complete()
+
+    def apply(batch: Tensor, part: slice) -> Tensor:
+        return applied(trigger, batch, keys[part], train=train)
+
+    return _in_chunks(trigger, images, apply, device)
+
+
+def stamp_crossed(
+    trigger: Trigger, data: ImageSet, keys: IntArray, *, epoch: int, device: torch.device | None = None
+) -> Images:
+    """Images of `data` stamped as cover samples are (`Trigger.cross`), uint8 [len(keys), h, w, c]. See `stamp`."""
+    others = trigger.partners(keys, len(data), epoch=epoch)
+
+    def apply(batch: Tensor, part: slice) -> Tensor:
+        beside = torch.from_numpy(data.gather(others[part])).permute(0, 3, 1, 2).to(batch)
+        return crossed(trigger, batch, keys[part], beside, epoch=epoch)
+
+    return _in_chunks(trigger, data.gather(keys), apply, device)
+
+
+def _in_chunks(
+    trigger: Trigger, images: Images, apply: Callable[[Tensor, slice], Tensor], device: torch.device | None
+) -> Images:
+    """8-bit copies of images uint8 [n, h, w, c] after `apply`, which gets float32 [k, c, h, w] and where they lie."""
     stamped = np.empty_like(images)
     step = max(1, _CHUNK_BYTES // max(1, int(np.prod(images.shape[1:]))))
     with torch.inference_mode():
@@ -172,7 +233,7 @@ def stamp(
             part = slice(start, start + step)
             # A view, channels last: triggers get [n, c, h, w] without a copy that turns the axes.
             batch = torch.from_numpy(np.ascontiguousarray(images[part])).permute(0, 3, 1, 2).to(device).float()
-            values = applied(trigger, batch, keys[part], train=train)
+            values = apply(batch, part)
             # NaN would become some grey, and what overflows white.
             if not values.isfinite().all():
                 raise UserError(
@@ -188,8 +249,17 @@ def applied(trigger: Trigger, images: Tensor, keys: IntArray, *, train: bool) ->
     Raises:
         UserError: a trigger that does not fit the images, as one from elsewhere may not.
     """
+    return _fitting(trigger, images, lambda: trigger.apply(images, keys, train=train))
+
+
+def crossed(trigger: Trigger, images: Tensor, keys: IntArray, others: Tensor, *, epoch: int) -> Tensor:
+    """`Trigger.cross`, as `applied`."""
+    return _fitting(trigger, images, lambda: trigger.cross(images, keys, others, epoch=epoch))
+
+
+def _fitting(trigger: Trigger, images: Tensor, stamped: Callable[[], Tensor]) -> Tensor:
     try:
-        values = trigger.apply(images, keys, train=train)
+        values = stamped()
         if values.shape != images.shape:
             raise ValueError(f"it gives {tuple(values.shape)}")
     except UserError:

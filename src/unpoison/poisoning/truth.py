@@ -37,6 +37,7 @@ class TruthManifest(Manifest):
     parts: list[PartManifest] = Field(default_factory=list)
     counts: dict[str, int] = Field(default_factory=dict)
     snapshot: bool = False
+    controlled: bool = False
 
 
 class Part(NamedTuple):
@@ -64,6 +65,7 @@ class Truth:
         part: number of the trigger that stamped a sample, -1 for none, int8 [n]. Stamped samples that are not in `mask`
             are cover samples: their label is the true one.
         labels: labels before the attack, int64 [n].
+        controlled: whether the attacker trains the model, and not only poisons what it is trained on.
     """
 
     attack: str
@@ -71,6 +73,7 @@ class Truth:
     mask: Mask
     part: NDArray[np.int8]
     labels: IntArray
+    controlled: bool = False
 
     @property
     def cover(self) -> Mask:
@@ -85,7 +88,7 @@ class Truth:
     @property
     def in_training(self) -> bool:
         """Whether triggers are stamped while the victim trains: `mask` is then a snapshot, one draw or one view."""
-        return self.policy.in_training
+        return self.controlled or self.policy.in_training
 
     @property
     def names(self) -> list[str]:
@@ -128,6 +131,7 @@ def write_truth(folder: Path, truth: Truth | None, made_from: dict[str, str] | N
             }
             parts = [{**part._asdict(), "policy": asdict(part.policy)} for part in truth.parts]
             about |= {"attack": truth.attack, "parts": parts, "counts": counts, "snapshot": truth.in_training}
+            about["controlled"] = truth.controlled
         write_manifest(staging, DESCRIPTION, about)
 
 
@@ -154,7 +158,7 @@ def read_truth(folder: Path, *, poisoned: ImageSet | None = None, classes: int |
     for number, entry in enumerate(about.parts):
         policy = policy_of(path, f"parts.{number}.policy", entry.policy, classes)
         parts.append(Part(entry.attack, policy, entry.arguments))
-    truth = Truth(about.attack, tuple(parts), *read_marks(folder, about, len(parts)))
+    truth = Truth(about.attack, tuple(parts), *read_marks(folder, about, len(parts)), about.controlled)
     # Written for people who read the file, and so a second opinion on the arrays.
     counts = {"samples": len(truth.mask), "poisoned": int(truth.mask.sum()), "cover": int(truth.cover.sum())}
     if about.counts != counts or about.snapshot != truth.in_training:

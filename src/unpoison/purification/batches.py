@@ -15,6 +15,7 @@ from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.checks import check_batch_of_one, fact_of_divergence
 from ..training.distributed import World
+from ..training.hand import Hand
 from ..training.plan import Plan
 from ..training.recipe import AugmentationName, Recipe
 
@@ -37,7 +38,7 @@ class Batches:
     ) -> None:
         self.device, self.data = pick_device(), data
         recipe = Recipe(batch_size=size, augment=tuple(augment))
-        self.plan = Plan(data, recipe, World(), self.device, torch_rng(seed, f"purify/{purpose}"), None)
+        self.plan = Plan(data, recipe, World(), self.device, torch_rng(seed, f"purify/{purpose}"), Hand())
         self.sizes = self.plan.sizes
 
     def __len__(self) -> int:

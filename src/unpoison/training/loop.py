@@ -7,7 +7,7 @@ precision, augmentation (`plan`), the schedule and the processes that train toge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..compute.checkpoints import Checkpoints
 from ..compute.device import autocast, compiled, pick_device
 from ..compute.finite import check_network
 from ..core.progress import progress
@@ -25,14 +26,15 @@ from ..data.imageset import ImageSet
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from .checks import check_batch_of_one, check_trained, diverged
 from .distributed import world
+from .hand import Hand, Loss, Objective
 from .optimizer import Optimizer
-from .plan import Plan, Poisoning
+from .plan import Plan
 from .recipe import Recipe, rates
 from .sam import at_the_worst_weights
 from .whitening import whiten
 
-Loss = Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(model, float images [b, c, h, w], labels int64 [b]) -> (logits [b, classes], loss of each sample [b])"""
+KeptBy = Callable[[Mapping[str, Tensor]], Checkpoints]
+"""From the tensors that a training works on, by name, to its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def fit(
     loss: Loss | None = None,
     parameters: Iterable[torch.nn.Parameter] | None = None,
     after_step: Callable[[Classifier], None] | None = None,
-    poisoning: Poisoning | None = None,
+    hand: Hand | None = None,
+    checkpoints: KeptBy | None = None,
 ) -> History:
     """Train `model` in place; it ends on the device, in evaluation mode, and the same in every process.
 
@@ -85,18 +88,20 @@ def fit(
         loss: loss of each sample, by default cross entropy with the recipe's smoothing; its mean over a batch is minimised.
         parameters: parameters to train, by default all.
         after_step: function called with the model after each step of the optimiser, without gradients.
-        poisoning: stamps and labels put on the images of each batch, for attacks that poison in training.
+        hand: the attacker's hand in training, for attacks that stamp images there or change what is minimised; None: nobody's.
+        checkpoints: the checkpoints for these tensors, written after every epoch and removed at the end; a training that was
+            killed goes on from the last one and ends with the same bytes. None, and of several processes: nothing is kept.
 
     Raises:
         ParameterError: too few samples for one batch of the recipe, or batch norm over a single value; a loss, a weight, a
             statistic of batch norm or a logit that is not finite: training has diverged.
         UserError: too few samples for the number of processes, or a network that was not finite before.
     """
-    device, here = pick_device(), world()
+    device, here, hand = pick_device(), world(), hand or Hand()
     check_network(model, what)
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # One generator for the order and the augmentation of the whole run, in the same state in every process.
-    plan = Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"), poisoning)
+    plan = Plan(data, recipe, here, device, torch_rng(seed, f"fit/{what}"), hand)
     if 1 in plan.sizes:
         check_batch_of_one(model, data, recipe)
     plain = loss or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
@@ -108,33 +113,49 @@ def fit(
     fast = compiled(plain, device, recipe.epochs * len(data))
     # On the device: reading a loss in each step would make the CPU wait for the GPU.
     losses = torch.zeros(recipe.epochs, len(data), device=device)
+    hand.start(model, here)
 
-    def differentiate(function: Loss, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        """Logits and losses of this process's share of a batch, and the gradients of the whole one."""
+    def differentiate(function: Loss, images: Tensor, labels: Tensor, samples: Tensor, total: int) -> Objective:
+        """What is minimised of this process's share of a batch, and the gradients of the whole one."""
         with autocast(device):
-            logits, batch_losses = function(model, images, labels)
+            objective = hand.objective(function, model, images, labels, samples)
         optimizer.zero_grad()
+        value = objective.losses.sum() if objective.extra is None else objective.losses.sum() + objective.extra
         # Over the whole batch, not this process's share of it: the summed gradients are then those of the mean.
-        (batch_losses.sum() / total).backward()
+        (value / total).backward()
         here.sum_gradients(optimizer.parameters)
-        return logits, batch_losses
+        return objective
 
-    rows: list[dict[str, float]] = []
-    for epoch in progress(range(recipe.epochs), what=what, unit="epoch", total=recipe.epochs):
+    kept = None
+    # Of several processes each has statistics of batch norm of its own until the end.
+    if checkpoints is not None and here.size == 1:
+        names = {parameter: f"moments.{name}" for name, parameter in model.named_parameters()}
+        order_state = plan.generator.get_state()
+        networks = {f"model.{name}": value for name, value in model.state_dict().items()}
+        own = {f"hand.{name}": value for name, value in hand.tensors().items()}
+        kept = checkpoints({**networks, **optimizer.tensors(names), **own, "losses": losses, "order": order_state})
+    rows: list[dict[str, float]] = [] if kept is None else kept.load()
+    if rows:
+        plan.generator.set_state(order_state)
+    done = len(rows)
+    for epoch in progress(range(done, recipe.epochs), what=what, unit="epoch", total=recipe.epochs, done=done):
         correct = torch.zeros((), device=device)
+        hand.start_epoch(epoch, recipe.epochs)
         order, batches = plan.epoch(epoch)
         for step, (samples, images, labels, total) in enumerate(batches, epoch * plan.steps_per_epoch):
             # A batch of another size would be compiled anew, for one step per epoch.
             function = fast if total == recipe.batch_size else plain
-            logits, batch_losses = differentiate(function, images, labels, total)
-            if recipe.sam:
-                # Kept are the losses above, of the weights as they are; the step follows the gradients of this pass.
-                with at_the_worst_weights(model, optimizer.parameters, recipe.sam):
-                    differentiate(function, images, labels, total)
+            objective = differentiate(function, images, labels, samples, total)
+            if radius := hand.sam or recipe.sam:
+                # Kept are the losses above, of the weights as they are; the step follows the gradients of this pass, and what the
+                # attacker trains besides those of the first.
+                with at_the_worst_weights(model, optimizer.parameters, radius):
+                    differentiate(function, images.detach(), labels, samples, total)
             optimizer.step(schedule[step])
+            hand.after_step()
             with torch.no_grad():
-                losses[epoch, samples] = batch_losses.float()
-                correct += (logits.argmax(1) == labels).sum()
+                losses[epoch, samples] = objective.losses.float()
+                correct += (objective.logits.argmax(1) == labels).sum()
                 if after_step is not None:
                     after_step(model)
         # Each process has filled its own samples; the others' are zeros there, so the sum is the whole row.
@@ -154,6 +175,11 @@ def fit(
         )
         # Only now, as NaN would have spoilt the mean.
         losses[epoch, plan.left_out(order)] = torch.nan
+        if kept is not None:
+            order_state.copy_(plan.generator.get_state())
+            kept.save(rows)
+    if kept is not None:
+        kept.remove()
     if held is not None:
         held.requires_grad_()
     here.average_buffers(model)

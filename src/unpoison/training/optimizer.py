@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,19 @@ class Optimizer:
             # One schedule for both: their rates keep their ratio.
             others = [parameter for parameter in trained if not is_filter(parameter)]
             self._sgd(others, rate.lr * self.recipe.sgd_lr / self.recipe.lr, SGD_MOMENTUM, nesterov=True)
+
+    def tensors(self, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+        """Its running sums by name, those of parameters that were never stepped as well: for checkpoints.
+
+        Args:
+            names: the parameters' names.
+        """
+        adam = self.recipe.optimizer == "adam"
+        found: dict[str, Tensor] = {}
+        for parameter in self.parameters:
+            for number, tensor in enumerate(self._state(parameter, 2 if adam else 1, counted=adam)):
+                found[f"{names[parameter]}.{number}"] = tensor
+        return found
 
     def _sgd(self, parameters: list[nn.Parameter], lr: float, momentum: float, *, nesterov: bool) -> None:
         # torch starts the momentum buffer as the first gradient itself: from zero, momentum * 0 + gradient is the same.

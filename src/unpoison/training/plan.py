@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,21 +18,8 @@ from ..core.errors import ParameterError, UserError
 from ..data.imageset import ImageSet
 from .augment import Batch, apply, draw
 from .distributed import World
+from .hand import Hand
 from .recipe import Recipe
-
-
-class Poisoning(Protocol):
-    """An attacker's hand in training, called with each batch: `poisoning.in_training.InTraining`.
-
-    Attributes:
-        after_augmentation: whether it sees the images after their augmentation, or before.
-    """
-
-    after_augmentation: bool
-
-    def __call__(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """(float images [b, c, h, w] that may be written to, labels [b], samples [b], epoch) -> (images, labels)"""
-        ...
 
 
 def _split(order: Tensor, size: int, *, drop_last: bool = False, least: int = 2) -> list[Tensor]:
@@ -62,10 +48,10 @@ class Plan:
         here: World,
         device: torch.device,
         generator: torch.Generator,
-        poisoning: Poisoning | None,
+        hand: Hand,
     ) -> None:
         self.data, self.recipe, self.here, self.device, self.generator = data, recipe, here, device, generator
-        self.labels, self.poisoning = torch.from_numpy(data.labels).to(device), poisoning
+        self.labels, self.hand = torch.from_numpy(data.labels).to(device), hand
         self.resident = _resident(data, device) if data.base.nbytes < _memory(device) // 4 else None
         self.sizes = [len(batch) for batch in self._batches(torch.arange(len(data)))]
         self.steps_per_epoch = len(self.sizes)
@@ -113,15 +99,15 @@ class Plan:
         indices = torch.cat(shares).to(self.device)
         sizes = [len(share) for share in shares]
         parts = zip(indices.split(sizes), *(rows.split(sizes) for rows in numbers), strict=True)
-        stamp, names = self.poisoning, self.recipe.augment
+        hand, names = self.hand, self.recipe.augment
         for batch, loaded, (samples, *drawn) in zip(batches, self._images(shares, indices, sizes), parts, strict=True):
             images, labels = to_float(loaded, self.device), self.labels[samples]
             # An attacker who poisons files stamps before the augmentation; one who controls the loop may stamp after it.
-            if stamp is not None and not stamp.after_augmentation:
-                images, labels = stamp(images, labels, samples, epoch)
+            if not hand.after_augmentation:
+                images, labels = hand.stamp(images, labels, samples, epoch)
             images = apply(images, names, drawn)
-            if stamp is not None and stamp.after_augmentation:
-                images, labels = stamp(images, labels, samples, epoch)
+            if hand.after_augmentation:
+                images, labels = hand.stamp(images, labels, samples, epoch)
             yield samples, images, labels, len(batch)
 
     def _images(self, shares: list[Tensor], indices: Tensor, sizes: list[int]) -> Iterator[Tensor]:

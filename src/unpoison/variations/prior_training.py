@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from ..compute import muon
+from ..compute.checkpoints import Checkpoints
 from ..compute.device import autocast, pick_device, to_float
 from ..compute.finite import not_finite
 from ..core.code import digest_of
@@ -27,7 +28,6 @@ from ..core.hyperparameters import LARGEST, Count, Positive
 from ..core.progress import progress
 from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
-from .checkpoints import Checkpoints
 from .optimizer import Optimizer
 from .prior import Prior, padded
 from .schedule import alphas_cumprod, min_snr_weights, noised
@@ -98,7 +98,7 @@ def train_prior(
     determined_by = sha256_json([public.digest, seed, asdict(recipe), [digest_of(path) for path in _CODE]])
     tensors = {f"unet.{name}": value for name, value in unet.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    state = Checkpoints(scratch, determined_by, tensors | optimizer.state)
+    state = Checkpoints(scratch, determined_by, tensors | optimizer.state, what="prior", unit="step")
     rows = state.load()
     first = int(rows[-1]["step"]) if rows else 0
     left = alphas_cumprod().to(device)

@@ -1,4 +1,4 @@
-"""Checkpoints of the prior's training: everything that a killed run needs to go on, and to end with the same bytes."""
+"""Checkpoints of a training: everything that a killed run needs to go on, and to end with the same bytes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,36 @@ Row = dict[str, float]
 
 
 class Checkpoints:
-    """The checkpoints in a folder, a file for each step that one was written at.
+    """The checkpoints in a folder, a file for each step or epoch that one was written at.
 
-    Their names hold what the training is determined by, so those of another one are not looked at. The tensors are those that it
-    works on: networks and moments of the optimiser, by name. Several processes may
-    train the same prior in one folder: they write the same files.
+    Their names hold what the training is determined by, so those of another one are not looked at. Several processes may run
+    the same training in one folder: they write the same files.
     """
 
-    def __init__(self, folder: Path, determined_by: str, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, folder: Path, determined_by: str, tensors: Mapping[str, Tensor], *, what: str, unit: str
+    ) -> None:
+        """Checkpoints of a training.
+
+        Args:
+            folder: folder that they lie in.
+            determined_by: digest of everything that the training depends on.
+            tensors: those that it works on, by name: networks, moments of optimisers, states of generators.
+            what: name of the training, for messages.
+            unit: key of the rows that counts: `step` or `epoch`.
+        """
         self.folder, self._key, self._tensors = folder, determined_by[:24], tensors
+        self._what, self._unit = what, unit
 
     def save(self, rows: list[Row]) -> None:
-        """Write the state after the last row's step."""
+        """Write the state after the last row."""
         arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in self._tensors.items()}
         arrays["rows"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         try:
-            write_kept(self.folder / f"{self._key}-{int(rows[-1]['step']):09d}.npz", arrays)
+            write_kept(self.folder / f"{self._key}-{int(rows[-1][self._unit]):09d}.npz", arrays)
         except UserError as error:
             # A full disk, or the folder removed by a process that has finished: the training itself goes on.
-            print(f"prior: no checkpoint written ({error})", flush=True)
+            print(f"{self._what}: no checkpoint written ({error})", flush=True)
         for path in self._paths()[_KEPT:]:
             path.unlink(missing_ok=True)
 
@@ -49,7 +60,8 @@ class Checkpoints:
             kept = read_kept(path)
             rows = None if kept is None else self._restored(kept)
             if rows is not None:
-                print(f"prior: going on from the checkpoint at step {rows[-1]['step']}", flush=True)
+                at = f"{self._unit} {int(rows[-1][self._unit])}"
+                print(f"{self._what}: going on from the checkpoint at {at}", flush=True)
                 return rows
         return []
 

@@ -1,0 +1,80 @@
+"""An attacker's hand in training: what it does to each batch, to what is minimised, and after each step.
+
+`loop` and `plan` call it and know no attack. The attacks that have one subclass `Hand`, which by itself does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..models.classifier import Classifier
+    from .distributed import World
+
+Loss = Callable[["Classifier", Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(model, float images [b, c, h, w], labels int64 [b]) -> (logits [b, classes], loss of each sample [b])"""
+
+
+class Objective(NamedTuple):
+    """What a step minimises: the sum of `losses` and `extra`, over the samples of the whole batch.
+
+    Attributes:
+        logits: logits of the batch, [b, classes].
+        losses: loss of each sample, [b]: what the training's record keeps.
+        extra: what the attacker adds, summed over the samples; None for nothing.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    extra: Tensor | None = None
+
+
+class Hand:
+    """An attacker's hand in training; this one keeps still.
+
+    Attributes:
+        after_augmentation: whether `stamp` sees the images after their augmentation, or before.
+        sam: radius of Sharpness-Aware Minimisation that the attacker trains with; 0: the recipe's own.
+    """
+
+    after_augmentation: bool = False
+    sam: float = 0.0
+
+    def start(self, model: Classifier, here: World) -> None:
+        """Before the first epoch: the victim's network is on its device, in training mode; `here` are the processes."""
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Before an epoch, counted from 0, of so many."""
+
+    def stamp(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a batch after the attack.
+
+        Args:
+            images: clean images, float [b, c, h, w] in [0, 1]; may be written to.
+            labels: labels of the training set, int64 [b].
+            samples: indices in the training set, int64 [b].
+            epoch: number of the epoch, from 0.
+        """
+        return images, labels
+
+    def objective(self, plain: Loss, model: Classifier, images: Tensor, labels: Tensor, samples: Tensor) -> Objective:
+        """What a step minimises.
+
+        Args:
+            plain: the loss that the recipe asks for.
+            model: the victim's network, in training mode.
+            images: what `stamp` and the augmentation made of the batch.
+            labels: the labels of `stamp`.
+            samples: indices in the training set.
+        """
+        return Objective(*plain(model, images, labels))
+
+    def after_step(self) -> None:
+        """After the optimiser's step, with gradients on: networks of the attacker's own take theirs."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name what a killed training needs to go on: the attacker's networks and the moments of their optimisers."""
+        return {}
