@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from unpoison import models
 from unpoison.attacks import SINGLE, bpp, hand_of, wanet
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.core.arrays import IntArray
-from unpoison.core.errors import ParameterError
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
+from unpoison.data.store import new_overlay, open_split, write_base
+from unpoison.evaluation.grading import model_metrics
 from unpoison.models.classifier import Classifier
+from unpoison.poisoning.attacker import Held
 from unpoison.poisoning.poisoned import Poisoned
+from unpoison.poisoning.triggered import read_triggered, triggered_of, write_triggered
 from unpoison.training.distributed import World
 from unpoison.training.hand import Hand, Loss, Objective
 from unpoison.training.loop import fit
@@ -198,6 +203,35 @@ class TestSamples:
         without = attack(name, {"anew": False}, cover_ratio=0.0)
         poison = np.flatnonzero(without.truth.mask)
         assert np.array_equal(without.received(DATA).gather(poison), received.gather(poison))
+
+
+def test_test_images_are_stamped_as_covers_as_well_and_graded(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", {"train": (IMAGES, LABELS), "test": (IMAGES, LABELS)}, classes=DATA.classes)
+    test, poisoned = open_split(tmp_path / "base", "test"), attack("wanet")
+    trigger, policy = poisoned.triggers[0], poisoned.truth.policy
+    write_triggered(tmp_path / "triggered", test, {"wanet": Held(policy, trigger)}, {})
+    kept, made = read_triggered(tmp_path / "triggered", tmp_path / "base")["wanet"], triggered_of(test, policy, trigger)
+    assert kept.crossed is not None
+    assert made.crossed is not None
+    crossed = kept.crossed.images[np.arange(len(kept))]
+    assert np.array_equal(crossed, made.crossed.images[np.arange(len(made))])
+    assert (crossed != kept.overlay.images[np.arange(len(kept))]).any((1, 2, 3)).all()
+    assert np.array_equal(kept.crossed.labels, LABELS[LABELS != 0])
+    # A network that always says 1: of the images of nine classes a ninth is right, whatever the stamp.
+    model = network()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.eye(10)[1])
+    graded = model_metrics(model, test, poisoned.truth, {"wanet": kept})
+    assert graded["cross_acc"] == pytest.approx(1 / 9)
+    assert "cross_acc" not in model_metrics(model, test, poisoned.truth, {"wanet": replace(kept, crossed=None)})
+    folder, index = tmp_path / "triggered/crossed/wanet", kept.crossed.index
+    with new_overlay(folder, test, index, kept.crossed.labels % 2, split="test") as place:
+        place.write(np.arange(len(crossed)), crossed)
+    with pytest.raises(
+        UserError, match=r"crossed/wanet: not the triggered images with their true labels; run the stage again$"
+    ):
+        read_triggered(tmp_path / "triggered", tmp_path / "base")
 
 
 class Pull(Hand):

@@ -360,7 +360,10 @@ def test_an_attacker_who_trains_the_victim(project: Path) -> None:
     assert (trained["triggers"], trained["made_from"]) == ([], {})
     assert read_json(project / "data/attacker/training/attacker.json")["parts"]
     assert not list((project / ".unpoison").glob("backdoored/*")), "checkpoints are removed at the end"
-    assert 0 <= metrics_of(project)["backdoored"]["asr"] <= 1
+    graded = metrics_of(project)["backdoored"]
+    assert 0 <= graded["asr"] <= 1
+    assert 0 <= graded["cross_acc"] <= 1
+    assert "Cross ACC: share" in (project / "reports/summary.md").read_text()
 
 
 def test_several_triggers(project: Path) -> None:

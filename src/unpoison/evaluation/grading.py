@@ -29,8 +29,10 @@ def model_metrics(
     """ACC on the test split; and, where the attack is known, ACC without the target classes, ASR and RA.
 
     ASR and RA are taken over all triggered test images that the policy attacks: over all triggers, and over each where
-    there are several. They are absent where no test image can carry the trigger, as with a rare semantic one. A model that
-    predicts one class for nearly all clean test images has `collapsed`, with the `class` and its `share` of them.
+    there are several. Of attacks that stamp cover samples otherwise (`Trigger.crosses`) there is `cross_acc`, the share of
+    the same images, stamped so, that get their true label. ASR and RA are absent where no test image can carry the
+    trigger, as with a rare semantic one. A model that predicts one class for nearly all clean test images has `collapsed`,
+    with the `class` and its `share` of them.
 
     Args:
         model: the model to grade.
@@ -56,6 +58,14 @@ def model_metrics(
         metrics |= {"asr": asr / count, "ra": ra / count}
     if len(counts) > 1:
         metrics["asr_of"] = {name: hits[0] / hits[2] for name, hits in counts.items() if hits[2]}
+    # Chunks weigh by their size, as above.
+    right = [
+        (accuracy(logits_of(model, crossed), crossed.labels) * len(crossed), len(crossed))
+        for images in triggered.values()
+        for crossed in images.crossed_chunks()
+    ]
+    if right:
+        metrics["cross_acc"] = sum(hits for hits, _ in right) / sum(count for _, count in right)
     return metrics
 
 

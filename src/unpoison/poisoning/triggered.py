@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from ..core.arrays import Images, IntArray
 from ..core.errors import UserError, keys_of
@@ -19,15 +20,16 @@ from ..data.imageset import ImageSet, Overlay
 from ..data.store import new_overlay, open_overlay
 from .attacker import Held
 from .policy import Policy
-from .trigger import Trigger, stamp
+from .trigger import AT_THE_TEST, Trigger, stamp, stamp_crossed
 
-FORMAT, DESCRIPTION = "unpoison-triggered-1", "triggered.json"
+FORMAT, DESCRIPTION, CROSSED = "unpoison-triggered-1", "triggered.json", "crossed"
 
 
 class TriggeredManifest(Manifest):
-    """What `triggered.json` holds: the names of the triggers, each a folder."""
+    """What `triggered.json` holds: the names of the triggers, each a folder; those with crossed images have one in `crossed`."""
 
     triggers: list[Name]
+    crossed: list[Name] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ class Triggered:
     Attributes:
         test: clean test split.
         overlay: sorted `index` of those images, the images with the trigger, and the labels that the attacker wants.
+        crossed: the same images stamped as cover samples are (`Trigger.cross`), with their true labels; None where the attack
+            stamps covers as it does poison.
     """
 
     test: ImageSet
     overlay: Overlay
+    crossed: Overlay | None = None
 
     def __len__(self) -> int:
         return len(self.overlay.index)
@@ -57,6 +62,12 @@ class Triggered:
             images, labels = self.overlay.images[rows], self.overlay.labels[rows]
             yield self.test.gather(self.overlay.index[rows]), images, ImageSet(images, labels, self.test.classes)
 
+    def crossed_chunks(self) -> Iterator[ImageSet]:
+        """The crossed images with their true labels, in stretches; none where there are none."""
+        if self.crossed is not None:
+            for rows in self.test.chunks(np.arange(len(self))):
+                yield ImageSet(self.crossed.images[rows], self.crossed.labels[rows], self.test.classes)
+
 
 def attacked(test: ImageSet, policy: Policy, trigger: Trigger) -> IntArray:
     """The test samples that ASR counts, sorted: those that the policy attacks and that can carry the trigger."""
@@ -70,7 +81,10 @@ def triggered_of(test: ImageSet, policy: Policy, trigger: Trigger) -> Triggered:
     """The triggered images of one trigger in memory, without an artefact."""
     index = attacked(test, policy, trigger)
     labels = policy.new_labels(test.labels[index], len(test.classes))
-    return Triggered(test, Overlay(index, stamp(trigger, test.gather(index), index, train=False), labels))
+    crossed = None
+    if trigger.crosses:
+        crossed = Overlay(index, stamp_crossed(trigger, test, index, epoch=AT_THE_TEST), test.labels[index])
+    return Triggered(test, Overlay(index, stamp(trigger, test.gather(index), index, train=False), labels), crossed)
 
 
 def write_triggered(
@@ -98,8 +112,15 @@ def write_triggered(
                 for keys in test.chunks(index):
                     stamped = stamp(trigger, test.gather(keys), keys, train=False)
                     overlay.write(np.searchsorted(index, keys), stamped)
+            if trigger.crosses:
+                with new_overlay(staging / CROSSED / name, test, index, test.labels[index], split="test") as overlay:
+                    for keys in test.chunks(index):
+                        rows = np.searchsorted(index, keys)
+                        overlay.write(rows, stamp_crossed(trigger, test, keys, epoch=AT_THE_TEST))
             counts[name] = len(index)
+        crossed = [name for name, (_, trigger) in attacker.items() if trigger.crosses]
         about = {"format": FORMAT, "triggers": list(attacker), "made_from": made_from}
+        about |= {"crossed": crossed} if crossed else {}
         write_manifest(staging, DESCRIPTION, about)
     return counts
 
@@ -113,4 +134,20 @@ def read_triggered(folder: Path, base: Path) -> dict[str, Triggered]:
     about = read_manifest(folder, DESCRIPTION, FORMAT, TriggeredManifest)
     if len(set(about.triggers)) < len(about.triggers):
         raise UserError(f"{folder / DESCRIPTION}: a trigger is listed twice, allowed: each once")
-    return {name: Triggered(*open_overlay(base, "test", folder / name)) for name in about.triggers}
+    if unknown := sorted(set(about.crossed) - set(about.triggers)):
+        raise UserError(f"{folder / DESCRIPTION}: crossed: {unknown[0]} given, allowed: names of its triggers")
+    found = {}
+    for name in about.triggers:
+        test, overlay = open_overlay(base, "test", folder / name)
+        crossed = None
+        if name in about.crossed:
+            crossed = open_overlay(base, "test", folder / CROSSED / name)[1]
+            if not (
+                np.array_equal(crossed.index, overlay.index)
+                and np.array_equal(crossed.labels, test.labels[crossed.index])
+            ):
+                raise UserError(
+                    f"{folder / CROSSED / name}: not the triggered images with their true labels; run the stage again"
+                )
+        found[name] = Triggered(test, overlay, crossed)
+    return found

@@ -71,7 +71,12 @@ def models(page: Page, run: Run) -> None:
     if run.truth is not None:
         columns |= {"ACC without target": "acc_without_target", "ASR": "asr", "RA": "ra"}
         # What not every run has, and every other table is narrower without.
-        more = {"DER": "der", "retuned ASR": "retuned_asr", "reactivated ASR": "reactivated_asr"}
+        more = {
+            "cross ACC": "cross_acc",
+            "DER": "der",
+            "retuned ASR": "retuned_asr",
+            "reactivated ASR": "reactivated_asr",
+        }
         columns |= {head: key for head, key in more.items() if any(key in values for values in graded.values())}
     rows = [[name, *(_figure(values, key) for key in columns.values())] for name, values in graded.items()]
     page.table(Table(["model", *columns], rows))
@@ -208,6 +213,11 @@ def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _holds(columns: Mapping[str, str], graded: Mapping[str, Mapping[str, Any]]) -> str:
     """What the figures of defended models mean, of those that the table has; "" where it has none."""
     words = []
+    if "cross ACC" in columns:
+        words.append(
+            "Cross ACC: share of the same images, stamped as the attack's cover samples are and not with the trigger, that get "
+            "their true label."
+        )
     if "DER" in columns:
         words.append(
             "DER: (1 + fall of ASR - fall of ACC) / 2, against the backdoored model; 0.5 where a defence changes neither."
