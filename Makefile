@@ -80,6 +80,7 @@ bench: setup
 	$(RUN) python bench/training.py
 	$(RUN) python bench/detection.py
 	$(RUN) python bench/purification.py
+	$(RUN) python bench/attacks_in_training.py
 	$(RUN) python bench/sampler.py
 
 clean:
