@@ -159,7 +159,15 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
             if not wanted.method.assets:
                 make_trigger(wanted, context)
         policies = [wanted.policy for wanted in chosen.intents]
-        assign_samples(policies, [None] * len(policies), labels, len(digits.CLASSES), seed=seed, names=digits.CLASSES)
+        assign_samples(
+            policies,
+            [None] * len(policies),
+            labels,
+            len(digits.CLASSES),
+            seed=seed,
+            names=digits.CLASSES,
+            copies=chosen.intents[0].method.copies and not chosen.surrogate,
+        )
 
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 from common import BACKDOORED, BASE, FEATURES, POISONED, SCORES, run_stage
 
+from not_applicable import without_set
 from parameters import FAMILIES, PARAMS, Params, checked, load_params, own_parameters, seed_of
 from unpoison import models
 from unpoison.core.errors import UserError, file_of, keys_of
@@ -76,6 +77,8 @@ def main(method: str) -> list[Path]:
         detector = one_of(method, DETECTORS, key="detect.methods")
     wanted = settings(params).sample
     seed, arguments = seed_of(params), own_parameters(params, "detectors", method, detector.parameters)
+    if without_set(f"detect@{method}", SCORES / method):
+        return [SCORES / method]
     suspect = read_suspect()
     data, count, index = suspect.data, len(suspect.data), None
     made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}

@@ -32,13 +32,14 @@ import pandas as pd
 
 import stress_settings
 from detect import settings
+from not_applicable import NO_SET
 from parameters import Params, load_params, methods_of
 from purifying import purified_of
 from unpoison import models
 from unpoison.core.errors import UserError, file_of
 from unpoison.core.files import new_folder, write_json
 from unpoison.core.hyperparameters import Whole
-from unpoison.core.manifest import is_made_from, made_from_of, typed
+from unpoison.core.manifest import is_made_from, made_from_of, reason_absent, typed
 from unpoison.data import scores as scores_
 from unpoison.data import stress as stress_
 from unpoison.data import verdicts as verdicts_
@@ -193,7 +194,9 @@ def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Pa
 def _is_there(folder: Path, name: str, **inputs: str) -> bool:
     """Whether an artefact is there and belongs to this run; prints a line where it belongs to another."""
     there = is_made_from(folder, name, **inputs)
-    if not there and (folder / name).is_file():
+    if not there and (because := reason_absent(folder)) == NO_SET:
+        print(f"evaluate: {folder}: {because}", flush=True)
+    elif not there and (folder / name).is_file():
         print(f"evaluate: {folder} is of another run, left out", flush=True)
     return there
 

@@ -12,6 +12,7 @@ from common import BASE, POISONED, PRIOR, SCRATCH, VARIATIONS, run_stage
 
 import numpy as np
 
+from not_applicable import without_set
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.files import sha256_file
@@ -36,6 +37,8 @@ def main() -> list[Path]:
     seed, sampler = seed_of(params), settings(params)
     if not with_variations(params):
         write_absent(VARIATIONS, OFF)
+        return [VARIATIONS]
+    if without_set("generate_variations", VARIATIONS):
         return [VARIATIONS]
     check_made_from(PRIOR, prior_.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST))
     data, prior, start = open_poisoned(BASE, POISONED), load_prior(PRIOR), time.perf_counter()

@@ -35,10 +35,16 @@ from unpoison.training.recipes import recipe_named
 
 @dataclass(frozen=True)
 class Settings:
-    """The attack's name, one intent per trigger (none for data of unknown origin), the attacker's own networks."""
+    """The attack's name, one intent per trigger (none for data of unknown origin), what he makes besides.
+
+    Attributes:
+        surrogate: whether a data set is poisoned in the place of none.
+        network, recipe: of the attacker's own networks.
+    """
 
     name: str
     intents: list[Intent]
+    surrogate: bool
     network: dict[str, Any]
     recipe: Recipe
 
@@ -56,7 +62,10 @@ def settings(params: Params, classes: Sequence[str] | None = None) -> Settings:
     own = {key: block(sections.get(key), f"{FAMILIES['attacks']}: {key}") for key in ATTACKS}
     with attack_keys():
         intents = intents_of(str(name), ATTACKS, policy, own, classes)
-    return Settings(str(name), intents, *_surrogate(surrogate))
+    chosen = Settings(str(name), intents, *_surrogate(surrogate))
+    if chosen.surrogate and not intents:
+        raise UserError(f"{PARAMS}: attack.surrogate.data: true given, allowed with {name}: false")
+    return chosen
 
 
 @contextmanager
@@ -69,18 +78,21 @@ def attack_keys() -> Iterator[None]:
         raise UserError(f"{FAMILIES['attacks']}: {error}" if own else f"{PARAMS}: attack.{error}") from None
 
 
-def _surrogate(given: Any) -> tuple[dict[str, Any], Recipe]:
-    """Network and recipe of what the attacker trains himself."""
+def _surrogate(given: Any) -> tuple[bool, dict[str, Any], Recipe]:
+    """Whether there is to be a surrogate of a poisoned set; network and recipe of what the attacker trains himself."""
     where = f"{PARAMS}: attack.surrogate"
-    if not isinstance(given, dict) or set(given) - {"model", "train"}:
-        raise UserError(f"{where}: {given!r} given, allowed: blocks `model` and `train`")
+    if not isinstance(given, dict) or set(given) - {"data", "model", "train"}:
+        raise UserError(f"{where}: {given!r} given, allowed: `data`, and blocks `model` and `train`")
+    data = given.get("data", False)
+    if not isinstance(data, bool):
+        raise UserError(f"{where}.data: {data!r} given, allowed: true or false")
     model = {key: value for key, value in block(given.get("model"), f"{where}.model").items() if value is not None}
     name = model.pop("name", "resnet18")
     with file_of(PARAMS), keys_of("attack.surrogate"):
         with keys_of("model"):
             network = {"name": name, **models.network_arguments(name, model)}
         with keys_of("train"):
-            return network, recipe_named(block(given.get("train"), f"{where}.train"))
+            return data, network, recipe_named(block(given.get("train"), f"{where}.train"))
 
 
 def main() -> list[Path]:
@@ -91,7 +103,8 @@ def main() -> list[Path]:
     poisoned: Poisoned | None = None
     if chosen.intents:
         with attack_keys():
-            poisoned = craft(chosen.name, chosen.intents, chosen.context(train, seed, ContentStore(SCRATCH / "store")))
+            context = chosen.context(train, seed, ContentStore(SCRATCH / "store"))
+            poisoned = craft(chosen.name, chosen.intents, context, surrogate=chosen.surrogate)
         poisoned.write_overlay(POISONED, train)
     else:
         nothing = np.zeros(0, np.int64)
@@ -109,9 +122,15 @@ def _said(poisoned: Poisoned | None, total: int) -> str:
     if poisoned is None:
         return "attack none, the training set is left as it is and no truth is known"
     samples, covers = int(poisoned.truth.mask.sum()), int(poisoned.truth.cover.sum())
+    received = {
+        "set": "",
+        "model": "; the victim receives a model, no data set is poisoned",
+        "surrogate": "; a surrogate: the victim receives a model, and this set stands in for one that there is not",
+    }
     return (
         f"{samples} of {total} samples ({samples / total:.2%} of all)"
         + (f", {covers} cover samples ({covers / total:.2%})" if covers else "")
+        + received[poisoned.truth.received]
         + ("; a snapshot: triggers are stamped in training" if poisoned.truth.in_training else "")
     )
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BACKDOORED, BASE, POISONED, run_stage
+from common import BACKDOORED, BASE, POISONED, PURIFIED, run_stage
 
+from not_applicable import without_set
 from parameters import PARAMS, load_params
 from purifying import BY_ARTEFACT, by_artefact, purify_with
 from unpoison import models
@@ -46,6 +47,8 @@ def main(method: str) -> list[Path]:
     chosen = by_artefact(params)
     if method not in chosen:
         raise UserError(f"{PARAMS}: purify.by.{method}: missing, allowed: {kind}/NAME")
+    if kind == "scores" and without_set(f"purify_by@{method}", PURIFIED / method):
+        return [PURIFIED / method]
     folder = Path("data") / chosen[method]
     by: Scored | Verdict
     if kind == "scores":

@@ -29,9 +29,10 @@ from common import (
     run_stage,
 )
 
+from not_applicable import NO_SET
 from parameters import Params, checked, load_params
 from unpoison.core.files import new_file, sha256_file
-from unpoison.core.manifest import is_made_from
+from unpoison.core.manifest import is_made_from, reason_absent
 from unpoison.data import scores as scores_
 from unpoison.data import store
 from unpoison.data import verdicts as verdicts_
@@ -109,6 +110,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
         if path.is_file()
     }
     found["scores"] = {}
+    found["not_applicable"] = [folder.name for folder in sorted(SCORES.glob("*")) if reason_absent(folder) == NO_SET]
     for folder in sorted(SCORES.glob("*")):
         if is_made_from(folder, scores_.DESCRIPTION, **present):
             found["scores"][folder.name] = load_scores(folder, method=folder.name, count=len(data))

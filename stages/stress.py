@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 from common import BACKDOORED, BASE, CLEAN, POISONED, PURIFIED, STRESS, TRIGGERED, TRUTH, check_code, run_stage, say
 
+from not_applicable import without_set
 from parameters import PARAMS, load_params, seed_of
 from stress_settings import settings
 from unpoison import models
@@ -39,6 +40,8 @@ def main(method: str) -> list[Path]:
     wanted, seed = settings(params), seed_of(params)
     with file_of(PARAMS):
         one_of(method, dict.fromkeys(wanted.methods), key="stress.methods")
+    if without_set(f"stress@{method}", STRESS / method):
+        return [STRESS / method]
     data, folder = open_poisoned(BASE, POISONED), PURIFIED / method
     truth = read_truth(TRUTH, poisoned=data)
     if truth is None or not truth.mask.any():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,13 +77,13 @@ def main() -> list[Path]:
         seed,
         machine(),
     ]
-    kept = None
+    checkpoints = None
     # Run by hand without `check_params`, nobody has said what code runs.
     if (noted := code_file("train_backdoored")).exists():
         key = sha256_json([*about, read_json(noted)])
-        kept = partial(Checkpoints, SCRATCH / "backdoored", key, what="backdoored", unit="epoch")
+        checkpoints = Checkpoints(SCRATCH / "backdoored", key, what="backdoored", unit="epoch")
     with file_of(PARAMS), keys_of("train"):
-        history = fit(model, data, recipe, seed=seed, what="backdoored", hand=hand, checkpoints=kept)
+        history = fit(model, data, recipe, seed=seed, what="backdoored", hand=hand, checkpoints=checkpoints)
     if world().rank:
         return []
     made_by = {"stage": "train_backdoored", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
@@ -95,6 +94,8 @@ def main() -> list[Path]:
     with new_folder(TRAINING / "losses") as staging:
         np.save(staging / "losses.npy", history.losses)
     write_curve(TRAINING / "backdoored.csv", history)
+    if checkpoints is not None:
+        checkpoints.remove()
     last = history.epochs[-1]
     print(f"train_backdoored: loss {last['loss']:.4f}, accuracy on the poisoned set {last['accuracy']:.4f}", flush=True)
     return [BACKDOORED, ATTACKER_TRAINED, TRAINING / "losses", TRAINING / "backdoored.csv"]

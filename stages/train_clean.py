@@ -10,8 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 from common import BASE, CLEAN, TRAINING, run_stage
 
-import numpy as np
-
 from parameters import PARAMS, load_params, seed_of
 from stress_settings import OFF, settings
 from training import fresh_model, network_of, recipe_of, write_curve
@@ -33,7 +31,7 @@ def main() -> list[Path]:
     if not settings(params).reactivation:
         if not world().rank:
             write_absent(CLEAN, OFF)
-            write_curve(CURVE, History([], np.zeros((0, 0), np.float32)))
+            write_curve(CURVE, History.none())
         return [CLEAN, CURVE]
     data = open_split(BASE, "train")
     model = fresh_model(network, data, seed=derive(seed, "clean/weights"))

@@ -9,9 +9,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 from common import BASE, ROBUST, TRAINING, run_stage
 
+from not_applicable import without_set
 from parameters import PARAMS, load_params, seed_of
 from robust_training import train_robustly
-from training import fresh_model, network_of, recipe_of
+from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.core.errors import UserError, file_of
 from unpoison.core.hyperparameters import one_of
@@ -19,6 +20,7 @@ from unpoison.core.seeding import derive
 from unpoison.data.store import open_split
 from unpoison.robust import ROBUST as METHODS
 from unpoison.robust.robust import RECEIVED
+from unpoison.training.loop import History
 
 
 def main(name: str) -> list[Path]:
@@ -30,6 +32,10 @@ def main(name: str) -> list[Path]:
         raise UserError(
             f"{PARAMS}: robust.methods: {name!r} given, which needs {', '.join(missing)} and has its own stage"
         )
+    stage, folder, curve = f"train_robust@{name}", ROBUST / name, TRAINING / "robust" / f"{name}.csv"
+    if without_set(stage, folder):
+        write_curve(curve, History.none())
+        return [folder, curve]
     network, base = network_of(params), open_split(BASE, "train")
 
     def make_model() -> models.Classifier:
@@ -42,9 +48,9 @@ def main(name: str) -> list[Path]:
         make_model,
         recipe_of(params, "train"),
         recipe_section="train",
-        stage=f"train_robust@{name}",
-        folder=ROBUST / name,
-        curve=TRAINING / "robust" / f"{name}.csv",
+        stage=stage,
+        folder=folder,
+        curve=curve,
     )
 
 

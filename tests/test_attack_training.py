@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +313,7 @@ class Mortal(Pull):
     ids=["sgd", "adam", "muon"],
 )
 def test_a_killed_training_ends_with_the_same_bytes(recipe: Recipe, tmp_path: Path, capsys: Any) -> None:
-    kept = partial(Checkpoints, tmp_path, "key", what="test", unit="epoch")
+    kept = Checkpoints(tmp_path, "key", what="test", unit="epoch")
 
     def run(hand: Pull, **more: Any) -> tuple[Classifier, Any]:
         model = network()
@@ -333,4 +332,11 @@ def test_a_killed_training_ends_with_the_same_bytes(recipe: Recipe, tmp_path: Pa
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert np.array_equal(record.losses, again.losses, equal_nan=True)
     assert record.epochs == again.epochs
-    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    # Whoever asked for the training removes them, once he has kept its model: killed before that, he gets it without a step.
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["key-000000002.npz", "key-000000003.npz"]
+    third, once_more = run(hand := Pull(0.01), checkpoints=kept)
+    assert not hand.seen
+    assert np.array_equal(record.losses, once_more.losses, equal_nan=True)
+    assert all(torch.equal(value, third.state_dict()[name]) for name, value in whole.state_dict().items())
+    kept.remove()
+    assert not tmp_path.exists()

@@ -163,7 +163,7 @@ def test_several_triggers_may_not_empty_a_class_together() -> None:
 def test_nothing_to_poison_is_no_error() -> None:
     poisoned = attack("lc", {"adversarial": False}, poison_rate=0.0)
     assert not poisoned.truth.mask.any()
-    assert poisoned.stamped(DATA, poisoned.index).shape == (0, 12, 12, 3)
+    assert poisoned.stamped(DATA, poisoned.truth.stamped).shape == (0, 12, 12, 3)
     received = poisoned.received(DATA)
     assert (received.gather(np.arange(1000)) == IMAGES).all()
     assert (received.labels == LABELS).all()
@@ -259,7 +259,7 @@ def test_stamping_after_augmentation_equals_stamping_before_when_nothing_is_augm
 def test_wrapping_triggers_wrap_after_augmentation_as_well() -> None:
     late, early = (attack("trojan", {"wrap": True}, poison_first=first) for first in (False, True))
     images, _ = batch_of(late, np.arange(1000))
-    shown = images.permute(0, 2, 3, 1).numpy()[late.index] * 255
+    shown = images.permute(0, 2, 3, 1).numpy()[late.truth.stamped] * 255
     assert np.abs(shown - early.stamped(DATA, early.index)).max() < 1
     assert (early.stamped(DATA, early.index) < IMAGES[early.index]).any(), "something wraps"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.muon import orthogonalised
@@ -130,12 +132,12 @@ def test_two_processes_train_one_prior_in_one_folder(
     real, scratch = Checkpoints.save, tmp_path / "b"
     others: list[list[dict[str, float]]] = []
 
-    def save(self: Checkpoints, given: list[dict[str, float]]) -> None:
+    def save(self: Checkpoints, tensors: Mapping[str, Tensor], given: list[dict[str, float]]) -> None:
         # In the middle of one, another comes, goes on from what is there, and removes it at its end.
         if not others:
             others.append([])
             others[0] = train_prior(splits["public"], RECIPE, seed=0, scratch=scratch)[1]
-        real(self, given)
+        real(self, tensors, given)
 
     monkeypatch.setattr(Checkpoints, "save", save)
     trained, trained_rows = train_prior(splits["public"], RECIPE, seed=0, scratch=scratch)

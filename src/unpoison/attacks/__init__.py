@@ -74,10 +74,10 @@ def hand_of(poisoned: Poisoned, data: ImageSet, *, seed: int) -> Stamping:
         data: clean training set.
         seed: his seed.
     """
-    if poisoned.teaching is None:
-        return Stamping(poisoned, data, seed=seed)
-    method: Attack = one_of(poisoned.teaching.attack, SINGLE, key="teaching.attack")
-    if method.hand is None:
-        raise ParameterError(f"teaching.attack: {poisoned.teaching.attack} given, which trains no victim")
-    hand: Stamping = method.hand(poisoned, data, seed=seed, **check(poisoned.teaching.arguments, method.hand))
+    hand = Stamping(poisoned, data, seed=seed)
+    for taught in poisoned.teaching:
+        method: Attack | Plan = one_of(taught.attack, ATTACKS, key="teaching.attack")
+        if method.hand is None:
+            raise ParameterError(f"teaching.attack: {taught.attack} given, which trains no victim")
+        hand = method.hand(hand, **check(taught.arguments, method.hand))
     return hand

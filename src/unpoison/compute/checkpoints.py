@@ -27,24 +27,25 @@ class Checkpoints:
     the same training in one folder: they write the same files.
     """
 
-    def __init__(
-        self, folder: Path, determined_by: str, tensors: Mapping[str, Tensor], *, what: str, unit: str
-    ) -> None:
+    def __init__(self, folder: Path, determined_by: str, *, what: str, unit: str) -> None:
         """Checkpoints of a training.
 
         Args:
             folder: folder that they lie in.
             determined_by: digest of everything that the training depends on.
-            tensors: those that it works on, by name: networks, moments of optimisers, states of generators.
             what: name of the training, for messages.
             unit: key of the rows that counts: `step` or `epoch`.
         """
-        self.folder, self._key, self._tensors = folder, determined_by[:24], tensors
-        self._what, self._unit = what, unit
+        self.folder, self._key, self._what, self._unit = folder, determined_by[:24], what, unit
 
-    def save(self, rows: list[Row]) -> None:
-        """Write the state after the last row."""
-        arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in self._tensors.items()}
+    def save(self, tensors: Mapping[str, Tensor], rows: list[Row]) -> None:
+        """Write the state after the last row.
+
+        Args:
+            tensors: what the training works on, by name: networks, moments of optimisers, states of generators.
+            rows: its record so far.
+        """
+        arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
         arrays["rows"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         try:
             write_kept(self.folder / f"{self._key}-{int(rows[-1][self._unit]):09d}.npz", arrays)
@@ -54,11 +55,11 @@ class Checkpoints:
         for path in self._paths()[_KEPT:]:
             path.unlink(missing_ok=True)
 
-    def load(self) -> list[Row]:
+    def load(self, tensors: Mapping[str, Tensor]) -> list[Row]:
         """Put the newest checkpoint that is whole into the tensors. Returns its rows, none without one."""
         for path in self._paths():
             kept = read_kept(path)
-            rows = None if kept is None else self._restored(kept)
+            rows = None if kept is None else _restored(tensors, kept)
             if rows is not None:
                 at = f"{self._unit} {int(rows[-1][self._unit])}"
                 print(f"{self._what}: going on from the checkpoint at {at}", flush=True)
@@ -76,14 +77,14 @@ class Checkpoints:
         """The files, newest first."""
         return sorted(self.folder.glob(f"{self._key}-*.npz"), reverse=True)
 
-    def _restored(self, kept: Arrays) -> list[Row] | None:
-        """Rows of the checkpoint that was put in place, None where it is another network's."""
-        rows = kept.pop("rows")
-        if {name: value.shape for name, value in kept.items()} != {
-            name: tuple(value.shape) for name, value in self._tensors.items()
-        }:
-            return None
-        with torch.no_grad():
-            for name, value in self._tensors.items():
-                value.copy_(torch.from_numpy(kept[name]))
-        return list(json.loads(rows.tobytes()))
+
+def _restored(tensors: Mapping[str, Tensor], kept: Arrays) -> list[Row] | None:
+    """Rows of the checkpoint that was put in place, None where it is another network's."""
+    rows = kept.pop("rows")
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if {name: value.shape for name, value in kept.items()} != shapes:
+        return None
+    with torch.no_grad():
+        for name, value in tensors.items():
+            value.copy_(torch.from_numpy(kept[name]))
+    return list(json.loads(rows.tobytes()))

@@ -134,6 +134,16 @@ def write_absent(folder: Path, because: str) -> None:
         write_json(staging / ABSENT, {"format": "unpoison-absent-1", "because": because})
 
 
+def reason_absent(folder: Path) -> str | None:
+    """Why a run does without the artefact in `folder`, as `write_absent` wrote it; None where nothing says so."""
+
+    class Absent(Described):
+        because: str
+
+    path = _description(folder, ABSENT)
+    return described(path, read_json(path), Absent).because if os.path.lexists(path) else None
+
+
 def made_from_of(folder: Path, name: str) -> Digests:
     """Digest by name of each artefact that `folder/name` says it was made from."""
 

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from inspect import Parameter, signature
 from typing import Any
 
 from ..core.arrays import IntArray
@@ -15,6 +16,7 @@ from ..core.hyperparameters import check
 from ..poisoning.policy import Policy, in_numbers
 from ..poisoning.trigger import Trigger
 from .context import Context
+from .stamping import Stamping
 
 Block = Mapping[str, Any]
 
@@ -31,8 +33,9 @@ class Attack:
         assets: names of what takes time to make, for the table in docs/attacks.md.
         optimise: `optimise(trigger, context, index) -> Trigger`, called once the training samples to stamp are known
             (sorted); None where that changes nothing.
-        hand: `hand(poisoned, data, *, seed, …) -> Stamping`, for attacks that train the victim: his hand in training. Its further
-            keyword-only arguments are named like those of `make`, and what `make` alone has trains no victim again.
+        hand: `hand(stamping, *, …) -> Stamping`, for attacks that train the victim: the hand in training, from one that stamps.
+            Its keyword-only arguments are named like those of `make`, and what `make` alone has trains no victim again.
+        copies: whether that hand trains on stamped copies beside the images as they are, which no data set could be.
     """
 
     make: Callable[..., Trigger]
@@ -41,12 +44,28 @@ class Attack:
     policies: tuple[str, ...]
     assets: tuple[str, ...] = ()
     optimise: Callable[[Any, Context, IntArray], Trigger] | None = None
-    hand: Callable[..., Any] | None = None
+    hand: Callable[..., Stamping] | None = None
+    copies: bool = False
 
     @property
     def parameters(self) -> Callable[..., Any]:
         """The callable whose keyword-only arguments are the attack's own parameters."""
         return self.make
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a plan does to the training, around the hand of the attack that it is made of.
+
+    Attributes:
+        plan: name of the plan.
+        hand: `Plan.hand`.
+        arguments: its keyword-only arguments.
+    """
+
+    plan: str
+    hand: Callable[..., Stamping]
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,12 +77,14 @@ class Intent:
         method: the attack itself.
         policy: which samples are stamped, and with what label.
         arguments: keyword-only arguments of `method.make`.
+        around: what a plan that the attack is part of does to the training; None: nothing.
     """
 
     attack: str
     method: Attack
     policy: Policy
     arguments: dict[str, Any]
+    around: Around | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +95,13 @@ class Plan:
         parameters: dataclass of its own parameters.
         intents: function of the attacks by name, the policy, its own parameters and all attacks' parameters by name that
             gives an intent per trigger.
+        hand: `hand(stamping, *, …) -> Stamping`, for plans that change the training: from the hand of the attack to the plan's.
+            Its keyword-only arguments are attributes of `parameters`.
     """
 
     parameters: type[Any]
     intents: Callable[[Mapping[str, Attack | Plan], Block, Block, Mapping[str, Block]], list[Intent]]
+    hand: Callable[..., Stamping] | None = None
     # A plan makes nothing of its own; the field is here so that the table of assets reads both kinds alike.
     assets: tuple[str, ...] = field(default=(), init=False)
 
@@ -144,4 +168,14 @@ def intents_of(
                 for number, block in enumerate(blocks):
                     with keys_of(f"{key}[{number}]"):
                         blocks[number] = in_numbers(block, classes) if isinstance(block, dict) else block
-    return method.intents(attacks, policy, checked, sections)
+    intents = method.intents(attacks, policy, checked, sections)
+    if method.hand is None:
+        return intents
+    values = asdict(method.parameters(**checked))
+    around = Around(attack, method.hand, {name: values[name] for name in own_arguments(method.hand)})
+    return [replace(intent, around=around) for intent in intents]
+
+
+def own_arguments(hand: Callable[..., Any]) -> list[str]:
+    """Names of the keyword-only arguments of a hand."""
+    return [name for name, kind in signature(hand).parameters.items() if kind.kind is Parameter.KEYWORD_ONLY]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from inspect import Parameter, signature
 
 import numpy as np
 
 from ..core.code import code_of
 from ..core.errors import ParameterError, keys_of
+from ..data.store import Received
 from ..poisoning.choice import assign_samples
 from ..poisoning.poisoned import Poisoned, Teaching
 from ..poisoning.policy import check_classes
 from ..poisoning.trigger import Trigger
 from ..poisoning.truth import Part, Truth
-from .attack import Intent
+from .attack import Intent, own_arguments
 from .context import Context
 
 
@@ -39,7 +39,7 @@ def optimised(intent: Intent, trigger: Trigger, context: Context, index: np.ndar
         return intent.method.optimise(trigger, replace(context, target=intent.policy.target), index)
 
 
-def craft(attack: str, intents: Sequence[Intent], context: Context) -> Poisoned:
+def craft(attack: str, intents: Sequence[Intent], context: Context, *, surrogate: bool = False) -> Poisoned:
     """Poisoned training set: triggers made, samples chosen.
 
     Args:
@@ -47,6 +47,7 @@ def craft(attack: str, intents: Sequence[Intent], context: Context) -> Poisoned:
         intents: one per trigger, at least one; a sample is stamped by one trigger at most. Their policies have the same
             label policy and the same way of stamping.
         context: training set and seed of the attacker; `target` is set here for each trigger.
+        surrogate: whether to poison a set that stands in for the one that there is not, where the victim receives a model.
 
     Raises:
         ParameterError: what an attack's `make` or `assign_samples` refuses.
@@ -58,8 +59,17 @@ def craft(attack: str, intents: Sequence[Intent], context: Context) -> Poisoned:
     for intent, trigger in zip(intents, triggers, strict=True):
         with keys_of(intent.attack):
             orders.append(trigger.order(context.train))
+    received = received_by_the_victim(attack, intents, triggers, surrogate=surrogate)
     policies = [intent.policy for intent in intents]
-    mask, number_of = assign_samples(policies, orders, labels, classes, seed=context.seed, names=context.train.classes)
+    mask, number_of = assign_samples(
+        policies,
+        orders,
+        labels,
+        classes,
+        seed=context.seed,
+        names=context.train.classes,
+        copies=received == "model" and intents[0].method.copies,
+    )
     # Only now is it known which images are to be optimised one by one.
     final = [
         optimised(intent, trigger, context, np.flatnonzero(number_of == number))
@@ -68,16 +78,37 @@ def craft(attack: str, intents: Sequence[Intent], context: Context) -> Poisoned:
     parts = tuple(Part(intent.attack, intent.policy, intent.arguments) for intent in intents)
     teaching = _teaching(intents)
     anew = any(trigger.anew and intent.policy.cover_ratio for intent, trigger in zip(intents, final, strict=True))
-    truth = Truth(attack, parts, mask, number_of, labels, controlled=teaching is not None or bool(anew))
+    truth = Truth(attack, parts, mask, number_of, labels, bool(teaching or anew), received)
     return Poisoned(truth, tuple(final), teaching)
 
 
-def _teaching(intents: Sequence[Intent]) -> Teaching | None:
+def received_by_the_victim(
+    attack: str, intents: Sequence[Intent], triggers: Sequence[Trigger], *, surrogate: bool
+) -> Received:
+    """What the victim gets: a poisoned set, or a model, and then a surrogate of the set only where one is asked for.
+
+    Raises:
+        ParameterError: a surrogate that cannot be made, or is not needed.
+    """
+    trained = any(trigger.trained for trigger in triggers)
+    model = trained or any(intent.method.copies for intent in intents)
+    if not surrogate:
+        return "model" if model else "set"
+    if trained or not model:
+        because = (
+            "its trigger is known only once the victim is trained" if trained else "its victim receives a poisoned set"
+        )
+        raise ParameterError(f"surrogate.data: true given, allowed with {attack}: false, as {because}")
+    return "surrogate"
+
+
+def _teaching(intents: Sequence[Intent]) -> tuple[Teaching, ...]:
     """What the attacker does to the training besides stamping.
 
     Raises:
         ParameterError: several triggers, one of which trains the victim.
     """
+    teaching = []
     for number, intent in enumerate(intents):
         if (hand := intent.method.hand) is None:
             continue
@@ -88,9 +119,8 @@ def _teaching(intents: Sequence[Intent]) -> Teaching | None:
             )
         # With the values that nobody gave: a changed default is then a changed artefact.
         known = {**(intent.method.make.__kwdefaults__ or {}), **intent.arguments}
-        own = [
-            name for name, parameter in signature(hand).parameters.items() if parameter.kind is Parameter.KEYWORD_ONLY
-        ]
-        arguments = {name: known[name] for name in own if name != "seed"}
-        return Teaching(intent.attack, arguments, code_of(hand.__module__))
-    return None
+        arguments = {name: known[name] for name in own_arguments(hand)}
+        teaching.append(Teaching(intent.attack, arguments, code_of(hand.__module__)))
+    if (around := intents[0].around) is not None:
+        teaching.append(Teaching(around.plan, around.arguments, code_of(around.hand.__module__)))
+    return tuple(teaching)

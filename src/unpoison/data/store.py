@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Len
@@ -29,6 +29,9 @@ from .shards import Shards, ShardWriter, shard_names
 BASE, OVERLAY = "unpoison-base-1", "unpoison-overlay-1"
 MANIFEST = "manifest.json"
 SOURCES = "sources.txt"
+Received = Literal["set", "model", "surrogate"]
+"""What the victim of an attack gets: a poisoned data set; a model that the attacker trained, and no poisoned set; or the same
+model, and for data-level methods a set that stands in for the one that there is not."""
 LISTINGS = ("defects.txt", "ignored.txt")
 """Lists of the files left out of a base data set and of those that are no samples, a line for each, often none."""
 
@@ -58,11 +61,19 @@ class BaseManifest(Manifest):
 
 
 class OverlayManifest(Manifest):
-    """Manifest of an overlay: the digest of its base's manifest, the split, the number of samples it replaces."""
+    """Manifest of an overlay.
+
+    Attributes:
+        base: digest of its base's manifest.
+        split: name of the split that it lies over.
+        count: number of samples that it replaces.
+        received: what the victim of an attack gets.
+    """
 
     base: str
     split: Name
     count: Whole
+    received: Received = "set"
 
 
 class BaseWriter:
@@ -188,11 +199,17 @@ def read_sources(folder: Path, split: str) -> list[str]:
 
 @contextmanager
 def new_overlay(
-    folder: Path, base: ImageSet, index: IntArray, labels: IntArray, *, split: str = "train"
+    folder: Path,
+    base: ImageSet,
+    index: IntArray,
+    labels: IntArray,
+    *,
+    split: str = "train",
+    received: Received = "set",
 ) -> Iterator[ShardWriter]:
     """An overlay to fill by row; it takes its place when the block ends without an error.
 
-    The manifest names the base by digest and says nothing about an attack.
+    The manifest names the base by digest and says nothing about an attack but what its victim gets, where that is not this set.
 
     Args:
         folder: folder that is made or replaced.
@@ -200,6 +217,7 @@ def new_overlay(
         index: samples it replaces, int64 [k], sorted.
         labels: their labels, int64 [k].
         split: name of that split.
+        received: what the victim gets.
 
     Raises:
         ValueError: fewer images than samples.
@@ -211,8 +229,8 @@ def new_overlay(
         yield writer
         if len(writer.close()) != len(index):
             raise ValueError(f"{folder}: {len(index)} images announced, fewer written")
-        about = {"format": OVERLAY, "base": base.digest, "split": split, "count": len(index)}
-        write_manifest(staging, MANIFEST, about)
+        about: dict[str, Any] = {"format": OVERLAY, "base": base.digest, "split": split, "count": len(index)}
+        write_manifest(staging, MANIFEST, about if received == "set" else {**about, "received": received})
 
 
 def open_overlay(base_folder: Path, split: str, folder: Path) -> tuple[ImageSet, Overlay]:
@@ -245,6 +263,11 @@ def open_poisoned(base_folder: Path, folder: Path) -> ImageSet:
     labels = base.labels.copy()
     labels[overlay.index] = overlay.labels
     return ImageSet(base.base, labels, base.classes, poisoned_digest(base, folder), overlay)
+
+
+def received_of(folder: Path) -> Received:
+    """What the victim of the attack gets, as the overlay in `folder` says."""
+    return read_manifest(folder, MANIFEST, OVERLAY, OverlayManifest).received
 
 
 def poisoned_digest(base: ImageSet, folder: Path) -> str:

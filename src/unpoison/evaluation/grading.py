@@ -82,8 +82,13 @@ def _hits(model: Classifier, triggered: Triggered) -> np.ndarray:
 
 
 def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str, Any]:
-    """Shares of poison and cover in the training set, the number of images behind ASR, and each trigger's visibility."""
+    """Shares of poison and cover in the training set, the number of images behind ASR, and each trigger's visibility.
+
+    `surrogate` is 1 where the set that data-level methods were given stands in for one that there is not.
+    """
     metrics: dict[str, Any] = {"poisoned": truth.mask.mean(), "cover": truth.cover.mean(), "tested": 0, "trigger": {}}
+    if truth.received == "surrogate":
+        metrics["surrogate"] = 1
     for name, images in triggered.items():
         measured = Stealth()
         for clean, stamped, _ in images.chunks():

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from ..core.errors import UserError, file_of
 from ..core.files import new_folder
 from ..core.manifest import Described, Manifest, Name, check_made_from, read_manifest, write_manifest
+from ..data.store import Received
 from .poisoned import Poisoned, Teaching
 from .policy import Policy
 from .trigger import DESCRIPTION as TRIGGER
@@ -51,7 +53,8 @@ class TrainingManifest(Manifest):
 
     parts: list[HeldManifest]
     attack: str = ""
-    teaching: TeachingManifest | None = None
+    received: Received = "set"
+    teaching: list[TeachingManifest] = Field(default_factory=list)
 
 
 Restore = Callable[[Kept], Trigger]
@@ -156,8 +159,7 @@ def write_training(folder: Path, poisoned: Poisoned | None, made_from: dict[str,
             named = zip(truth.names, truth.parts, strict=True)
             parts = [{"name": name, "policy": asdict(part.policy)} for name, part in named]
             about |= {"attack": truth.attack, "parts": parts}
-            if poisoned.teaching is not None:
-                about["teaching"] = poisoned.teaching._asdict()
+            about |= {"received": truth.received, "teaching": [taught._asdict() for taught in poisoned.teaching]}
         write_manifest(staging, DESCRIPTION, about)
 
 
@@ -187,8 +189,8 @@ def read_training(folder: Path, restore: Callable[[], Restore], *, poisoned: str
     ]
     make = restore()
     triggers = tuple(_restored(folder, entry, make) for entry in about.parts)
-    teaching = None if about.teaching is None else Teaching(**about.teaching.model_dump())
-    return Poisoned(Truth(about.attack, tuple(parts), *marks, controlled=True), triggers, teaching)
+    teaching = tuple(Teaching(**taught.model_dump()) for taught in about.teaching)
+    return Poisoned(Truth(about.attack, tuple(parts), *marks, True, about.received), triggers, teaching)
 
 
 def _policy(folder: Path, key: str, entry: HeldManifest) -> Policy:

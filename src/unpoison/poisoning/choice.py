@@ -92,6 +92,7 @@ def assign_samples(
     *,
     seed: int,
     names: Sequence[str] | None = None,
+    copies: bool = False,
 ) -> tuple[Mask, NDArray[np.int8]]:
     """The samples of every trigger, before any image is touched.
 
@@ -102,6 +103,7 @@ def assign_samples(
         classes: number of classes.
         seed: seed of the attacker.
         names: class names, for messages.
+        copies: whether a stamped copy is trained on beside each sample as it is, so that no class can lose one.
 
     Returns:
         The poisoned samples, bool [n], and the number of the trigger that stamps a sample, int8 [n], -1 for none.
@@ -130,7 +132,7 @@ def assign_samples(
             given[choice.poison] = policy.new_labels(labels[choice.poison], classes)
     # A class that has lost all its samples could not be learnt, and ACC would measure that and not the attack.
     emptied = np.setdiff1d(labels, given)
-    if len(emptied):
+    if len(emptied) and not copies:
         rate, count = policies[0].poison_rate, policies[0].poison_count
         what = f"poison_rate: {rate}" if count is None else f"poison_count: {count}"
         allowed = _most(policies[0], orders[0], labels, classes, seed) if len(policies) == 1 else "less"

@@ -19,7 +19,7 @@ class Teaching(NamedTuple):
     """What an attack does to the training besides stamping, by name.
 
     Attributes:
-        attack: name of the attack.
+        attack: name of the attack, or of the plan.
         arguments: its parameters that matter there.
         code: digests of the code that does it.
     """
@@ -36,17 +36,12 @@ class Poisoned:
     Attributes:
         truth: samples that are stamped, the trigger that stamps them and the labels they get.
         triggers: one trigger for each part of `truth`.
-        teaching: what the attacker does to the training besides stamping; None: nothing.
+        teaching: what is done to the training besides stamping: by the attack, then by the plan that it is part of.
     """
 
     truth: Truth
     triggers: tuple[Trigger, ...]
-    teaching: Teaching | None = None
-
-    @property
-    def index(self) -> IntArray:
-        """The stamped training samples, poisoned and cover, sorted."""
-        return np.flatnonzero(self.truth.part >= 0)
+    teaching: tuple[Teaching, ...] = ()
 
     def stamped(self, train: ImageSet, keys: IntArray) -> Images:
         """Training images as the trigger of each sample leaves them, uint8 [len(keys), h, w, c]."""
@@ -63,15 +58,15 @@ class Poisoned:
 
     def received(self, train: ImageSet) -> ImageSet:
         """The training set as a victim receives it, in memory."""
-        index, labels = self.index, self.truth.labels_given(len(train.classes))
+        index, labels = self.truth.stamped, self.truth.labels_received(len(train.classes))
         overlay = Overlay(index, self.stamped(train, index), labels[index])
         # Without a digest: a set in memory is no artefact that assets could be kept for.
         return ImageSet(train.base, labels, train.classes, "", overlay)
 
     def write_overlay(self, folder: Path, train: ImageSet) -> None:
         """Write what a victim receives, as an overlay over the training set; it says nothing about an attack."""
-        index, labels = self.index, self.truth.labels_given(len(train.classes))
-        with new_overlay(folder, train, index, labels[index]) as overlay:
+        index, labels = self.truth.stamped, self.truth.labels_received(len(train.classes))
+        with new_overlay(folder, train, index, labels[index], received=self.truth.received) as overlay:
             # A stretch at a time: memory holds a few MiB of images, whatever the size of the set.
             for keys in train.chunks(index):
                 overlay.write(np.searchsorted(index, keys), self.stamped(train, keys))

@@ -57,7 +57,7 @@ class Trigger(ABC):
     rounding: Rounding = "truncate"
     seed: int = 0
     anew: bool = False
-    trained: ClassVar[bool] = False
+    trained: bool = False
     per_sample: ClassVar[bool] = False
     crosses: ClassVar[bool] = False
     of_the_test: ClassVar[tuple[str, ...]] = ()

@@ -17,6 +17,7 @@ from ..core.hyperparameters import check
 from ..core.manifest import Described, Manifest, check_file, check_made_from, read_manifest, write_manifest
 from ..core.npy import load_array
 from ..data.imageset import ImageSet
+from ..data.store import Received
 from .policy import Policy, check_classes
 
 FORMAT, DESCRIPTION = "unpoison-truth-3", "truth.json"
@@ -38,6 +39,7 @@ class TruthManifest(Manifest):
     counts: dict[str, int] = Field(default_factory=dict)
     snapshot: bool = False
     controlled: bool = False
+    received: Received = "set"
 
 
 class Part(NamedTuple):
@@ -66,6 +68,8 @@ class Truth:
             are cover samples: their label is the true one.
         labels: labels before the attack, int64 [n].
         controlled: whether the attacker trains the model, and not only poisons what it is trained on.
+        received: what the victim gets. Where that is a model, `mask` and `part` are of the images that the attacker stamps while he
+            trains it.
     """
 
     attack: str
@@ -74,6 +78,7 @@ class Truth:
     part: NDArray[np.int8]
     labels: IntArray
     controlled: bool = False
+    received: Received = "set"
 
     @property
     def cover(self) -> Mask:
@@ -97,6 +102,15 @@ class Truth:
         if len(self.parts) == 1:
             return [self.attack]
         return [f"{number}_{part.attack}" for number, part in enumerate(self.parts)]
+
+    @property
+    def stamped(self) -> IntArray:
+        """The samples of the set that a victim receives which are stamped, poisoned and cover, sorted."""
+        return np.flatnonzero((self.part >= 0) & (self.received != "model"))
+
+    def labels_received(self, classes: int) -> IntArray:
+        """The labels of the set that a victim receives: int64 [n]."""
+        return self.labels if self.received == "model" else self.labels_given(classes)
 
     def labels_given(self, classes: int) -> IntArray:
         """The training labels after the attack: int64 [n]."""
@@ -131,7 +145,7 @@ def write_truth(folder: Path, truth: Truth | None, made_from: dict[str, str] | N
             }
             parts = [{**part._asdict(), "policy": asdict(part.policy)} for part in truth.parts]
             about |= {"attack": truth.attack, "parts": parts, "counts": counts, "snapshot": truth.in_training}
-            about["controlled"] = truth.controlled
+            about |= {"controlled": truth.controlled, "received": truth.received}
         write_manifest(staging, DESCRIPTION, about)
 
 
@@ -158,15 +172,15 @@ def read_truth(folder: Path, *, poisoned: ImageSet | None = None, classes: int |
     for number, entry in enumerate(about.parts):
         policy = policy_of(path, f"parts.{number}.policy", entry.policy, classes)
         parts.append(Part(entry.attack, policy, entry.arguments))
-    truth = Truth(about.attack, tuple(parts), *read_marks(folder, about, len(parts)), about.controlled)
+    truth = Truth(about.attack, tuple(parts), *read_marks(folder, about, len(parts)), about.controlled, about.received)
     # Written for people who read the file, and so a second opinion on the arrays.
     counts = {"samples": len(truth.mask), "poisoned": int(truth.mask.sum()), "cover": int(truth.cover.sum())}
     if about.counts != counts or about.snapshot != truth.in_training:
         raise UserError(f"{path}: counts {about.counts}"[:300] + f", the arrays say {counts}; run the stage again")
     # What the victim received says the same once more: its labels, and which samples have another image.
     if poisoned is not None and not (
-        np.array_equal(truth.labels_given(len(poisoned.classes)), poisoned.labels)
-        and (poisoned.overlay is None or np.array_equal(np.flatnonzero(truth.part >= 0), poisoned.overlay.index))
+        np.array_equal(truth.labels_received(len(poisoned.classes)), poisoned.labels)
+        and (poisoned.overlay is None or np.array_equal(truth.stamped, poisoned.overlay.index))
     ):
         raise UserError(f"{folder}: not the samples and labels of the present poisoned set; run the stage again")
     return truth

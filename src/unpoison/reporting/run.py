@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..core.arrays import IntArray, Mask
 from ..core.hyperparameters import Count
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
+from ..data.store import Received
 from ..data.verdicts import Verdict
 from ..poisoning.policy import class_name
 from ..poisoning.triggered import Triggered
@@ -54,6 +55,7 @@ class Run:
         intervals: ends of the bootstrap intervals, two rows, and a column `DETECTOR.FIGURE` for each.
         line: ACC and ASR of networks between purified models and the backdoored one: `t`, `METHOD.acc`, `METHOD.asr`.
         scores: scores by detector.
+        not_applicable: detectors that had no set to score, as the victim receives a model.
         verdicts: verdicts on the backdoored model by inspector.
         curves: training curves by model, with epoch, loss and accuracy.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
@@ -73,6 +75,7 @@ class Run:
     intervals: pd.DataFrame | None = None
     line: pd.DataFrame | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
+    not_applicable: Sequence[str] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     losses: Any = None
@@ -84,6 +87,11 @@ class Run:
     def samples(self, scored: Scores) -> IntArray:
         """The samples that a detector scored, int64 [n]."""
         return np.arange(len(self.data)) if scored.index is None else scored.index
+
+    @property
+    def received(self) -> Received:
+        """What the victim of the attack gets; of data of unknown origin the set."""
+        return "set" if self.truth is None else self.truth.received
 
     @property
     def graded(self) -> Mapping[str, Any]:

@@ -18,6 +18,14 @@ from .run import Run
 
 MOST_CLASSES = 20
 """Classes in the table of indices at most."""
+NO_SET = (
+    "The victim of this attack receives a model, and no data set is poisoned: what looks at a training set (detectors of training "
+    "samples, robust training, variations, stress tests) has nothing to look at."
+)
+SURROGATE = (
+    "Of a surrogate: the victim of this attack receives a model. The set that detectors of training samples, robust training, "
+    "variations and stress tests were given was poisoned to stand in for one that there is not, and their figures are of it."
+)
 
 
 def report(run: Run) -> Page:
@@ -65,6 +73,8 @@ def models(page: Page, run: Run) -> None:
         page.text("No model of this run was graded: `evaluate` does that, where there is a backdoored model.")
         return
     page.heading("Models")
+    if run.received != "set":
+        page.text(NO_SET if run.received == "model" else SURROGATE)
     graded = _models(run.metrics)
     # Without the truth accuracy is all there is.
     columns = {"ACC": "acc"}
@@ -110,8 +120,12 @@ def models(page: Page, run: Run) -> None:
 def detection(page: Page, run: Run) -> None:
     """Metrics of each detector, best first, with a remark where the poison breaks its assumption; and what each flags."""
     graded, rules = run.graded, [name for name in run.detectors if run.scores[name].rule]
-    if graded or rules:
+    if graded or rules or run.not_applicable:
         page.heading("Detection")
+    if run.not_applicable:
+        page.text(f"Not applicable: {', '.join(run.not_applicable)}. {NO_SET}")
+    elif (graded or rules) and run.received == "surrogate":
+        page.text(SURROGATE)
     if graded:
         keys = ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count")
         header = ["detector", "AUROC", "AP", "TPR at 1 % FPR", "TPR at 5 % FPR", "precision at the true count"]
@@ -276,6 +290,7 @@ def _attack(run: Run) -> str:
     counts = f"{poisoned} of {total} samples ({poisoned / total:.2%})"
     counts += f", {covers} cover samples ({covers / total:.2%})" if covers else ""
     counts += " in one draw: triggers are stamped in training" if truth.in_training else ""
+    counts += {"set": "", "model": "; the victim receives a model", "surrogate": "; of a surrogate set"}[truth.received]
     return "; ".join([*([truth.attack] if several else []), *goals, counts])
 
 

@@ -7,7 +7,7 @@ precision, augmentation (`plan`), the schedule and the processes that train toge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,9 +33,6 @@ from .recipe import Recipe, rates
 from .sam import at_the_worst_weights
 from .whitening import whiten
 
-KeptBy = Callable[[Mapping[str, Tensor]], Checkpoints]
-"""From the tensors that a training works on, by name, to its checkpoints."""
-
 
 @dataclass(frozen=True)
 class History:
@@ -49,6 +46,11 @@ class History:
 
     epochs: list[dict[str, float]]
     losses: NDArray[np.float32]
+
+    @classmethod
+    def none(cls) -> History:
+        """The record of no training."""
+        return cls([], np.zeros((0, 0), np.float32))
 
 
 def cross_entropy(
@@ -75,7 +77,7 @@ def fit(
     parameters: Iterable[torch.nn.Parameter] | None = None,
     after_step: Callable[[Classifier], None] | None = None,
     hand: Hand | None = None,
-    checkpoints: KeptBy | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
     """Train `model` in place; it ends on the device, in evaluation mode, and the same in every process.
 
@@ -89,8 +91,8 @@ def fit(
         parameters: parameters to train, by default all.
         after_step: function called with the model after each step of the optimiser, without gradients.
         hand: the attacker's hand in training, for attacks that stamp images there or change what is minimised; None: nobody's.
-        checkpoints: the checkpoints for these tensors, written after every epoch and removed at the end; a training that was
-            killed goes on from the last one and ends with the same bytes. None, and of several processes: nothing is kept.
+        checkpoints: written after every epoch: a training that was killed goes on from the last one and ends with the same bytes.
+            The caller removes them, once he has kept what came of it. None, and of several processes: nothing is written.
 
     Raises:
         ParameterError: too few samples for one batch of the recipe, or batch norm over a single value; a loss, a weight, a
@@ -126,17 +128,17 @@ def fit(
         here.sum_gradients(optimizer.parameters)
         return objective
 
-    kept = None
+    rows: list[dict[str, float]] = []
     # Of several processes each has statistics of batch norm of its own until the end.
-    if checkpoints is not None and here.size == 1:
+    kept = checkpoints if here.size == 1 else None
+    if kept is not None:
         names = {parameter: f"moments.{name}" for name, parameter in model.named_parameters()}
         order_state = plan.generator.get_state()
         networks = {f"model.{name}": value for name, value in model.state_dict().items()}
         own = {f"hand.{name}": value for name, value in hand.tensors().items()}
-        kept = checkpoints({**networks, **optimizer.tensors(names), **own, "losses": losses, "order": order_state})
-    rows: list[dict[str, float]] = [] if kept is None else kept.load()
-    if rows:
-        plan.generator.set_state(order_state)
+        state = {**networks, **optimizer.tensors(names), **own, "losses": losses, "order": order_state}
+        if rows := kept.load(state):
+            plan.generator.set_state(order_state)
     done = len(rows)
     for epoch in progress(range(done, recipe.epochs), what=what, unit="epoch", total=recipe.epochs, done=done):
         correct = torch.zeros((), device=device)
@@ -177,9 +179,7 @@ def fit(
         losses[epoch, plan.left_out(order)] = torch.nan
         if kept is not None:
             order_state.copy_(plan.generator.get_state())
-            kept.save(rows)
-    if kept is not None:
-        kept.remove()
+            kept.save(state, rows)
     if held is not None:
         held.requires_grad_()
     here.average_buffers(model)

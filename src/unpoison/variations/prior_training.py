@@ -97,9 +97,9 @@ def train_prior(
     # After a kill: weights, average, moments and rows as the last checkpoint has them.
     determined_by = sha256_json([public.digest, seed, asdict(recipe), [digest_of(path) for path in _CODE]])
     tensors = {f"unet.{name}": value for name, value in unet.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    state = Checkpoints(scratch, determined_by, tensors | optimizer.state, what="prior", unit="step")
-    rows = state.load()
+    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()} | optimizer.state
+    checkpoints = Checkpoints(scratch, determined_by, what="prior", unit="step")
+    rows = checkpoints.load(tensors)
     first = int(rows[-1]["step"]) if rows else 0
     left = alphas_cumprod().to(device)
     noisiest = max(1, round(recipe.max_strength * len(left)))
@@ -135,9 +135,9 @@ def train_prior(
                 running += value
             rows.append({"step": step + 1, "loss": running / len(since)})
             losses.clear()
-            state.save(rows)
+            checkpoints.save(tensors, rows)
     # Sampling uses the average: single steps of a short training are noisy.
-    state.remove()
+    checkpoints.remove()
     return Prior(average.eval(), recipe.unshuffle, recipe.max_strength), rows
 
 
