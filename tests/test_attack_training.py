@@ -16,16 +16,18 @@ from unpoison.attacks import SINGLE, bpp, hand_of, wanet
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.core.arrays import IntArray
 from unpoison.core.errors import ParameterError, UserError
+from unpoison.core.files import read_json
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
-from unpoison.data.store import new_overlay, open_split, write_base
-from unpoison.evaluation.grading import model_metrics
+from unpoison.data.store import new_overlay, open_poisoned, open_split, received_of, write_base
+from unpoison.evaluation.grading import attack_metrics, model_metrics
 from unpoison.models.classifier import Classifier
 from unpoison.poisoning.attacker import Held
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.triggered import read_triggered, triggered_of, write_triggered
+from unpoison.poisoning.truth import Truth, read_truth, write_truth
 from unpoison.training.distributed import World
 from unpoison.training.hand import Hand, Loss, Objective
 from unpoison.training.loop import fit
@@ -231,6 +233,67 @@ def test_test_images_are_stamped_as_covers_as_well_and_graded(tmp_path: Path) ->
         UserError, match=r"crossed/wanet: not the triggered images with their true labels; run the stage again$"
     ):
         read_triggered(tmp_path / "triggered", tmp_path / "base")
+
+
+COPIES = replace(SINGLE["badnets"], hand=lambda stamping: stamping, copies=True)
+"""BadNets by an attacker who trains on stamped copies and hands out a model."""
+
+
+class TestWhatTheVictimReceives:
+    def crafted(self, surrogate: bool = False, **policy: Any) -> Poisoned:
+        return craft(
+            "badnets", [intent("badnets", COPIES, policy, {})], Context(train=DATA, seed=0), surrogate=surrogate
+        )
+
+    def kept(self, poisoned: Poisoned, folder: Path) -> tuple[ImageSet, Truth | None]:
+        write_base(folder / "base", {"train": (IMAGES, LABELS), "test": (IMAGES, LABELS)}, classes=DATA.classes)
+        poisoned.write_overlay(folder / "poisoned", open_split(folder / "base", "train"))
+        data = open_poisoned(folder / "base", folder / "poisoned")
+        write_truth(folder / "truth", poisoned.truth, {"poisoned": data.digest})
+        return data, read_truth(folder / "truth", poisoned=data)
+
+    def test_a_model_comes_with_a_data_set_as_it_was(self, tmp_path: Path) -> None:
+        poisoned = self.crafted(poison_rate=1.0, poison_target_class=True)
+        data, truth = self.kept(poisoned, tmp_path)
+        assert received_of(tmp_path / "poisoned") == "model"
+        assert np.array_equal(data.gather(np.arange(COUNT)), IMAGES)
+        assert np.array_equal(data.labels, LABELS)
+        # Every sample has a copy, and no class is emptied by that.
+        assert truth is not None
+        assert truth.mask.all()
+        assert truth.received == "model"
+        assert not truth.labels_given(10).any()
+
+    def test_a_surrogate_says_that_it_is_one(self, tmp_path: Path) -> None:
+        data, truth = self.kept(self.crafted(surrogate=True), tmp_path)
+        ordinary = attack("badnets")
+        assert truth is not None
+        assert truth.received == received_of(tmp_path / "poisoned") == "surrogate"
+        assert np.array_equal(data.gather(np.arange(COUNT)), ordinary.received(DATA).gather(np.arange(COUNT)))
+        assert attack_metrics(truth, {})["surrogate"] == 1
+        assert "surrogate" not in attack_metrics(ordinary.truth, {})
+        # A poisoned set says nothing of the kind, as it says nothing else about an attack.
+        ordinary.write_overlay(tmp_path / "set", open_split(tmp_path / "base", "train"))
+        assert "received" not in read_json(tmp_path / "set" / "manifest.json")
+        with pytest.raises(
+            ParameterError, match=r"^poison_rate: 1.0 given, which leaves no sample in class 1; allowed: up to"
+        ):
+            self.crafted(surrogate=True, poison_rate=1.0)
+
+    def test_is_refused_where_there_is_a_set(self) -> None:
+        context = Context(train=DATA, seed=0)
+        with pytest.raises(
+            ParameterError,
+            match=r"^surrogate.data: true given, allowed with badnets: false, as its victim receives a poisoned",
+        ):
+            craft("badnets", [intent("badnets", SINGLE["badnets"], {}, {})], context, surrogate=True)
+
+    def test_truth_and_set_that_contradict_each_other(self, tmp_path: Path) -> None:
+        self.kept(self.crafted(), tmp_path)
+        path = tmp_path / "truth" / "truth.json"
+        path.write_text(path.read_text().replace('"received": "model"', '"received": "set"'))
+        with pytest.raises(UserError, match=r"truth: not the samples and labels of the present poisoned set"):
+            read_truth(tmp_path / "truth", poisoned=open_poisoned(tmp_path / "base", tmp_path / "poisoned"))
 
 
 class Pull(Hand):

@@ -304,6 +304,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "robust_training",
         "purifying",
         "method_params",
+        "not_applicable",
         "sizes",
         "stage_code",
         "stress_settings",

@@ -260,8 +260,8 @@ def test_wrapping_triggers_wrap_after_augmentation_as_well() -> None:
     late, early = (attack("trojan", {"wrap": True}, poison_first=first) for first in (False, True))
     images, _ = batch_of(late, np.arange(1000))
     shown = images.permute(0, 2, 3, 1).numpy()[late.truth.stamped] * 255
-    assert np.abs(shown - early.stamped(DATA, early.index)).max() < 1
-    assert (early.stamped(DATA, early.index) < IMAGES[early.index]).any(), "something wraps"
+    assert np.abs(shown - early.stamped(DATA, early.truth.stamped)).max() < 1
+    assert (early.stamped(DATA, early.truth.stamped) < IMAGES[early.truth.stamped]).any(), "something wraps"
 
 
 def test_training_sees_the_trigger_where_augmentation_put_it() -> None:
@@ -308,7 +308,7 @@ def test_optimised_images_cannot_be_stamped_in_training(policy: dict[str, Any]) 
 @pytest.mark.parametrize(("key", "value"), [("random_poisoning", True), ("cover_ratio", 1.0)])
 def test_an_attack_that_chooses_its_samples_draws_none(key: str, value: Any) -> None:
     listed = {"predicate": "index", "train_index": [1, 2, 3], "test_index": [1]}
-    assert attack("semantic", listed, poison_rate=1.0).index.tolist() == [1, 2, 3]
+    assert attack("semantic", listed, poison_rate=1.0).truth.stamped.tolist() == [1, 2, 3]
     with pytest.raises(ParameterError, match=rf"^{key}: .* given, allowed with an attack that chooses its samples: "):
         attack("semantic", listed, **{key: value})
 
