@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trained_together import train
+from trained_together import HANDS, train
 from unpoison.data.imageset import ImageSet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,8 +41,10 @@ def results(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactor
     return [json.loads(json.dumps(train(data.base, data.labels))), *together]
 
 
-def test_without_batch_norm_two_processes_are_one(results: list[dict[str, Any]]) -> None:
-    alone, first, _ = (result["without"] for result in results)
+@pytest.mark.parametrize("kind", ["without", *HANDS])
+def test_without_batch_norm_two_processes_are_one(kind: str, results: list[dict[str, Any]]) -> None:
+    # Of an attack's as well: what it stamps on which sample does not depend on who trains on it.
+    alone, first, _ = (result[kind] for result in results)
     assert np.shape(alone["losses"]) == (3, 133)
     assert np.allclose(alone["losses"], first["losses"], atol=2e-3)
     assert [row["loss"] for row in alone["rows"]] == pytest.approx([row["loss"] for row in first["rows"]], abs=1e-4)

@@ -1,4 +1,4 @@
-"""Two networks trained on `data.npz`: as a script by each of several processes, or by a call in one."""
+"""Networks trained on `data.npz`, by attackers too: as a script by each of several processes, or by a call in one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import numpy as np
 
 from small_networks import strided
 from unpoison import models
+from unpoison.attacks import SINGLE, hand_of
 from unpoison.core.arrays import Images, IntArray
+from unpoison.crafting.attack import intent
+from unpoison.crafting.context import Context
+from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
 from unpoison.training.distributed import world
+from unpoison.training.hand import Hand
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 
+HANDS: dict[str, dict[str, Any]] = {"wanet": {}}
+"""Attacks that train the victim, with their arguments."""
 RECIPE = Recipe(epochs=3, batch_size=66, lr=0.02, augment=["crop", "flip"])
 
 
@@ -26,11 +33,18 @@ def train(images: Images, labels: IntArray) -> dict[str, Any]:
     # Without batch norm every image is treated by itself.
     without = strided((8, 16), seed=0, batch_norm=False)
     batch_norm = models.build("resnet18", num_classes=10, image_size=(32, 32), width=8, stem="conv3_pool")
-    for kind, model in (("without", without), ("batch norm", batch_norm)):
-        history = fit(model, data, RECIPE, seed=0, what="test")
+    runs = [("without", without, None), ("batch norm", batch_norm, None)]
+    runs += [(name, strided((8, 16), seed=0, batch_norm=False), hand_in_training(name, data)) for name in HANDS]
+    for kind, model, hand in runs:
+        history = fit(model, data, RECIPE, seed=0, what="test", hand=hand)
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
         results[kind] = {"losses": history.losses.tolist(), "rows": history.epochs, "digest": digest}
     return results
+
+
+def hand_in_training(name: str, data: ImageSet) -> Hand:
+    poisoned = craft(name, [intent(name, SINGLE[name], {}, HANDS[name])], Context(train=data, seed=0))
+    return hand_of(poisoned, data, seed=0)
 
 
 def main() -> list[Path]:
