@@ -13,18 +13,19 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from .. import models
-from ..attacks import ATTACKS
+from ..attacks import ATTACKS, hand_of
 from ..core.arrays import Images
 from ..core.content_store import ContentStore
 from ..core.errors import ParameterError, UserError
 from ..core.files import new_file, sha256_json
 from ..crafting.attack import Intent, intents_of
 from ..crafting.context import Context
-from ..crafting.craft import make_trigger, optimised
+from ..crafting.craft import craft, make_trigger, optimised
 from ..data.imageset import ImageSet
 from ..data.store import open_split
-from ..poisoning.trigger import stamp
+from ..poisoning.trigger import Trigger, stamp
 from ..reporting import figures
+from ..training.loop import fit
 from ..training.recipes import recipe_named
 from .git import Repository
 from .params import FOLDER, PARAMS, Params, params_at, params_of
@@ -65,6 +66,8 @@ def sheet(
         clean = train.gather(keys)
         rows.setdefault("clean", _side_by_side(clean, clean, clean))
         trigger = optimised(wanted, make_trigger(wanted, context), context, keys)
+        if trigger.trained:
+            trigger = _trained(wanted, context, own)
         rows[label] = _side_by_side(clean, *(stamp(trigger, clean, keys, train=hand) for hand in (True, False)))
     pairs = len(rows["clean"]) // 4
     titles = [f"{kind}{end}" for kind in ("training", "test") for _ in range(pairs) for end in ("", f" ×{ENHANCED}")]
@@ -133,6 +136,17 @@ def _context(params: Params, train: ImageSet, store: ContentStore) -> Context:
         recipe=recipe_named(surrogate["train"]),
         store=store,
     )
+
+
+def _trained(wanted: Intent, context: Context, params: Params) -> Trigger:
+    """The trigger as it is once a victim is trained, by the victim's network and recipe."""
+    hand = hand_of(craft(wanted.attack, [wanted], context), context.train, seed=context.seed)
+    given = {key: value for key, value in params["model"].items() if value is not None}
+    name, data = given.pop("name"), context.train
+    about = {"image_size": data.image_size, "channels": data.channels, **models.network_arguments(name, given)}
+    model = models.build(name, num_classes=len(data.classes), seed=context.seed, **about)
+    fit(model, data, recipe_named(params["train"]), seed=context.seed, what=wanted.attack, hand=hand)
+    return hand.trained()[0]
 
 
 def _side_by_side(clean: Images, trained: Images, tested: Images) -> Images:
