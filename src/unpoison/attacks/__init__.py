@@ -14,6 +14,7 @@ from . import (
     adaptive_patch,
     badnets,
     blended,
+    blind,
     bpp,
     ctrl,
     dfst,
@@ -53,6 +54,7 @@ ATTACKS: dict[str, Attack | Plan] = {
     "semantic": semantic.ATTACK,
     "wanet": wanet.ATTACK,
     "bpp": bpp.ATTACK,
+    "blind": blind.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
