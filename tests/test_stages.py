@@ -366,6 +366,37 @@ def test_an_attacker_who_trains_the_victim(project: Path) -> None:
     assert "Cross ACC: share" in (project / "reports/summary.md").read_text()
 
 
+def test_a_victim_who_receives_a_model(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blind = {**TINY, "attack.name": "blind", "purify.by": {"dbr": "scores/cd"}, "stress.methods": ["fst"]}
+    write_params(project, blind)
+    run_stages()
+    said = "not applicable: the victim receives a model, no data set is poisoned"
+    # What looks at a training set has none, and says so in its artefact's place; what looks at a model goes on.
+    absent = [path.parent for path in project.glob("*/**/absent.json") if read_json(path)["because"] == said]
+    assert {path.relative_to(project).as_posix() for path in absent} == {
+        "data/scores/cd",
+        "data/stress/fst",
+        "data/variations",
+        "models/student",
+        "models/purified/dbr",
+    }
+    assert f"evaluate: data/scores/cd: {said}" in capsys.readouterr().out
+    metrics, summary = metrics_of(project), (project / "reports/summary.md").read_text()
+    assert not {"detection", "student"} & set(metrics)
+    assert list(metrics["purified"]) == ["fst"]
+    assert {"backdoored", "inputs", "models"} <= set(metrics)
+    assert "Not applicable: cd. The victim of this attack receives a model" in summary
+    assert open_poisoned(Path("data/base"), Path("data/poisoned")).overlay.index.size == 0  # type: ignore[union-attr]
+    # A surrogate is scored, and marked wherever its figures stand.
+    write_params(project, {**TINY, "attack.name": "blind", "attack.surrogate.data": True, "attack.poison_rate": 0.1})
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "extract", "detect@cd", "evaluate", "report")
+    assert read_json(project / "data/poisoned/manifest.json")["received"] == "surrogate"
+    metrics, summary = metrics_of(project), (project / "reports/summary.md").read_text()
+    assert metrics["attack"]["surrogate"] == 1
+    assert "cd" in metrics["detection"]
+    assert summary.count("Of a surrogate: the victim of this attack receives a model.") == 2
+
+
 def test_several_triggers(project: Path) -> None:
     write_params(project, {**TINY, "attack.name": "multi", "purify.methods": [], "variations.enabled": False})
     run_stages()
