@@ -18,6 +18,7 @@ from . import (
     ctrl,
     dfst,
     feature_collision,
+    flip,
     ftrojan,
     lc,
     lf,
@@ -53,6 +54,7 @@ ATTACKS: dict[str, Attack | Plan] = {
     "semantic": semantic.ATTACK,
     "wanet": wanet.ATTACK,
     "bpp": bpp.ATTACK,
+    "flip": flip.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
