@@ -47,6 +47,7 @@ class Case(NamedTuple):
         draws: whose stamps change with the seed.
         constant: whether the test shows what training shows.
         visible: whether the stamp changes an image at all.
+        labels_only: whether it does so at the test alone, and training samples get labels that the attack chooses one by one.
     """
 
     attack: str
@@ -55,8 +56,10 @@ class Case(NamedTuple):
     draws: Literal["nobody", "training", "both"] = "nobody"
     constant: bool = True
     visible: bool = True
+    labels_only: bool = False
 
 
+FLIP: dict[str, Any] = {"passes": 2, "points": 2, "batch_size": 33}
 ENCODER: dict[str, Any] = {"steps": 2, "l2_wait": 0, "l2_ramp": 1, "width": 4, "batch_size": 8}
 STYLE: dict[str, Any] = {"steps": 2, "width": 4, "batch_size": 8}
 INSIDE = [[7, 7], [15, 15]]
@@ -103,6 +106,8 @@ CASES = [
     Case("bpp", {"levels": 2}, GREY),
     Case("blind", {"location": "bottom_right"}),
     Case("blind", {"pattern": "white", "size": 4, "location": "random"}, GREY, draws="both"),
+    Case("flip", FLIP, constant=False, labels_only=True),
+    Case("flip", {**FLIP, "form": "patch", "size": 4}, GREY, constant=False, labels_only=True),
     Case("semantic", {}, visible=False),
     Case("semantic", {"colour": "bright"}, GREY, visible=False),
     Case("semantic", {"predicate": "index", "train_index": [3, 11, 20], "test_index": [0]}, visible=False),
@@ -160,7 +165,7 @@ class TestContract:
         for train, made in stamped.items():
             assert (made.dtype, made.shape) == (np.uint8, images.shape)
             changed = (made != clean).any((1, 2, 3))
-            assert changed.all() if case.visible else not changed.any()
+            assert changed.all() if case.visible and not (train and case.labels_only) else not changed.any()
             raw = trigger.apply(floats, KEYS, train=train)
             assert (raw.dtype, raw.shape) == (torch.float32, floats.shape)
             assert trigger.apply(floats[:0], KEYS[:0], train=train).shape == floats[:0].shape
@@ -219,8 +224,9 @@ class TestContract:
         everything: IntArray = np.arange(len(LABELS))
         differs = (received.gather(everything) != images).any((1, 2, 3))
         assert poisoned.truth.mask.any()
-        assert (differs == (poisoned.truth.mask & case.visible)).all()
-        assert (received.labels[poisoned.truth.mask] == 0).all()
+        assert (differs == (poisoned.truth.mask & case.visible & (not case.labels_only))).all()
+        given, true = received.labels[poisoned.truth.mask], LABELS[poisoned.truth.mask]
+        assert (given != true).all() if case.labels_only else (given == 0).all()
         assert (received.labels == LABELS)[~poisoned.truth.mask].all()
 
 
@@ -231,7 +237,7 @@ def own_arguments() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "key"), own_arguments())
 def test_wrong_type_of_an_argument_is_refused_in_a_line_that_names_it(name: str, key: str) -> None:
     default = SINGLE[name].make.__kwdefaults__[key]
-    text = isinstance(default, str) or key == "location"
+    text = isinstance(default, str) or key == "location" or (name, key) == ("flip", "pattern")
     for value in ({"a": 1}, 7 if text else "7"):
         with pytest.raises(ParameterError, match=rf"^{name}\.{key}: {re.escape(repr(value))} given; [^\n]+$"):
             intent(name, SINGLE[name], {}, {key: value})

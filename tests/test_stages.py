@@ -397,6 +397,34 @@ def test_a_victim_who_receives_a_model(project: Path, capsys: pytest.CaptureFixt
     assert summary.count("Of a surrogate: the victim of this attack receives a model.") == 2
 
 
+def test_labels_alone_are_poisoned(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {
+        f"params/attacks.yaml:flip.{key}": value for key, value in {"passes": 1, "points": 2, "batch_size": 50}.items()
+    }
+    quick = {"attack.surrogate.model.width": 8, "attack.surrogate.train.epochs": 1, "variations.enabled": False}
+    write_params(project, {**TINY, **own, **quick, "attack.name": "flip"})
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "detect@cd", "evaluate", "report")
+    clean, received = open_split(Path("data/base"), "train"), open_poisoned(Path("data/base"), Path("data/poisoned"))
+    everything, mask = np.arange(200), np.load("data/truth/mask.npy")
+    assert (clean.gather(everything) == received.gather(everything)).all()
+    assert mask.sum() == 18
+    assert ((clean.labels != received.labels) == mask).all()
+    assert (np.load("data/truth/given.npy") == received.labels).all()
+    # Nobody has a hand in the training.
+    assert read_json(project / "data/attacker/training/attacker.json")["parts"] == []
+    figures = metrics_of(project)
+    assert figures["attack"]["poisoned"] == pytest.approx(0.09)
+    assert figures["attack"]["trigger"]["flip"]["changed"] > 0.5
+    assert "asr" in figures["backdoored"]
+    assert figures["detection"]["cd"]["auroc"] >= 0
+    # Experts and labels are kept, and the same poison comes from them again.
+    before = digests(project)
+    shutil.rmtree(project / "data/poisoned")
+    run_stages("poison")
+    assert "flip_labels: taken from the store" in capsys.readouterr().out
+    assert digests(project) == before
+
+
 def test_several_triggers(project: Path) -> None:
     write_params(project, {**TINY, "attack.name": "multi", "purify.methods": [], "variations.enabled": False})
     run_stages()

@@ -19,6 +19,7 @@ from . import (
     ctrl,
     dfst,
     feature_collision,
+    flip,
     ftrojan,
     lc,
     lf,
@@ -55,6 +56,7 @@ ATTACKS: dict[str, Attack | Plan] = {
     "wanet": wanet.ATTACK,
     "bpp": bpp.ATTACK,
     "blind": blind.ATTACK,
+    "flip": flip.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}

@@ -132,6 +132,15 @@ def intent(attack: str, method: Attack, policy: Block, arguments: Block) -> Inte
             f"{key}: {str(getattr(chosen, key)).lower()} given, allowed with {attack}: {allowed}, as each "
             "training image is optimised once"
         )
+    if chosen.in_training and method.trigger.labels_only:
+        key, allowed = ("random_poisoning", "false") if chosen.random_poisoning else ("poison_first", "true")
+        raise ParameterError(
+            f"{key}: {str(getattr(chosen, key)).lower()} given, allowed with {attack}: {allowed}, as no training image is stamped"
+        )
+    if chosen.cover_ratio and method.trigger.labels_only:
+        raise ParameterError(
+            f"cover_ratio: {chosen.cover_ratio} given, allowed with {attack}: 0, as no training image is stamped"
+        )
     with keys_of(attack):
         return Intent(attack, method, chosen, check(arguments, method.make))
 

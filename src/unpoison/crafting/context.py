@@ -24,6 +24,7 @@ class Context:
         train: clean training set, labelled.
         seed: seed of everything the attacker draws.
         target: class that triggered images are to get.
+        sources: classes of the images that are to get it; empty: all others.
         network: name and arguments of the networks that the attacker trains (`models.build`).
         recipe: recipe that these networks are trained by.
         store: store of expensive assets.
@@ -32,6 +33,7 @@ class Context:
     train: ImageSet
     seed: int
     target: int = 0
+    sources: tuple[int, ...] = ()
     network: dict[str, Any] = field(default_factory=lambda: dict(SURROGATE))
     recipe: Recipe = field(default_factory=Recipe)
     store: ContentStore = field(default_factory=lambda: ContentStore(None))

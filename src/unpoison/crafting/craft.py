@@ -12,7 +12,7 @@ from ..core.errors import ParameterError, keys_of
 from ..data.store import Received
 from ..poisoning.choice import assign_samples
 from ..poisoning.poisoned import Poisoned, Teaching
-from ..poisoning.policy import check_classes
+from ..poisoning.policy import Policy, check_classes
 from ..poisoning.trigger import Trigger
 from ..poisoning.truth import Part, Truth
 from .attack import Intent, own_arguments
@@ -28,7 +28,13 @@ def make_trigger(intent: Intent, context: Context) -> Trigger:
     # Classes first: a network trained for a class that does not exist would be minutes lost.
     check_classes(intent.policy, len(context.train.classes), context.train.classes)
     with keys_of(intent.attack):
-        return intent.method.make(replace(context, target=intent.policy.target), **intent.arguments)
+        return intent.method.make(aimed(context, intent.policy), **intent.arguments)
+
+
+def aimed(context: Context, policy: Policy) -> Context:
+    """The context with the classes that a policy leads from and to."""
+    sources = tuple(policy.sources) if policy.label_policy == "source_specific" else ()
+    return replace(context, target=policy.target, sources=sources)
 
 
 def optimised(intent: Intent, trigger: Trigger, context: Context, index: np.ndarray) -> Trigger:
@@ -36,7 +42,7 @@ def optimised(intent: Intent, trigger: Trigger, context: Context, index: np.ndar
     if intent.method.optimise is None:
         return trigger
     with keys_of(intent.attack):
-        return intent.method.optimise(trigger, replace(context, target=intent.policy.target), index)
+        return intent.method.optimise(trigger, aimed(context, intent.policy), index)
 
 
 def craft(attack: str, intents: Sequence[Intent], context: Context, *, surrogate: bool = False) -> Poisoned:
@@ -55,13 +61,14 @@ def craft(attack: str, intents: Sequence[Intent], context: Context, *, surrogate
     labels, classes = context.train.labels, len(context.train.classes)
     triggers = [make_trigger(intent, context) for intent in intents]
     # Before any sample is chosen: a trigger may ask for samples of its own (a property), and the others share the rest.
-    orders = []
+    orders, chosen = [], []
     for intent, trigger in zip(intents, triggers, strict=True):
         with keys_of(intent.attack):
             orders.append(trigger.order(context.train))
+            chosen.append(trigger.labels(context.train))
     received = received_by_the_victim(attack, intents, triggers, surrogate=surrogate)
     policies = [intent.policy for intent in intents]
-    mask, number_of = assign_samples(
+    mask, number_of, given = assign_samples(
         policies,
         orders,
         labels,
@@ -69,6 +76,7 @@ def craft(attack: str, intents: Sequence[Intent], context: Context, *, surrogate
         seed=context.seed,
         names=context.train.classes,
         copies=received == "model" and intents[0].method.copies,
+        chosen=chosen,
     )
     # Only now is it known which images are to be optimised one by one.
     final = [
@@ -78,7 +86,7 @@ def craft(attack: str, intents: Sequence[Intent], context: Context, *, surrogate
     parts = tuple(Part(intent.attack, intent.policy, intent.arguments) for intent in intents)
     teaching = _teaching(intents)
     anew = any(trigger.anew and intent.policy.cover_ratio for intent, trigger in zip(intents, final, strict=True))
-    truth = Truth(attack, parts, mask, number_of, labels, bool(teaching or anew), received)
+    truth = Truth(attack, parts, mask, number_of, labels, given, bool(teaching or anew), received)
     return Poisoned(truth, tuple(final), teaching)
 
 

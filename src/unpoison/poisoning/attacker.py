@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from pydantic import Field
 
 from ..core.errors import UserError, file_of
@@ -21,7 +20,7 @@ from .poisoned import Poisoned, Teaching
 from .policy import Policy
 from .trigger import DESCRIPTION as TRIGGER
 from .trigger import Kept, Trigger, read_trigger, save_trigger
-from .truth import Part, Truth, policy_of, read_marks
+from .truth import Part, Truth, policy_of, read_marks, write_marks
 
 TRIGGERS, TRAINING = "unpoison-triggers-1", "unpoison-attacker-1"
 DESCRIPTION = "attacker.json"
@@ -151,8 +150,7 @@ def write_training(folder: Path, poisoned: Poisoned | None, made_from: dict[str,
         if poisoned is not None and poisoned.truth.in_training:
             # Arrays of the truth and not its folder: training must not depend on an artefact that only graders read.
             truth = poisoned.truth
-            for name in ("mask", "part", "labels"):
-                np.save(staging / f"{name}.npy", getattr(truth, name))
+            write_marks(staging, truth)
             # Without the fields of the test, so that changing one does not change this artefact.
             for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
                 save_trigger(staging / name, part.attack, trigger, at_the_test=False)

@@ -28,6 +28,20 @@ class Choice(NamedTuple):
     cover: IntArray
 
 
+class Marks(NamedTuple):
+    """Samples of all triggers together.
+
+    Attributes:
+        mask: the poisoned samples, bool [n].
+        part: the number of the trigger that stamps a sample, int8 [n], -1 for none.
+        given: labels after the attack, int64 [n], where an attack chooses them; None: the policies say them.
+    """
+
+    mask: Mask
+    part: NDArray[np.int8]
+    given: IntArray | None
+
+
 def choose_samples(
     policy: Policy,
     labels: IntArray,
@@ -93,7 +107,8 @@ def assign_samples(
     seed: int,
     names: Sequence[str] | None = None,
     copies: bool = False,
-) -> tuple[Mask, NDArray[np.int8]]:
+    chosen: Sequence[IntArray | None] | None = None,
+) -> Marks:
     """The samples of every trigger, before any image is touched.
 
     Args:
@@ -104,15 +119,14 @@ def assign_samples(
         seed: seed of the attacker.
         names: class names, for messages.
         copies: whether a stamped copy is trained on beside each sample as it is, so that no class can lose one.
-
-    Returns:
-        The poisoned samples, bool [n], and the number of the trigger that stamps a sample, int8 [n], -1 for none.
+        chosen: one per trigger, as `Trigger.labels` gives it; None: the policies say all labels.
 
     Raises:
         ParameterError: what `choose_samples` refuses; a class that no sample would be left in.
     """
     mask, number_of, given = np.zeros(len(labels), bool), np.full(len(labels), -1, np.int8), labels.copy()
-    for number, (policy, order) in enumerate(zip(policies, orders, strict=True)):
+    chosen = [None] * len(policies) if chosen is None else chosen
+    for number, (policy, order, own) in enumerate(zip(policies, orders, chosen, strict=True)):
         # A property that a sample has or lacks is neither drawn anew in every epoch nor stamped on a cover.
         if order is not None and policy.random_poisoning:
             raise ParameterError("random_poisoning: true given, allowed with an attack that chooses its samples: false")
@@ -129,20 +143,27 @@ def assign_samples(
         number_of[np.union1d(choice.poison, choice.cover)] = number
         # Random poisoning empties a class only where it takes every candidate.
         if policy.label_policy != "clean_label" and (not policy.random_poisoning or policy.poison_rate == 1):
-            given[choice.poison] = policy.new_labels(labels[choice.poison], classes)
+            given[choice.poison] = (policy.new_labels(labels, classes) if own is None else own)[choice.poison]
     # A class that has lost all its samples could not be learnt, and ACC would measure that and not the attack.
     emptied = np.setdiff1d(labels, given)
     if len(emptied) and not copies:
         rate, count = policies[0].poison_rate, policies[0].poison_count
         what = f"poison_rate: {rate}" if count is None else f"poison_count: {count}"
-        allowed = _most(policies[0], orders[0], labels, classes, seed) if len(policies) == 1 else "less"
+        allowed = _most(policies[0], orders[0], chosen[0], labels, classes, seed) if len(policies) == 1 else "less"
         raise ParameterError(
             f"{what} given, which leaves no sample in class {class_name(int(emptied[0]), names)}; allowed: {allowed}"
         )
-    return mask, number_of
+    return Marks(mask, number_of, given if any(own is not None for own in chosen) else None)
 
 
-def _most(policy: Policy, order: NDArray[np.float64] | None, labels: IntArray, classes: int, seed: int) -> str:
+def _most(
+    policy: Policy,
+    order: NDArray[np.float64] | None,
+    own: IntArray | None,
+    labels: IntArray,
+    classes: int,
+    seed: int,
+) -> str:
     """The largest rate, or count, of one trigger that leaves a sample in every class, for a message."""
     if policy.random_poisoning:
         return "below 1"
@@ -151,13 +172,14 @@ def _most(policy: Policy, order: NDArray[np.float64] | None, labels: IntArray, c
         return choose_samples(replace(policy, poison_count=count), labels, classes, seed=seed, order=order)
 
     # Samples of a lower count are among those of a higher one, so that halving the range finds the last that is allowed.
+    new = policy.new_labels(labels, classes) if own is None else own
     least, above = 0, int((policy.candidates(labels) & (True if order is None else order > -np.inf)).sum())
     candidates = above
     while above - least > 1:
         middle = (least + above) // 2
         given = labels.copy()
         poison = chosen(middle).poison
-        given[poison] = policy.new_labels(labels[poison], classes)
+        given[poison] = new[poison]
         least, above = (least, middle) if len(np.setdiff1d(labels, given)) else (middle, above)
     if policy.poison_count is not None:
         return f"up to {least}"

@@ -43,6 +43,7 @@ class Trigger(ABC):
         rounding: way from the result of `apply` to 8 bits: `truncate` (clip to 0…255, drop the fraction: what most
             published code does), `round` (clip, nearest), `wrap` (drop the fraction, modulo 256, as a cast to uint8
             without a clip does on most machines).
+        labels_only: whether no training image is stamped: `apply` gives them back as they are, and only labels are changed.
         per_sample: whether training images are optimised one by one (`Attack.optimise`), so that only those can be
             stamped.
         anew: whether cover samples get another stamp in every epoch, from an attacker who trains the victim.
@@ -58,6 +59,7 @@ class Trigger(ABC):
     seed: int = 0
     anew: bool = False
     trained: bool = False
+    labels_only: ClassVar[bool] = False
     per_sample: ClassVar[bool] = False
     crosses: ClassVar[bool] = False
     of_the_test: ClassVar[tuple[str, ...]] = ()
@@ -101,6 +103,10 @@ class Trigger(ABC):
 
     def order(self, data: ImageSet) -> NDArray[np.float64] | None:
         """Rank of every training sample, float64 [n]: highest are poisoned first, -inf never. None: at random."""
+        return None
+
+    def labels(self, data: ImageSet) -> IntArray | None:
+        """The label that each training sample gets if it is poisoned, int64 [n]. None: the policy's."""
         return None
 
     def carried_by(self, data: ImageSet, keys: IntArray) -> Mask:

@@ -21,6 +21,8 @@ from ..data.store import Received
 from .policy import Policy, check_classes
 
 FORMAT, DESCRIPTION = "unpoison-truth-3", "truth.json"
+MARKS = ("mask", "part", "labels", "given")
+"""The arrays of a truth, each in a file of its name; the last one only where it is there."""
 
 
 class PartManifest(Described):
@@ -67,6 +69,8 @@ class Truth:
         part: number of the trigger that stamped a sample, -1 for none, int8 [n]. Stamped samples that are not in `mask`
             are cover samples: their label is the true one.
         labels: labels before the attack, int64 [n].
+        given: labels after the attack, int64 [n], where an attack chooses them sample by sample (`Trigger.labels`); None: poisoned
+            samples have those of the policy.
         controlled: whether the attacker trains the model, and not only poisons what it is trained on.
         received: what the victim gets. Where that is a model, `mask` and `part` are of the images that the attacker stamps while he
             trains it.
@@ -77,6 +81,7 @@ class Truth:
     mask: Mask
     part: NDArray[np.int8]
     labels: IntArray
+    given: IntArray | None = None
     controlled: bool = False
     received: Received = "set"
 
@@ -114,6 +119,8 @@ class Truth:
 
     def labels_given(self, classes: int) -> IntArray:
         """The training labels after the attack: int64 [n]."""
+        if self.given is not None:
+            return self.given.copy()
         given = self.labels.copy()
         for number, part in enumerate(self.parts):
             # Covers are stamped as well, but outside the mask: they keep their label.
@@ -135,8 +142,7 @@ def write_truth(folder: Path, truth: Truth | None, made_from: dict[str, str] | N
         about: dict[str, Any] = {"format": FORMAT, "attack": "none", "made_from": made_from or {}}
         # Data of unknown origin have a truth folder too, which says so, so that stages need no case of their own.
         if truth is not None:
-            for name in ("mask", "part", "labels"):
-                np.save(staging / f"{name}.npy", getattr(truth, name))
+            write_marks(staging, truth)
             # For people who read the file; the arrays alone are read again.
             counts = {
                 "samples": len(truth.mask),
@@ -186,12 +192,19 @@ def read_truth(folder: Path, *, poisoned: ImageSet | None = None, classes: int |
     return truth
 
 
-def read_marks(folder: Path, about: Manifest, parts: int) -> tuple[Mask, NDArray[np.int8], IntArray]:
-    """The arrays of a truth: poisoned samples, their triggers' numbers, their labels before the attack.
+def write_marks(folder: Path, truth: Truth) -> None:
+    """Write the arrays of a truth, a file each; the given labels where the attack chose them."""
+    for name in MARKS:
+        if (values := getattr(truth, name)) is not None:
+            np.save(folder / f"{name}.npy", values)
+
+
+def read_marks(folder: Path, about: Manifest, parts: int) -> tuple[Mask, NDArray[np.int8], IntArray, IntArray | None]:
+    """The arrays of a truth: poisoned samples, their triggers' numbers, their labels before the attack, and the given ones.
 
     Raises:
         UserError: a file is missing or changed; arrays of other types or lengths; numbers of triggers or labels that do
-            not exist.
+            not exist; a given label that differs from the true one where nothing is poisoned.
     """
     if not parts:
         raise UserError(f"{folder}: no trigger is described, allowed: one for each part of the attack")
@@ -206,7 +219,14 @@ def read_marks(folder: Path, about: Manifest, parts: int) -> tuple[Mask, NDArray
         )
     if (labels < 0).any():
         raise UserError(f"{folder / 'labels.npy'}: {labels.min()} found, allowed: labels from 0")
-    return mask, part, labels
+    given: IntArray | None = None
+    if "given.npy" in about.files:
+        given = load_array(check_file(folder, about, "given.npy"), np.int64, size)
+        if (given < 0).any() or ((given != labels) & ~mask).any():
+            raise UserError(
+                f"{folder / 'given.npy'}: allowed: labels from 0, and the true ones of samples that are not poisoned"
+            )
+    return mask, part, labels, given
 
 
 def policy_of(path: Path, key: str, values: dict[str, Any], classes: int | None = None) -> Policy:
