@@ -15,6 +15,7 @@ from . import (
     badnets,
     blended,
     bpp,
+    bypass,
     ctrl,
     dfst,
     feature_collision,
@@ -22,8 +23,10 @@ from . import (
     lc,
     lf,
     multi,
+    narcissus,
     nashville,
     none,
+    sam_attacker,
     semantic,
     sig,
     ssba,
@@ -53,6 +56,9 @@ ATTACKS: dict[str, Attack | Plan] = {
     "semantic": semantic.ATTACK,
     "wanet": wanet.ATTACK,
     "bpp": bpp.ATTACK,
+    "narcissus": narcissus.ATTACK,
+    "bypass": bypass.ATTACK,
+    "sam_attacker": sam_attacker.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
