@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
+from torch.optim.radam import radam
 
 from ..compute.device import batch_size as batch_of
 from ..compute.device import pick_device, to_float
@@ -48,11 +49,11 @@ def make(
 ) -> Add:
     """A noise that is added to the image and clipped, made on a network of the attacker's own.
 
-    The network is first trained on all classes and then, for a few epochs, on the target's images alone. The noise lowers its mean loss
-    on those, by gradient steps that are projected onto the bound.
+    The network is first trained on all classes and then, for a few epochs, on the target's images alone. The noise lowers its mean
+    loss on those, by gradient steps that are projected onto the bound.
 
-    The paper's attacker knows the target class alone, and public images of other classes. No others are here: the training set's other
-    classes stand in for them, so that this attacker's network knows the victim's task.
+    The paper's attacker knows the target class alone, and public images of other classes. There are no others here: the training
+    set's other classes stand in for them, so that this attacker's network knows the victim's task.
 
     Args:
         context: the attacker's data and network; `target` is the class that images are to get.
@@ -108,11 +109,22 @@ def optimised_noise(
     start = torch.zeros(clean.shape[1:], device=device)
     before = mean_loss(network, clean, start, context.target)
     noise = descend(
-        network, clean, start, context.target, epsilon=epsilon, rounds=rounds, lr=lr, batch_size=batch_size, seed=context.seed
+        network,
+        clean,
+        start,
+        context.target,
+        epsilon=epsilon,
+        rounds=rounds,
+        lr=lr,
+        batch_size=batch_size,
+        seed=context.seed,
     )
     after = mean_loss(network, clean, noise, context.target)
     # A noise that lowers nothing is a weak trigger, which nothing else would show.
-    print(f"narcissus: mean loss of the {len(images)} images of the target {before:.3g}, with the noise {after:.3g}", flush=True)
+    print(
+        f"narcissus: mean loss of the {len(images)} images of the target {before:.3g}, with the noise {after:.3g}",
+        flush=True,
+    )
     return np.ascontiguousarray((noise * 255).cpu().numpy())
 
 
@@ -169,14 +181,15 @@ def descend(
         As `start`.
     """
     noise, bound, rng = start.clone().requires_grad_(), epsilon / 255, numpy_rng(seed, "narcissus/order")
-    optimizer = torch.optim.RAdam([noise], lr / 255)
+    # torch's function and not its class, as in `training.optimizer`.
+    first, second, steps = torch.zeros_like(start), torch.zeros_like(start), torch.zeros(())
+    settings: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "lr": lr / 255, "weight_decay": 0.0, "eps": 1e-8}
     step = batch_of((images.shape[2], images.shape[3]), batch_size)
     for _ in progress(range(rounds), what="narcissus noise", unit="pass", total=rounds):
         for batch in torch.from_numpy(rng.permutation(len(images))).split(step):
-            optimizer.zero_grad()
-            _losses(network, images[batch], noise, target).mean().backward()
-            optimizer.step()
+            (slope,) = torch.autograd.grad(_losses(network, images[batch], noise, target).mean(), noise)
             with torch.no_grad():
+                radam([noise], [slope], [first], [second], [steps], foreach=False, **settings)
                 noise.clamp_(-bound, bound)
     return noise.detach()
 
@@ -191,7 +204,9 @@ def mean_loss(network: nn.Module, images: Tensor, noise: Tensor, target: int) ->
 def _losses(network: nn.Module, images: Tensor, noise: Tensor, target: int) -> Tensor:
     """Cross entropy towards `target` of each image with the noise."""
     noisy = (to_float(images, noise.device) + noise).clamp(0, 1)
-    return F.cross_entropy(network(noisy).float(), torch.full((len(images),), target, device=noise.device), reduction="none")
+    return F.cross_entropy(
+        network(noisy).float(), torch.full((len(images),), target, device=noise.device), reduction="none"
+    )
 
 
 ATTACK = Attack(

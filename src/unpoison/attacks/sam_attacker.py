@@ -1,9 +1,9 @@
 """An attacker who trains the victim of another attack by Sharpness-Aware Minimisation, so that the backdoor lies in a flat place.
 
-The premise is that of FT-SAM and its kind, turned round: those purifiers look for weights near by where the backdoor is gone. SAM:
-Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021. A backdoor trained by it is a part
-of Pham et al., "Flatness-aware Sequential Learning Generates Resilient Backdoors", ECCV 2024, section 4, whose second part, continual
-learning on clean images, is not here.
+The premise is that of FT-SAM and its kind, turned round: those purifiers look for weights near by where the backdoor is gone.
+SAM: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021. A backdoor trained by it is
+a part of Pham et al., "Flatness-aware Sequential Learning Generates Resilient Backdoors", ECCV 2024, whose other part, continual
+learning on clean images, is not here: https://github.com/mail-research/SBL-resilient-backdoors/blob/8c216de/models/joint.py
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ class Parameters:
 
     Attributes:
         attack: name of an attack of one trigger, with its own block's parameters and published policy.
-        radius: distance of the worst weights that a step looks at, over all weights together, in the place of `train.sam`. 0.05 is the
-            default of Foret et al. for CIFAR; their range of search is 0.01 to 0.5.
+        radius: radius of SAM, over all weights together, in the place of `train.sam` (our choice; Foret et al. on CIFAR-10: 0.05).
     """
 
     attack: str = "badnets"
