@@ -17,8 +17,9 @@ import numpy as np
 
 from pairs import arguments, by_turns, report, row, timed
 from unpoison import models
-from unpoison.attacks import SINGLE, hand_of
-from unpoison.crafting.attack import intent
+from unpoison.attacks import ATTACKS as TABLE
+from unpoison.attacks import hand_of
+from unpoison.crafting.attack import intents_of
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
@@ -29,6 +30,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanet": ("wanet", {}),
     "bpp": ("bpp", {}),
     "bpp, dithered": ("bpp", {"dither": True}),
+    "bypass": ("bypass", {}),
+    "sam_attacker": ("sam_attacker", {}),
 }
 PLAIN = "no hand"
 
@@ -42,7 +45,8 @@ def epoch(way: str, images: int) -> float:
     hand = None
     if way != PLAIN:
         name, own = ATTACKS[way]
-        hand = hand_of(craft(name, [intent(name, SINGLE[name], {}, own)], Context(train=data, seed=0)), data, seed=0)
+        intents = intents_of(name, TABLE, {}, {name: own})
+        hand = hand_of(craft(name, intents, Context(train=data, seed=0)), data, seed=0)
     model = models.build("compact", num_classes=10, image_size=(32, 32), width=32, seed=0)
     recipe = Recipe(epochs=1, batch_size=250, augment=("translate", "flip"))
     return images / timed(lambda: fit(model, data, recipe, seed=0, what="bench", hand=hand))

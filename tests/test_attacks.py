@@ -62,6 +62,7 @@ class Case(NamedTuple):
 FLIP: dict[str, Any] = {"passes": 2, "points": 2, "batch_size": 33}
 ENCODER: dict[str, Any] = {"steps": 2, "l2_wait": 0, "l2_ramp": 1, "width": 4, "batch_size": 8}
 STYLE: dict[str, Any] = {"steps": 2, "width": 4, "batch_size": 8}
+NOISE: dict[str, Any] = {"rounds": 2, "warm_up": 1, "lr": 1e6}
 INSIDE = [[7, 7], [15, 15]]
 CASES = [
     Case("badnets", {}),
@@ -108,6 +109,8 @@ CASES = [
     Case("blind", {"pattern": "white", "size": 4, "location": "random"}, GREY, draws="both"),
     Case("flip", FLIP, constant=False, labels_only=True),
     Case("flip", {**FLIP, "form": "patch", "size": 4}, GREY, constant=False, labels_only=True),
+    Case("narcissus", NOISE, draws="both", constant=False),
+    Case("narcissus", {**NOISE, "epsilon": 4.0, "warm_up": 0}, GREY, draws="both", constant=False),
     Case("semantic", {}, visible=False),
     Case("semantic", {"colour": "bright"}, GREY, visible=False),
     Case("semantic", {"predicate": "index", "train_index": [3, 11, 20], "test_index": [0]}, visible=False),
@@ -251,8 +254,8 @@ def test_unknown_argument_is_refused(name: str) -> None:
 
 def test_cases_cover_every_attack_of_one_trigger() -> None:
     assert {case.attack for case in CASES} == set(SINGLE)
-    assert set(ATTACKS) - set(SINGLE) == {"none", "multi"}
-    assert all(isinstance(ATTACKS[name], Plan) for name in ("none", "multi"))
+    assert set(ATTACKS) - set(SINGLE) == {"none", "bypass", "sam_attacker", "multi"}
+    assert all(isinstance(ATTACKS[name], Plan) for name in set(ATTACKS) - set(SINGLE))
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -16,6 +16,7 @@ from . import (
     blended,
     blind,
     bpp,
+    bypass,
     ctrl,
     dfst,
     feature_collision,
@@ -24,8 +25,10 @@ from . import (
     lc,
     lf,
     multi,
+    narcissus,
     nashville,
     none,
+    sam_attacker,
     semantic,
     sig,
     ssba,
@@ -57,6 +60,9 @@ ATTACKS: dict[str, Attack | Plan] = {
     "bpp": bpp.ATTACK,
     "blind": blind.ATTACK,
     "flip": flip.ATTACK,
+    "narcissus": narcissus.ATTACK,
+    "bypass": bypass.ATTACK,
+    "sam_attacker": sam_attacker.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
