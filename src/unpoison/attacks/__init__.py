@@ -19,8 +19,10 @@ from . import (
     dfst,
     feature_collision,
     ftrojan,
+    input_aware,
     lc,
     lf,
+    lira,
     multi,
     nashville,
     none,
@@ -53,6 +55,8 @@ ATTACKS: dict[str, Attack | Plan] = {
     "semantic": semantic.ATTACK,
     "wanet": wanet.ATTACK,
     "bpp": bpp.ATTACK,
+    "input_aware": input_aware.ATTACK,
+    "lira": lira.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}
