@@ -29,6 +29,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanet": ("wanet", {}),
     "bpp": ("bpp", {}),
     "bpp, dithered": ("bpp", {"dither": True}),
+    "input_aware": ("input_aware", {}),
+    "lira": ("lira", {}),
 }
 PLAIN = "no hand"
 

@@ -9,8 +9,7 @@ https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/datasets/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -70,7 +69,9 @@ class EncoderDecoder(nn.Module):
         self.up = nn.ModuleList()
         for level in reversed(range(levels)):
             narrow = width * 2 ** (level - 1) if level else outputs
-            self.up.append(nn.Sequential(_convolution(channels, channels), _convolution(channels, narrow, relu=bool(level))))
+            self.up.append(
+                nn.Sequential(_convolution(channels, channels), _convolution(channels, narrow, relu=bool(level)))
+            )
             channels = narrow
 
     def forward(self, x: Tensor) -> Tensor:
@@ -337,7 +338,8 @@ def make(
         ),
         lambda: _with_a_surrogate(context, {"width": width, "levels": levels, **settings}),
     )
-    return replace(trigger, **arrays, trained=False)
+    # What a surrogate made is final: the victim's training changes nothing.
+    return InputAware(**{**trigger.state(), **arrays, "trained": False})
 
 
 def _with_a_surrogate(context: Context, arguments: dict[str, Any]) -> Arrays:

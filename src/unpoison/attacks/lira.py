@@ -47,7 +47,11 @@ class Autoencoder(nn.Module):
         for inputs, outputs in zip((channels, *WIDTHS), WIDTHS, strict=False):
             layers += [nn.Conv2d(inputs, outputs, 4, 2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
         for inputs, outputs in zip(WIDTHS[::-1], (*WIDTHS[-2::-1], channels), strict=True):
-            layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            layers += [
+                nn.ConvTranspose2d(inputs, outputs, 4, 2, padding=1),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
         # The last layer's values go through a hyperbolic tangent alone.
         self.layers = nn.Sequential(*layers[:-2])
 

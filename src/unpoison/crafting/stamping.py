@@ -47,7 +47,7 @@ class Stamping(Hand):
         return np.where(poison, 0, -1), np.where(cover, 0, -1), np.where(poison, new, true)
 
     def shares(self) -> tuple[float, float]:
-        """The share of the training samples that are poisoned, and that of the covers; with `random_poisoning` their expectations."""
+        """The shares of the training samples that are poisoned and that are covers; with `random_poisoning` their expectations."""
         truth, policy = self.poisoned.truth, self.poisoned.truth.policy
         if not policy.random_poisoning:
             return float(truth.mask.mean()), float(truth.cover.mean())
