@@ -22,8 +22,10 @@ from . import (
     feature_collision,
     flip,
     ftrojan,
+    input_aware,
     lc,
     lf,
+    lira,
     multi,
     narcissus,
     nashville,
@@ -63,6 +65,8 @@ ATTACKS: dict[str, Attack | Plan] = {
     "narcissus": narcissus.ATTACK,
     "bypass": bypass.ATTACK,
     "sam_attacker": sam_attacker.ATTACK,
+    "input_aware": input_aware.ATTACK,
+    "lira": lira.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}

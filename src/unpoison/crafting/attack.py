@@ -35,6 +35,7 @@ class Attack:
             (sorted); None where that changes nothing.
         hand: `hand(stamping, *, …) -> Stamping`, for attacks that train the victim: the hand in training, from one that stamps.
             Its keyword-only arguments are named like those of `make`, and what `make` alone has trains no victim again.
+        hand_if: name of the argument of `make`, true or false, that says whether there is a hand; "": there always is.
         copies: whether that hand trains on stamped copies beside the images as they are, which no data set could be.
     """
 
@@ -45,6 +46,7 @@ class Attack:
     assets: tuple[str, ...] = ()
     optimise: Callable[[Any, Context, IntArray], Trigger] | None = None
     hand: Callable[..., Stamping] | None = None
+    hand_if: str = ""
     copies: bool = False
 
     @property

@@ -118,15 +118,15 @@ def _teaching(intents: Sequence[Intent]) -> tuple[Teaching, ...]:
     """
     teaching = []
     for number, intent in enumerate(intents):
-        if (hand := intent.method.hand) is None:
+        # With the values that nobody gave: a changed default is then a changed artefact.
+        known = {**(intent.method.make.__kwdefaults__ or {}), **intent.arguments}
+        if (hand := intent.method.hand) is None or not known.get(intent.method.hand_if, True):
             continue
         if len(intents) > 1:
             raise ParameterError(
                 f"multi.triggers[{number}].attack: {intent.attack!r} given, which trains the victim; allowed: attacks that poison "
                 "data"
             )
-        # With the values that nobody gave: a changed default is then a changed artefact.
-        known = {**(intent.method.make.__kwdefaults__ or {}), **intent.arguments}
         arguments = {name: known[name] for name in own_arguments(hand)}
         teaching.append(Teaching(intent.attack, arguments, code_of(hand.__module__)))
     if (around := intents[0].around) is not None:

@@ -99,8 +99,24 @@ def _moved(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def packed(module: nn.Module) -> Pixels:
-    """All weights as one array, float32 [p]."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()]).cpu().numpy()
+    """All weights, and after them batch norm's running statistics, as one array, float32 [p]."""
+    return torch.cat([value.detach().reshape(-1) for value in _state(module)]).cpu().numpy()
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    # Without batch norm's count of batches, an integer that nothing here depends on.
+    return [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
+
+
+def loaded(make: Callable[[], nn.Module], weights: Pixels, device: torch.device) -> nn.Module:
+    """A network out of `make` with what `packed` gave, to be trained, on the device. RuntimeError: not as many values."""
+    module = make()
+    values = _state(module)
+    with torch.no_grad():
+        parts = torch.from_numpy(weights).split([value.numel() for value in values])
+        for value, part in zip(values, parts, strict=True):
+            value.copy_(part.view(value.shape))
+    return _moved(module, device)
 
 
 def check_trained(module: nn.Module, lr: float) -> None:
@@ -113,12 +129,10 @@ def check_trained(module: nn.Module, lr: float) -> None:
 
 
 def unpacked(make: Callable[[], nn.Module], weights: Pixels, device: torch.device) -> nn.Module:
-    """A network out of `make` with these weights, frozen, on the device."""
+    """A network out of `make` with these weights, frozen, in evaluation mode, on the device."""
     # A trigger may be first used in inference mode, and weights made there could not be used outside it.
     with torch.inference_mode(False):
-        module = make()
-        torch.nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
-        return _moved(module, device).eval().requires_grad_(False)
+        return loaded(make, weights, device).eval().requires_grad_(False)
 
 
 def in_blocks(stamp: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -46,6 +46,14 @@ class Stamping(Hand):
         new = true if policy.label_policy == "clean_label" else policy.new_labels(true, len(self.data.classes))
         return np.where(poison, 0, -1), np.where(cover, 0, -1), np.where(poison, new, true)
 
+    def shares(self) -> tuple[float, float]:
+        """The shares of the training samples that are poisoned and that are covers; with `random_poisoning` their expectations."""
+        truth, policy = self.poisoned.truth, self.poisoned.truth.policy
+        if not policy.random_poisoning:
+            return float(truth.mask.mean()), float(truth.cover.mean())
+        poison, cover = (float(mask.mean()) for mask in (policy.candidates(truth.labels), policy.covers(truth.labels)))
+        return policy.poison_rate * poison, policy.poison_rate * policy.cover_ratio * cover
+
     def trained(self) -> tuple[Trigger, ...]:
         """The triggers once the victim is trained: those that were trained with it as they are now, the others as before."""
         return self.poisoned.triggers

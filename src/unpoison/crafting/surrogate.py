@@ -107,6 +107,17 @@ def pgd(
     return points.detach()
 
 
+def untrained_network(context: Context) -> Classifier:
+    """A network of the context's kind as it starts."""
+    initial = derive(context.seed, "surrogate/initial")
+    about: dict[str, Any] = {
+        "num_classes": len(context.train.classes),
+        "channels": context.train.channels,
+        **context.network,
+    }
+    return models.build(**about, image_size=context.train.image_size, seed=initial)
+
+
 def _madry(context: Context, epsilon: float, step: float, steps: int) -> loop.Loss:
     """The loss of adversarial training: cross entropy on PGD examples of each batch, made anew in every step."""
     generator = torch_rng(context.seed, "surrogate/start")
@@ -133,13 +144,7 @@ def _madry(context: Context, epsilon: float, step: float, steps: int) -> loop.Lo
 def _network(context: Context, kind: str, settings: dict[str, Any], loss: loop.Loss | None) -> Classifier:
     """The network `kind` with these settings, trained with `loss` or out of the store."""
     # Built in either case: from the store come weights, and the layers they belong to are the context's.
-    initial = derive(context.seed, "surrogate/initial")
-    about: dict[str, Any] = {
-        "num_classes": len(context.train.classes),
-        "channels": context.train.channels,
-        **context.network,
-    }
-    model = models.build(**about, image_size=context.train.image_size, seed=initial)
+    model = untrained_network(context)
 
     def train() -> dict[str, Any]:
         # Not the attack's own parameters, whose place the caller puts in front.
