@@ -29,6 +29,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanet": ("wanet", {}),
     "bpp": ("bpp", {}),
     "bpp, dithered": ("bpp", {"dither": True}),
+    "blind": ("blind", {}),
+    "blind, mgda": ("blind", {"balance": "mgda"}),
 }
 PLAIN = "no hand"
 
