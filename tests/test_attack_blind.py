@@ -143,28 +143,32 @@ class TestCopies:
         # The weight that a sample's copy has in the second loss is 1 on average.
         assert count / made.share / COUNT / epochs == pytest.approx(1, abs=0.05 if anew else 1e-12)
 
-    def test_objective_by_hand(self) -> None:
-        made, (images, labels, samples) = hand({"scales": [2.0, 0.5]}, poison_rate=0.25), batch(np.arange(20))
+    @pytest.mark.parametrize("together", [False, True])
+    def test_objective_by_hand(self, together: bool) -> None:
+        made = hand({"scales": [2.0, 0.5], "together": together}, poison_rate=0.25)
+        images, labels, samples = batch(np.arange(20))
         model = network().train()
         made.start(model, World())
         given = made.objective(cross_entropy, model, images, labels, samples)
-        normal, backdoor = losses_of(made, images, labels, samples, 0.25)
+        normal, backdoor = losses_of(made, images, labels, samples, 0.25, together)
         assert torch.allclose(given.losses, normal, atol=1e-5)
         assert given.extra is not None
         total = float((given.losses.sum() + given.extra).detach())
         assert total == pytest.approx(float((2 * normal.sum() + 0.5 * backdoor).detach()), rel=1e-4)
 
-    def test_balanced_gradient_by_hand(self) -> None:
-        made, (images, labels, samples) = hand({"balance": "mgda", "normalise": "loss"}), batch(np.arange(20))
+    @pytest.mark.parametrize("together", [False, True])
+    def test_balanced_gradient_by_hand(self, together: bool) -> None:
+        made = hand({"balance": "mgda", "normalise": "loss", "together": together})
+        images, labels, samples = batch(np.arange(20))
         model, other = network().train(), network().train()
         made.start(model, World())
         given = made.objective(cross_entropy, model, images, labels, samples)
         assert given.extra is not None
         ((given.losses.sum() + given.extra) / 20).backward()  # type: ignore[no-untyped-call]
-        normal, backdoor = (loss.sum() / 20 for loss in losses_of(made, images, labels, samples, 1.0, other))
+        normal, backdoor = (loss.sum() / 20 for loss in losses_of(made, images, labels, samples, 1.0, together, other))
         parameters = list(other.parameters())
         gradients = [
-            torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]).double()
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, retain_graph=True)]).double()
             for loss in (normal, backdoor)
         ]
         first, second = (
@@ -184,13 +188,19 @@ def losses_of(
     labels: torch.Tensor,
     samples: torch.Tensor,
     share: float,
+    together: bool,
     model: Classifier | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Normal losses, and the sum of the copies' over the share, of the network in training mode."""
     model = network().train() if model is None else model
-    normal = F.cross_entropy(model(images), labels, reduction="none")
     copies, wanted, stamped = made.copied(images, samples)
-    return normal, F.cross_entropy(model(copies), wanted, reduction="none")[stamped].sum() / share
+    of_images, of_copies = (
+        model(torch.cat([images, copies])).split(len(images)) if together else (model(images), model(copies))
+    )
+    normal, backdoor = (
+        F.cross_entropy(logits, of, reduction="none") for logits, of in ((of_images, labels), (of_copies, wanted))
+    )
+    return normal, backdoor[stamped].sum() / share
 
 
 class TestGate:

@@ -28,6 +28,7 @@ def make(
     size: Count | None = None,
     location: Location | None = None,
     margin: Whole = 0,
+    together: bool = False,
     balance: Balancing = "fixed",
     scales: list[NonNegative] = [1.0, 0.9],  # noqa: B006 (read only, and shown as the default)
     normalise: Normalise = "loss+",
@@ -46,6 +47,7 @@ def make(
         size: smaller edge in pixels; null: as published (3).
         location: `bottom_right`, `center`, `random`, `dynamic`, as for `badnets`; null: the pattern's own place.
         margin: pixels between the patch and the bottom and right border, for `bottom_right`.
+        together: whether images and copies pass as one batch, so that batch norm averages over both, as it does at the test.
         balance: `fixed`, by `scales`, or `mgda`, in each step so that the losses' gradients together are shortest.
         scales: weights of the normal loss, the backdoor's and each evasion's, 1 where one is missing (BackdoorBench: 1, 0.9).
         normalise: what `mgda` divides gradients by: `none`, `l2` (length), `loss`, `loss+` (product of both).
@@ -70,6 +72,7 @@ def make(
 def hand(
     stamping: Stamping,
     *,
+    together: bool,
     balance: Balancing,
     scales: list[NonNegative],
     normalise: Normalise,
@@ -78,7 +81,9 @@ def hand(
     evasion: list[Evades],
 ) -> Stamping:
     """The hand in training; its parameters are those of `make`."""
-    return Blinding(stamping, Settings(balance, tuple(scales), normalise, loss_threshold, window, tuple(evasion)))
+    return Blinding(
+        stamping, Settings(together, balance, tuple(scales), normalise, loss_threshold, window, tuple(evasion))
+    )
 
 
 ATTACK = Attack(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ Balancing = Literal["fixed", "mgda"]
 class Settings:
     """The attack's own parameters that matter in training, as in `attacks.blind.make`."""
 
+    together: bool
     balance: Balancing
     scales: tuple[float, ...]
     normalise: Normalise
@@ -52,7 +54,7 @@ class Blinding(Copying):
         super().__init__(stamping)
         self.settings, self.again, self.opened = settings, False, False
         # Passes that are looked into, or gone back through twice.
-        self.eager = bool(settings.evasion)
+        self.eager = bool(settings.evasion) or (settings.together and settings.balance == "mgda")
         self.evasions: dict[str, Evasion] = {}
 
     def check(self, steps: int) -> None:
@@ -117,9 +119,10 @@ class Blinding(Copying):
 
     def _fixed(self, batch: Batch) -> Objective:
         scale_of = self.settings.scale_of
-        logits, losses = self._normal(batch)
-        extra = (scale_of["normal"] - 1) * losses.sum()
-        for each in self._others(batch):
+        logits, losses, passes = self._passes(batch)
+        # What is left of the normal loss, which the training's record keeps as it is.
+        extra = -losses.sum()
+        for each in passes:
             for name, loss in each.items():
                 extra = extra + scale_of[name] * loss
         return Objective(logits, losses, extra)
@@ -127,34 +130,46 @@ class Blinding(Copying):
     def _balanced(self, batch: Batch) -> Objective:
         """As `_fixed`, with the weights of MGDA. Each pass is gone back through at once, and its activations are then free."""
         balance = Balance(batch.model, self.here, batch.total)
-        logits, losses = self._normal(batch)
-        balance.add([losses.sum()])
+        logits, losses, passes = self._passes(batch)
+        for each in passes:
+            balance.add(list(each.values()))
         # Their gradients are in what `weighed` gives.
         logits, losses = logits.detach(), losses.detach()
-        for each in self._others(batch):
-            balance.add(list(each.values()))
         value, _ = balance.weighed(self.settings.normalise)
         return Objective(logits, losses, value - losses.sum())
 
-    def _normal(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and losses of the images as they are."""
+    def _passes(self, batch: Batch) -> tuple[Tensor, Tensor, Iterator[dict[str, Tensor]]]:
+        """Logits and losses of the images as they are; and for each pass its losses by name, sums over this process's samples."""
+        count = len(batch.labels)
+        images, labels = batch.images, batch.labels
+        if self.settings.together:
+            images, labels = torch.cat([images, batch.copies]), torch.cat([labels, batch.wanted])
         with self._looking(batch.model) as passed:
-            logits, losses = batch.plain(batch.model, batch.images, batch.labels)
+            logits, losses = batch.plain(batch.model, images, labels)
+        first = [Inside(of.raw, of.features, slice(0, count)) for of in passed]
         for evasion in self._of_copies().values():
-            evasion.clean(batch, passed[0], again=self.again)
-        return logits, losses
+            evasion.clean(batch, first[0], again=self.again)
+        found = {"normal": losses[:count].sum()}
+        if not self.settings.together:
+            return logits, losses, chain([found], self._apart(batch), self._own(batch))
+        second = [Inside(of.raw, of.features, slice(count, None)) for of in passed]
+        found |= self._of_stamped(batch, losses[count:], second)
+        return logits[:count], losses[:count], chain([found], self._own(batch))
 
-    def _others(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
-        """For each further pass its losses by name, each the sum over this process's samples."""
+    def _apart(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """The copies in a pass of their own."""
         # The whole batch passes, stamped or not: batch norm has as many samples to average over, however few are stamped.
         with self._looking(batch.model) as passed:
             _, losses = batch.plain(batch.model, batch.copies, batch.wanted)
+        yield self._of_stamped(batch, losses, passed)
+
+    def _of_stamped(self, batch: Batch, losses: Tensor, passed: list[Inside]) -> dict[str, Tensor]:
         found = {"backdoor": (losses * batch.weights).sum()}
         for name, evasion in self._of_copies().items():
             found[name] = evasion.loss(batch, passed[0], again=self.again)
-        # Let go of them: whoever was given them may free them.
-        del losses, passed
-        yield found
+        return found
+
+    def _own(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         for name, evasion in self.evasions.items():
             if evasion.own_pass:
                 yield {name: evasion.loss(batch, None, again=self.again)}

@@ -36,10 +36,17 @@ KEPT = 0.9
 
 
 class Inside(NamedTuple):
-    """What passed between the halves of a network: the backbone's raw output, and the penultimate features [b, d]."""
+    """What passed between the halves of a network: the backbone's raw output, and the penultimate features [b, d].
+
+    Attributes:
+        raw: the raw output of the whole pass.
+        features: the features of the whole pass.
+        rows: the images that are meant.
+    """
 
     raw: Tensor
     features: Tensor
+    rows: slice = slice(None)
 
 
 @contextmanager
@@ -207,9 +214,9 @@ class SentiNet(Evasion):
 
     def map_of(self, passed: Inside, labels: Tensor, *, train: bool) -> Tensor:
         """Grad-CAM maps, float32 [b, h', w'] in [0, 1]."""
-        logits = self.model.head(passed.features).float().gather(1, labels[:, None])
+        logits = self.model.head(passed.features[passed.rows]).float().gather(1, labels[:, None])
         (back,) = torch.autograd.grad(logits.sum(), passed.raw, create_graph=train, retain_graph=True)
-        maps, back = (self.model.backbone.spatial(of).float() for of in (passed.raw, back))
+        maps, back = (self.model.backbone.spatial(of)[passed.rows].float() for of in (passed.raw, back))
         heat = (back.mean((2, 3), keepdim=True) * maps).sum(1).clamp(min=0)
         return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
@@ -230,7 +237,7 @@ class Spectral(Evasion):
     def clean(self, batch: Batch, passed: Inside, *, again: bool) -> None:
         if again:
             return
-        features = passed.features.detach().float()
+        features = passed.features[passed.rows].detach().float()
         rows = torch.cat([features, features.square().sum(1, keepdim=True), torch.ones_like(features[:, :1])], 1)
         new = torch.zeros_like(self.sums).index_add_(0, batch.labels, rows)
         self.here.sum(new)
@@ -241,7 +248,9 @@ class Spectral(Evasion):
         count = self.sums[:, -1:].clamp(min=1e-6)
         means = self.sums[:, :-2] / count
         spread = (self.sums[:, -2:-1] / count - means.square().sum(1, keepdim=True)).clamp(min=1e-12).sqrt()
-        away = (passed.features.float() - means[batch.wanted]).norm(dim=1) / spread[batch.wanted, 0].clamp(min=1e-3)
+        away = (passed.features[passed.rows].float() - means[batch.wanted]).norm(dim=1) / spread[batch.wanted, 0].clamp(
+            min=1e-3
+        )
         # A class that has not been seen yet has no mean.
         known = (self.sums[:, -1] > 0)[batch.wanted]
         return (away * batch.weights * known).sum()
