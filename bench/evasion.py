@@ -49,6 +49,7 @@ from unpoison.training.recipes import recipe_named
 EVASIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "neural_cleanse": {"evasion": ["neural_cleanse"]},
+    "neural_cleanse, 0.3": {"evasion": ["neural_cleanse"], "scales": [1.0, 0.9, 0.3]},
     "sentinet": {"evasion": ["sentinet"]},
     "spectral": {"evasion": ["spectral"]},
 }
@@ -141,7 +142,7 @@ def main() -> None:
         # As they come: the whole takes a quarter of an hour for each seed.
         for way in given.ways:
             row = measured(way, seed, splits, 2 if given.quick else 8, quick=given.quick)
-            report([{**row, "ratios": ""}], "evasion.csv", write=not given.quick)
+            report([row], "evasion.csv", write=not given.quick)
 
 
 if __name__ == "__main__":

@@ -184,9 +184,11 @@ class NeuralCleanse(Evasion):
 class SentiNet(Evasion):
     """Against SentiNet (Chou et al. 2020): where the network looks on a stamped copy, it is to look on the image as well.
 
-    The loss of a copy is the largest excess of its Grad-CAM map (Selvaraju et al. 2017), for the label that it is trained on, over
-    that of the image as it is for its own label, which is held. Maps are those of the last feature map, each divided by its largest
-    value. The published code averages weights and maps over the batch, knows 512 channels only, and has a factor of 10.
+    The loss of a copy is what its Grad-CAM map (Selvaraju et al. 2017), for the label that it is trained on, has beyond that of the
+    image as it is for its own label, which is held: the sum of what is positive, from 0 to 1. Maps are those of the last feature
+    map, each divided by its sum. In the published code weights and maps are averages over the batch, maps are divided by their
+    largest value, which leaves that very value without a gradient, and the loss is 10 times the largest excess; and it knows 512
+    channels only.
     """
 
     def __init__(self, model: Classifier, here: World, image_size: tuple[int, int], seed: int) -> None:
@@ -209,16 +211,16 @@ class SentiNet(Evasion):
 
     def loss(self, batch: Batch, passed: Inside | None, *, again: bool) -> Tensor:
         assert passed is not None
-        excess = (self.map_of(passed, batch.wanted, train=True) - self.held).clamp(min=0).amax((1, 2))
+        excess = (self.map_of(passed, batch.wanted, train=True) - self.held).clamp(min=0).sum((1, 2))
         return (excess * batch.weights).sum()
 
     def map_of(self, passed: Inside, labels: Tensor, *, train: bool) -> Tensor:
-        """Grad-CAM maps, float32 [b, h', w'] in [0, 1]."""
+        """Grad-CAM maps, float32 [b, h', w'], each of sum 1, or 0 where nothing speaks for the label."""
         logits = self.model.head(passed.features[passed.rows]).float().gather(1, labels[:, None])
         (back,) = torch.autograd.grad(logits.sum(), passed.raw, create_graph=train, retain_graph=True)
         maps, back = (self.model.backbone.spatial(of)[passed.rows].float() for of in (passed.raw, back))
         heat = (back.mean((2, 3), keepdim=True) * maps).sum(1).clamp(min=0)
-        return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+        return heat / heat.sum((1, 2), keepdim=True).clamp(min=1e-12)
 
 
 class Spectral(Evasion):
