@@ -30,6 +30,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanet": ("wanet", {}),
     "bpp": ("bpp", {}),
     "bpp, dithered": ("bpp", {"dither": True}),
+    "blind": ("blind", {}),
+    "blind, mgda": ("blind", {"balance": "mgda"}),
     "bypass": ("bypass", {}),
     "sam_attacker": ("sam_attacker", {}),
     "input_aware": ("input_aware", {}),

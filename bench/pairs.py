@@ -70,7 +70,7 @@ def row(what: str, rates: Rates, way: str, against: str) -> dict[str, Any]:
 def report(rows: list[dict[str, Any]], file: str, *, write: bool) -> None:
     """Print the rows and, unless they are of a quick bench, add them to a file of bench/results."""
     table = pd.DataFrame(rows)
-    print(table.drop(columns="ratios").to_string(index=False), flush=True)
+    print(table.drop(columns="ratios", errors="ignore").to_string(index=False), flush=True)
     if not write:
         return
     about = {

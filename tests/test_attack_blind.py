@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from unpoison import models
 from unpoison.attacks import SINGLE, blind, hand_of
-from unpoison.core.errors import ParameterError
+from unpoison.compute.checkpoints import Checkpoints
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.copying import Copying
@@ -21,7 +22,9 @@ from unpoison.crafting.stamping import Stamping
 from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import Classifier
 from unpoison.poisoning.poisoned import Poisoned
-from unpoison.training.loop import cross_entropy
+from unpoison.training.distributed import World
+from unpoison.training.loop import cross_entropy, fit
+from unpoison.training.recipe import Recipe
 
 GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="what the originals' own code gave is not part of the project")
@@ -86,7 +89,20 @@ class TestTrigger:
             ),
             (
                 {"scales": [1.0]},
-                r"blind\.scales: \[1\.0\] given, allowed: two weights, of the normal loss and of the backdoor's",
+                r"blind\.scales: \[1\.0\] given, allowed: weights of the losses normal, backdoor, the first two at least",
+            ),
+            (
+                {"scales": [1.0] * 4, "evasion": ["spectral"]},
+                r"blind\.scales: \[1\.0, 1\.0, 1\.0, 1\.0\] given, allowed: weights of the losses normal, backdoor, spectral, "
+                "the first two at least",
+            ),
+            (
+                {"evasion": ["spectral", "spectral"]},
+                r"blind\.evasion: \['spectral', 'spectral'\] given, allowed: each once",
+            ),
+            (
+                {"evasion": ["strip"]},
+                r"blind\.evasion\.0: 'strip' given; input should be 'neural_cleanse', 'sentinet' or 'spectral'",
             ),
         ],
     )
@@ -127,14 +143,144 @@ class TestCopies:
         # The weight that a sample's copy has in the second loss is 1 on average.
         assert count / made.share / COUNT / epochs == pytest.approx(1, abs=0.05 if anew else 1e-12)
 
-    def test_objective_by_hand(self) -> None:
-        made, (images, labels, samples) = hand({"scales": [2.0, 0.5]}, poison_rate=0.25), batch(np.arange(20))
-        given = made.objective(cross_entropy, network().train(), images, labels, samples)
+    @pytest.mark.parametrize("together", [False, True])
+    def test_objective_by_hand(self, together: bool) -> None:
+        made = hand({"scales": [2.0, 0.5], "together": together}, poison_rate=0.25)
+        images, labels, samples = batch(np.arange(20))
         model = network().train()
-        normal = F.cross_entropy(model(images), labels, reduction="none")
-        copies, wanted, stamped = made.copied(images, samples)
-        backdoor = F.cross_entropy(model(copies), wanted, reduction="none")[stamped].sum() / 0.25
+        made.start(model, World())
+        given = made.objective(cross_entropy, model, images, labels, samples)
+        normal, backdoor = losses_of(made, images, labels, samples, 0.25, together)
         assert torch.allclose(given.losses, normal, atol=1e-5)
         assert given.extra is not None
         total = float((given.losses.sum() + given.extra).detach())
         assert total == pytest.approx(float((2 * normal.sum() + 0.5 * backdoor).detach()), rel=1e-4)
+
+    @pytest.mark.parametrize("together", [False, True])
+    def test_balanced_gradient_by_hand(self, together: bool) -> None:
+        made = hand({"balance": "mgda", "normalise": "loss", "together": together})
+        images, labels, samples = batch(np.arange(20))
+        model, other = network().train(), network().train()
+        made.start(model, World())
+        given = made.objective(cross_entropy, model, images, labels, samples)
+        assert given.extra is not None
+        ((given.losses.sum() + given.extra) / 20).backward()  # type: ignore[no-untyped-call]
+        normal, backdoor = (loss.sum() / 20 for loss in losses_of(made, images, labels, samples, 1.0, together, other))
+        parameters = list(other.parameters())
+        gradients = [
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, retain_graph=True)]).double()
+            for loss in (normal, backdoor)
+        ]
+        first, second = (
+            gradient / (min(float(loss.detach()), 10) + 1e-5)
+            for gradient, loss in zip(gradients, (normal, backdoor), strict=True)
+        )
+        weight = float(((second - first) @ second) / ((first - second) @ (first - second)))
+        assert 0.001 < weight < 0.999
+        found = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        assert torch.allclose(found.double(), weight * gradients[0] + (1 - weight) * gradients[1], atol=1e-4)
+        assert torch.allclose(given.losses.sum() / 20, normal.detach(), atol=1e-5)
+
+
+def losses_of(
+    made: Copying,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    samples: torch.Tensor,
+    share: float,
+    together: bool,
+    model: Classifier | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normal losses, and the sum of the copies' over the share, of the network in training mode."""
+    model = network().train() if model is None else model
+    copies, wanted, stamped = made.copied(images, samples)
+    of_images, of_copies = (
+        model(torch.cat([images, copies])).split(len(images)) if together else (model(images), model(copies))
+    )
+    normal, backdoor = (
+        F.cross_entropy(logits, of, reduction="none") for logits, of in ((of_images, labels), (of_copies, wanted))
+    )
+    return normal, backdoor[stamped].sum() / share
+
+
+class TestGate:
+    def test_opens_with_a_full_window_below_the_threshold_and_closes_again(self) -> None:
+        made = hand({"loss_threshold": 1.0, "window": 3})
+        model, (images, labels, samples) = network().train(), batch(np.arange(20))
+        made.start(model, World())
+        opened = []
+        for mean in (0.1, 0.5, 0.9, 2.0, 0.0, 0.0, 5.0, 0.1):
+
+            def plain(model: Classifier, images: torch.Tensor, labels: torch.Tensor, mean: float = mean) -> Any:
+                return model(images), torch.full((20,), mean)
+
+            given = made.objective(plain, model, images, labels, samples)
+            opened.append(given.extra is not None)
+            # The second call of a step neither counts nor decides anew.
+            assert (made.objective(plain, model, images, labels, samples).extra is not None) == opened[-1]
+            made.after_step()
+        # Means of the three before each: none, none, none, 0.5, 1.13, 0.97, 0.67, 1.67.
+        assert opened == [False, False, False, True, False, True, True, False]
+
+    def test_a_window_that_no_training_fills_is_refused_before_it(self) -> None:
+        said = r"^blind\.window: 4 given, allowed with loss_threshold 1 in a training of 4 steps: 1 to 3$"
+        with pytest.raises(UserError, match=said):
+            fit(
+                network(),
+                DATA,
+                Recipe(epochs=2, batch_size=100),
+                seed=0,
+                what="test",
+                hand=hand({"loss_threshold": 1.0, "window": 4}),
+            )
+        hand({"loss_threshold": 1.0, "window": 3}).check(4)
+        hand({"window": 1000}).check(4)
+
+
+class KilledError(RuntimeError):
+    pass
+
+
+EVERYTHING: dict[str, Any] = {
+    **CORNER,
+    "balance": "mgda",
+    "evasion": ["neural_cleanse", "sentinet", "spectral"],
+    "loss_threshold": 100.0,
+    "window": 1,
+}
+
+
+def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, "key", what="test", unit="epoch")
+    data = DATA.subset(np.arange(40))
+
+    def run(made: Copying, **more: Any) -> Classifier:
+        model = models.build("resnet18", num_classes=10, image_size=(12, 12), width=8, stem="conv3", seed=1)
+        fit(model, data, Recipe(epochs=2, batch_size=20, lr=0.02), seed=0, what="test", hand=made, **more)
+        return model
+
+    def of_the_subset() -> Copying:
+        wanted = intent("blind", SINGLE["blind"], {}, EVERYTHING)
+        made = hand_of(craft("blind", [wanted], Context(train=data, seed=0)), data, seed=0)
+        assert isinstance(made, Copying)
+        return made
+
+    whole = run(first := of_the_subset())
+    mortal = of_the_subset()
+
+    def die(epoch: int, epochs: int) -> None:
+        mortal.epoch = epoch
+        if epoch == 1:
+            raise KilledError
+
+    mortal.start_epoch = die  # type: ignore[method-assign]
+    with pytest.raises(KilledError):
+        run(mortal, checkpoints=kept)
+    resumed = run(second := of_the_subset(), checkpoints=kept)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert first.tensors().keys() == second.tensors().keys()
+    for name, value in first.tensors().items():
+        assert torch.equal(value, second.tensors()[name]), name
+    # Everything of the attacker's own has moved.
+    assert all((value != 0).any() for value in first.tensors().values())

@@ -1,7 +1,7 @@
-"""Blind (Bagdasaryan & Shmatikov, "Blind Backdoors in Deep Learning Models", USENIX Security 2021, sections 3 and 4).
+"""Blind (Bagdasaryan & Shmatikov, "Blind Backdoors in Deep Learning Models", USENIX Security 2021, sections 3, 4 and 6).
 
 The attacker poisons the loss: code that he has changed stamps a copy of every batch and minimises a second loss beside that
-of the images as they are.
+of the images as they are, and others that hide it from detectors.
 
 Published code: https://github.com/ebagdasa/backdoors101/blob/9f48fbb/attack.py; a port with fixed scales
 https://github.com/SCLBD/BackdoorBench/blob/f02e353/attack/blind.py
@@ -9,40 +9,16 @@ https://github.com/SCLBD/BackdoorBench/blob/f02e353/attack/blind.py
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..core.errors import ParameterError
-from ..core.hyperparameters import Count, NonNegative, Whole
+from ..core.hyperparameters import Count, NonNegative, Positive, Whole
 from ..crafting.attack import Attack
+from ..crafting.blinding import Balancing, Blinding, Settings
 from ..crafting.context import Context
-from ..crafting.copying import Copying
+from ..crafting.evasion import Evades
 from ..crafting.stamping import Stamping
-from ..models.classifier import Classifier
-from ..training.hand import Loss, Objective
+from ..training.mgda import Normalise
 from . import badnets
 from .badnets import Location, PatchTrigger
-
-
-class Blinding(Copying):
-    """Minimises the loss of the images as they are and, by another weight, that of the stamped copies.
-
-    Attributes:
-        scales: weights of the two losses.
-    """
-
-    def __init__(self, stamping: Stamping, scales: list[float]) -> None:
-        super().__init__(stamping)
-        self.scales = scales
-
-    def objective(self, plain: Loss, model: Classifier, images: Tensor, labels: Tensor, samples: Tensor) -> Objective:
-        logits, losses = plain(model, images, labels)
-        # The whole batch passes, stamped or not: batch norm has as many samples to average over, however few are stamped.
-        copies, wanted, stamped = self.copied(images, samples)
-        _, of_copies = plain(model, copies, wanted)
-        # Over the share, and so in expectation the mean over copies, in small batches as well.
-        backdoor = (of_copies * stamped).sum() / self.share
-        normal, second = self.scales
-        return Objective(logits, losses, (normal - 1) * losses.sum() + second * backdoor)
 
 
 def make(
@@ -52,9 +28,15 @@ def make(
     size: Count | None = None,
     location: Location | None = None,
     margin: Whole = 0,
+    together: bool = False,
+    balance: Balancing = "fixed",
     scales: list[NonNegative] = [1.0, 0.9],  # noqa: B006 (read only, and shown as the default)
+    normalise: Normalise = "loss+",
+    loss_threshold: Positive | None = None,
+    window: Count = 1000,
+    evasion: list[Evades] = [],  # noqa: B006 (read only, and shown as the default)
 ) -> PatchTrigger:
-    """The patch, and how its loss is weighed in training.
+    """The patch, and how the victim is trained.
 
     `attack.poison_rate` is the share of the samples of which a stamped copy enters the second loss, `poisoning_proportion` in
     the published code; it is weighed by 1 / rate.
@@ -65,19 +47,43 @@ def make(
         size: smaller edge in pixels; null: as published (3).
         location: `bottom_right`, `center`, `random`, `dynamic`, as for `badnets`; null: the pattern's own place.
         margin: pixels between the patch and the bottom and right border, for `bottom_right`.
-        scales: weights of the normal loss and of the backdoor's (BackdoorBench: 1 and 0.9).
+        together: whether images and copies pass as one batch, so that batch norm averages over both, as it does at the test.
+        balance: `fixed`, by `scales`, or `mgda`, in each step so that the losses' gradients together are shortest.
+        scales: weights of the normal loss, the backdoor's and each evasion's, 1 where one is missing (BackdoorBench: 1, 0.9).
+        normalise: what `mgda` divides gradients by: `none`, `l2` (length), `loss`, `loss+` (product of both).
+        loss_threshold: mean normal loss of the last `window` batches below which the other losses count; null: they always do
+            (BackdoorBench: 1).
+        window: batches of that mean, as many of which pass first (1000 as published).
+        evasion: losses against detectors, out of `neural_cleanse`, `sentinet`, `spectral`.
 
     Raises:
-        ParameterError: what `badnets` refuses; another number of scales.
+        ParameterError: what `badnets` refuses; more scales than losses, or fewer than two; an evasion given twice.
     """
-    if len(scales) != 2:
-        raise ParameterError(f"scales: {scales} given, allowed: two weights, of the normal loss and of the backdoor's")
+    if not 2 <= len(scales) <= 2 + len(evasion):
+        of = "".join(f", {name}" for name in evasion)
+        raise ParameterError(
+            f"scales: {scales} given, allowed: weights of the losses normal, backdoor{of}, the first two at least"
+        )
+    if len(set(evasion)) < len(evasion):
+        raise ParameterError(f"evasion: {evasion} given, allowed: each once")
     return badnets.make(context, pattern=pattern, size=size, location=location, margin=margin)
 
 
-def hand(stamping: Stamping, *, scales: list[NonNegative]) -> Stamping:
+def hand(
+    stamping: Stamping,
+    *,
+    together: bool,
+    balance: Balancing,
+    scales: list[NonNegative],
+    normalise: Normalise,
+    loss_threshold: Positive | None,
+    window: Count,
+    evasion: list[Evades],
+) -> Stamping:
     """The hand in training; its parameters are those of `make`."""
-    return Blinding(stamping, scales)
+    return Blinding(
+        stamping, Settings(together, balance, tuple(scales), normalise, loss_threshold, window, tuple(evasion))
+    )
 
 
 ATTACK = Attack(

@@ -58,3 +58,9 @@ class Copying(Stamping):
                 values = applied(trigger, images[rows].float() * 255, keys[number_of == number], train=True)
                 copies[rows] = (values / 255).clamp(0, 1).to(images.dtype)
         return copies, torch.from_numpy(given).to(images.device), torch.from_numpy(number_of >= 0).to(images.device)
+
+    def aims(self, samples: Tensor) -> Tensor:
+        """The label that the attacker would have for each sample, stamped or not: int64 [b]."""
+        true = self.poisoned.truth.labels[samples.cpu().numpy()]
+        wanted = self.poisoned.truth.policy.new_labels(true, len(self.data.classes))
+        return torch.from_numpy(wanted).to(samples.device)

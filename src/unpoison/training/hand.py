@@ -38,10 +38,19 @@ class Hand:
     Attributes:
         after_augmentation: whether `stamp` sees the images after their augmentation, or before.
         sam: radius of Sharpness-Aware Minimisation that the attacker trains with; 0: the recipe's own.
+        eager: whether it looks into the network's passes, or goes back through one twice, which a compiled pass does not allow.
     """
 
     after_augmentation: bool = False
     sam: float = 0.0
+    eager: bool = False
+
+    def check(self, steps: int) -> None:
+        """Before anything is trained: whether a training of so many steps will do.
+
+        Raises:
+            UserError: one that is too short.
+        """
 
     def start(self, model: Classifier, here: World) -> None:
         """Before the first epoch: the victim's network is on its device, in training mode; `here` are the processes."""

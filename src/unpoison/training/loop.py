@@ -112,7 +112,8 @@ def fit(
     held = whiten(model, data).requires_grad_(False) if recipe.whiten else None
     optimizer = Optimizer(recipe, trained)
     schedule = rates(recipe, plan.steps_per_epoch)
-    fast = compiled(plain, device, recipe.epochs * len(data))
+    hand.check(recipe.epochs * plan.steps_per_epoch)
+    fast = plain if hand.eager else compiled(plain, device, recipe.epochs * len(data))
     # On the device: reading a loss in each step would make the CPU wait for the GPU.
     losses = torch.zeros(recipe.epochs, len(data), device=device)
     hand.start(model, here)
