@@ -186,7 +186,9 @@ TRAINED = {"train_backdoored", "train_clean", "distill_student", "train_robust",
 # Purifiers whose steps are of another kind than the loop's.
 OTHERWISE = {f"purify@{name}" for name in ("anp", "rnp", "i_bau", "sau", "bti_dbf", "clp", "bnp")}
 # Attacks that train a network of their own by the loop.
-WITH_NETWORKS = {f"poison@{name}" for name in ("trojan", "lc", "lf", "feature_collision", "narcissus", "flip", "input_aware")}
+WITH_NETWORKS = {
+    f"poison@{name}" for name in ("trojan", "lc", "lf", "feature_collision", "narcissus", "flip", "input_aware")
+}
 # And detectors that do.
 WITH_NETWORKS |= {f"detect@{name}" for name in ("abl", "fct", "frequency")}
 

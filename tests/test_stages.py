@@ -403,7 +403,7 @@ def test_labels_alone_are_poisoned(project: Path, capsys: pytest.CaptureFixture[
     }
     quick = {"attack.surrogate.model.width": 8, "attack.surrogate.train.epochs": 1, "variations.enabled": False}
     write_params(project, {**TINY, **own, **quick, "attack.name": "flip"})
-    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "detect@cd", "evaluate", "report")
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "extract", "detect@cd", "evaluate", "report")
     clean, received = open_split(Path("data/base"), "train"), open_poisoned(Path("data/base"), Path("data/poisoned"))
     everything, mask = np.arange(200), np.load("data/truth/mask.npy")
     assert (clean.gather(everything) == received.gather(everything)).all()

@@ -294,11 +294,7 @@ def test_attacks_are_all_in_the_suite_of_attacks() -> None:
     assert len({suite.settings(*run) for run in runs}) == len(runs)
     published = {name: {m: p.figures for m, p in about.published.items()} for name, about in suite.experiments.items()}
     assert published["ssba-0.01"] == {"none": {"asr": 0.7344}}
-<<<<<<< HEAD
     assert sum(map(bool, published.values())) == 9 * 3 + 3
-=======
-    assert sum(map(bool, published.values())) == 9 * 3 + 2
->>>>>>> ma
     made = params_of(suite, load_params(ROOT), suite.overrides("digits", "multi-0.1"))
     assert [value_at(made, f"{family}.methods") for family in ("purify", "robust", "detect")] == [[], [], []]
     assert value_at(made, "variations.enabled") is False

@@ -27,7 +27,7 @@ from ..data.imageset import ImageSet
 from ..poisoning.trigger import Trigger, stamp
 from . import badnets
 
-_DELTA, _FREQUENCY = 6.0, 8.0
+_DELTA, _FREQUENCY = 40.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def make(
     copies: Fraction | None = None,
     points: Count = 40,
     span: Fraction = 0.6,
-    passes: Whole = 6,
+    passes: Whole = 2,
     lr: Positive = 150.0,
     momentum: Fraction = 0.5,
     temperature: Positive = 5.0,
@@ -90,7 +90,7 @@ def make(
     Args:
         context: the attacker's data, network, recipe and seed.
         form: `sine`: a sine along the rows is added; `patch`: a patch of `badnets`. For either, the other's settings are refused.
-        delta: amplitude of the sine in units of 1/255 (published: 6).
+        delta: amplitude of the sine in units of 1/255 (published: 6, too faint for the digits).
         frequency: periods of the sine from the first column to the last (published: 8).
         pattern: of `patch`, as in `badnets`; null: white. `lc_corners` are the published four corners.
         size: of `patch`, as in `badnets`; null: the pattern's own.
