@@ -24,12 +24,7 @@ class Copying(Stamping):
     def __init__(self, stamping: Stamping) -> None:
         super().__init__(stamping.poisoned, stamping.data, seed=stamping.seed)
         self.epoch = 0
-        truth, policy = self.poisoned.truth, self.poisoned.truth.policy
-        if policy.random_poisoning:
-            candidates, covers = policy.candidates(truth.labels).mean(), policy.covers(truth.labels).mean()
-            self.share = float(policy.poison_rate * (candidates + policy.cover_ratio * covers))
-        else:
-            self.share = float((truth.part >= 0).mean())
+        self.share = sum(self.shares())
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         self.epoch = epoch
