@@ -185,6 +185,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "ssba": {"bits": 8, "steps": 2, "batch_size": 4, "width": 4, "l2_wait": 0, "l2_ramp": 1},
     "dfst": {"steps": 1, "batch_size": 4, "width": 4},
     "feature_collision": {"steps": 1, "size": 3},
+    "flip": {"passes": 1, "points": 1, "batch_size": 4},
+    "narcissus": {"rounds": 1, "warm_up": 1, "lr": 1e6},
+    "input_aware": {"jointly": False, "width": 4, "levels": 1, "mask_epochs": 1, "batch_size": 4},
 }
 
 
