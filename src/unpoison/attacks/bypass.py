@@ -132,8 +132,7 @@ class Embedding(Stamping):
 def _loss(logits: Tensor, poisoned: Tensor) -> Tensor:
     """The discriminator's loss, summed over the samples.
 
-    Of a sigmoid in float32, as published, and not of the logit: where that rounds to 0 or 1, its gradient is gone. Of logits the
-    victim could raise the loss without end.
+    Of a sigmoid in float32, as published, and not of the logit: where that rounds to 0 or 1, its gradient is gone.
     """
     return F.binary_cross_entropy(logits.sigmoid(), poisoned, reduction="sum")
 
