@@ -164,7 +164,7 @@ def test_without_an_image_of_the_target_there_is_nothing_to_make_it_on() -> None
 
 def test_a_noise_of_zero_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narcissus, "optimised_noise", lambda *args, **settings: np.zeros((3, 8, 8), np.float32))
-    with pytest.raises(ParameterError, match=r"^narcissus\.warm_up_lr: 0\.01 given, after which no gradient is left"):
+    with pytest.raises(ParameterError, match=r"^narcissus\.warm_up_lr: 0\.001 given, after which no gradient is left"):
         make_trigger(intent("narcissus", SINGLE["narcissus"], {}, {}), context_of())
 
 
