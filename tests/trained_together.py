@@ -22,7 +22,7 @@ from unpoison.training.hand import Hand
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 
-HANDS: dict[str, dict[str, Any]] = {"wanet": {}}
+HANDS: dict[str, dict[str, Any]] = {"wanet": {}, "bpp": {}, "blind": {"balance": "mgda", "location": "bottom_right"}}
 """Attacks that train the victim, with their arguments."""
 RECIPE = Recipe(epochs=3, batch_size=66, lr=0.02, augment=["crop", "flip"])
 
