@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import SINGLE, blind, hand_of
 from unpoison.compute.checkpoints import Checkpoints
@@ -26,8 +27,6 @@ from unpoison.training.distributed import World
 from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.recipe import Recipe
 
-GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
-golden = pytest.mark.skipif(not GOLDEN.exists(), reason="what the originals' own code gave is not part of the project")
 COUNT = 200
 LABELS = np.arange(COUNT) % 10
 DATA = ImageSet(

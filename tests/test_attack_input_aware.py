@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE, hand_of, input_aware, restored
 from unpoison.compute.checkpoints import Checkpoints
@@ -27,8 +28,6 @@ from unpoison.training.distributed import World
 from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.recipe import Recipe
 
-GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
-golden = pytest.mark.skipif(not GOLDEN.exists(), reason="what the originals' own code gave is not part of the project")
 COUNT = 120
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 12, 12, 3), dtype=np.uint8)
 LABELS = np.arange(COUNT) % 10

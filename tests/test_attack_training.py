@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import SINGLE, bpp, hand_of, wanet
 from unpoison.compute.checkpoints import Checkpoints
@@ -33,8 +34,6 @@ from unpoison.training.hand import Hand, Loss, Objective
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 
-GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
-golden = pytest.mark.skipif(not GOLDEN.exists(), reason="what the originals' own code gave is not part of the project")
 COUNT = 400
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 12, 12, 3), dtype=np.uint8)
 LABELS = np.arange(COUNT) % 10

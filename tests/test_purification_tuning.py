@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from math import cos, pi
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks import nothing_drawn
+from originals import GOLDEN, golden
 from planted import Planted
 from small_networks import strided
 from unpoison import models
@@ -29,7 +29,6 @@ from unpoison.training.recipe import Recipe, rates
 
 MODES = ("ft", "lp", "fe_tuning", "ft_init", "fst")
 # The network of an earlier default run and images, beside the checkout where somebody has put them.
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
 def loss_of(model: Classifier, data: ImageSet) -> float:
@@ -131,7 +130,7 @@ def test_every_step_is_that_of_the_published_mode(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.skipif(not (GOLDEN / "model").is_dir(), reason="needs a network of the default run in ../shared/golden")
+@golden
 def test_every_step_is_that_of_the_published_mode_on_a_default_victim(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from ..core.arrays import IntArray, Pixels
 from ..core.hyperparameters import Fraction, Positive
 from ..crafting.attack import Attack
 from ..crafting.context import Context
+from ..crafting.copying import Copying
 from ..crafting.encoders import check_trained, in_blocks, loaded, packed
 from ..crafting.generators import Learner, Normalising, first_weights, statistics, tensors_of
 from ..crafting.stamping import Stamping
@@ -97,7 +98,7 @@ class Noise(Normalising):
         return (images + self.epsilon * std * network(self.normalised(images))).clamp(0, 1)
 
 
-class InTurns(Stamping):
+class InTurns(Copying):
     """Trains the generator and the victim in turns, then the victim alone, on images as they are and stamped copies beside them.
 
     Attributes:
@@ -109,12 +110,11 @@ class InTurns(Stamping):
     """
 
     def __init__(self, stamping: Stamping, *, alpha: float, joint: float, lr: float) -> None:
-        super().__init__(stamping.poisoned, stamping.data, seed=stamping.seed)
+        super().__init__(stamping)
         (trigger,) = stamping.poisoned.triggers
         assert isinstance(trigger, Noise)
-        self.trigger, self.share = trigger, sum(self.shares())
+        self.trigger, self.together = trigger, False
         self.alpha, self.joint, self.lr = alpha, joint, lr
-        self.epoch, self.together = 0, False
 
     def start(self, model: Classifier, here: World) -> None:
         self.model, self.here, self.device = model, here, model.head.weight.device
@@ -123,13 +123,10 @@ class InTurns(Stamping):
         self.old = loaded(trigger.empty, trigger.weights, self.device).eval().requires_grad_(False)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        self.epoch, self.together = epoch, epoch < math.ceil(round(self.joint * epochs, 6))
+        super().start_epoch(epoch, epochs)
+        self.together = epoch < math.ceil(round(self.joint * epochs, 6))
         # At an epoch's end, published; and so the last one of the first stage is what the second one has.
         self.old.load_state_dict(self.new.network.state_dict())
-
-    def stamp(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        # The images stay as they are: it is copies that are stamped.
-        return images, labels
 
     def objective(self, plain: Loss, model: Classifier, images: Tensor, labels: Tensor, samples: Tensor) -> Objective:
         poison, cover, given = self.drawn(samples.cpu().numpy(), self.epoch)

@@ -6,6 +6,7 @@ https://github.com/ebagdasa/backdoors101/blob/9f48fbb/losses/loss_functions.py (
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -94,8 +95,8 @@ class Batch(NamedTuple):
     total: int
 
 
-class Evasion:
-    """A loss against a detector; this one is none.
+class Evasion(ABC):
+    """A loss against a detector.
 
     Attributes:
         own_pass: whether it passes images of its own, and does not look at those of the others.
@@ -112,9 +113,10 @@ class Evasion:
     def __init__(self, model: Classifier, here: World, image_size: tuple[int, int], seed: int) -> None:
         self.model, self.here, self.image_size, self.seed = model, here, image_size, seed
 
-    def clean(self, batch: Batch, passed: Inside, *, again: bool) -> None:
+    def clean(self, batch: Batch, passed: Inside, *, again: bool) -> None:  # noqa: B027 (not all look at them)
         """What passed when the images as they are did; `again` if the step is the second one at the same batch."""
 
+    @abstractmethod
     def loss(self, batch: Batch, passed: Inside | None, *, again: bool) -> Tensor:
         """Sum of the loss over this process's samples, [].
 
@@ -123,9 +125,8 @@ class Evasion:
             passed: what passed when the stamped copies did; None for one with a pass of its own.
             again: whether the step is the second one at the same batch (`Hand.sam`): nothing but the network is trained.
         """
-        raise NotImplementedError
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027 (not all train something)
         """After the network's step."""
 
     def tensors(self) -> dict[str, Tensor]:
