@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from killed import killed_and_resumed
 from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE, hand_of, input_aware, restored
-from unpoison.compute.checkpoints import Checkpoints
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import ParameterError
 from unpoison.crafting.attack import intent, intents_of
@@ -270,27 +270,8 @@ class TestHand:
         assert not made.mask.network.training
 
     def test_a_killed_training_ends_with_the_same_bytes(self, tmp_path: Path) -> None:
-        kept = Checkpoints(tmp_path, "key", what="test", unit="epoch")
-
-        class Mortal(input_aware.Joint):
-            def start_epoch(self, epoch: int, epochs: int) -> None:
-                if epoch == 2:
-                    raise KeyboardInterrupt
-                super().start_epoch(epoch, epochs)
-
-        def run(made: input_aware.Joint, **more: Any) -> tuple[Classifier, Any]:
-            model = network()
-            return model, fit(model, DATA, RECIPE, seed=0, what="test", hand=made, **more)
-
         poisoned = attack()
-        whole, record = run(first := hand(poisoned))
-        dying = hand(poisoned)
-        dying.__class__ = Mortal
-        with pytest.raises(KeyboardInterrupt):
-            run(dying, checkpoints=kept)
-        resumed, again = run(second := hand(poisoned), checkpoints=kept)
-        assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
-        assert np.array_equal(record.losses, again.losses)
+        first, second = killed_and_resumed(lambda: hand(poisoned), network, DATA, RECIPE, at=2, folder=tmp_path)
         for one, other in zip(first.trained(), second.trained(), strict=True):
             assert isinstance(one, input_aware.InputAware)
             assert isinstance(other, input_aware.InputAware)

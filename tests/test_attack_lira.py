@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from killed import killed_and_resumed
 from unpoison import models
 from unpoison.attacks import SINGLE, hand_of, lira, restored
-from unpoison.compute.checkpoints import Checkpoints
 from unpoison.core.errors import ParameterError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
@@ -25,7 +25,7 @@ from unpoison.models.classifier import Classifier
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.trigger import read_trigger, save_trigger, stamp
 from unpoison.training.distributed import World
-from unpoison.training.loop import cross_entropy, fit
+from unpoison.training.loop import cross_entropy
 from unpoison.training.recipe import Recipe
 
 COUNT = 60
@@ -211,29 +211,9 @@ class TestHand:
         assert not same(fixed, weights_of(made.new.network))
 
     def test_a_killed_training_ends_with_the_same_bytes(self, tmp_path: Path) -> None:
-        kept = Checkpoints(tmp_path, "key", what="test", unit="epoch")
-        recipe = Recipe(epochs=3, batch_size=30, lr=0.02, augment=("crop", "flip"))
-
-        class Mortal(lira.InTurns):
-            def start_epoch(self, epoch: int, epochs: int) -> None:
-                # In the first stage, which has one more epoch; then comes the second.
-                if epoch == 1:
-                    raise KeyboardInterrupt
-                super().start_epoch(epoch, epochs)
-
-        def run(made: lira.InTurns, **more: Any) -> tuple[Classifier, Any]:
-            model = network()
-            return model, fit(model, DATA, recipe, seed=0, what="test", hand=made, **more)
-
-        poisoned = attack({"lr": 0.01})
-        whole, record = run(first := hand(poisoned))
-        dying = hand(poisoned)
-        dying.__class__ = Mortal
-        with pytest.raises(KeyboardInterrupt):
-            run(dying, checkpoints=kept)
-        resumed, again = run(second := hand(poisoned), checkpoints=kept)
-        assert same(whole.state_dict(), resumed.state_dict())
-        assert np.array_equal(record.losses, again.losses)
+        recipe, poisoned = Recipe(epochs=3, batch_size=30, lr=0.02, augment=("crop", "flip")), attack({"lr": 0.01})
+        # In the first stage, which has one more epoch; then comes the second.
+        first, second = killed_and_resumed(lambda: hand(poisoned), network, DATA, recipe, at=1, folder=tmp_path)
         one, other = first.trained()[0], second.trained()[0]
         assert isinstance(one, lira.Noise)
         assert isinstance(other, lira.Noise)
