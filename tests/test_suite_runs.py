@@ -98,7 +98,11 @@ def state(root: Path) -> tuple[bytes, str, str, str]:
 
 
 def test_kill_then_only_the_unfinished_run_is_repeated(
-    repository: Repository, killed: subprocess.Popen[str], done: Callable[..., list[str]], capfd: Any
+    repository: Repository,
+    killed: subprocess.Popen[str],
+    done: Callable[..., list[str]],
+    capfd: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, deadline = repository.root, time.monotonic() + 120
     with (root / "params.yaml").open("a") as file:
@@ -117,6 +121,8 @@ def test_kill_then_only_the_unfinished_run_is_repeated(
     assert state(root) == before
     assert list(experiments(root)) == BOTH[:1]
 
+    # A killed process keeps its lock until the system has cleaned up after it.
+    monkeypatch.setattr(git_, "PATIENCE", 60)
     run(repository, "tiny", None, None, fresh=False)
     said = capfd.readouterr().out
     assert "1 of 2 runs to make" in said
