@@ -114,8 +114,8 @@ def test_its_policy_and_block_are_those_of_the_attack(attack: str) -> None:
     (found,) = intents_of("sam_attacker", ATTACKS, {}, {"sam_attacker": {"attack": attack}})
     assert (found.attack, found.method, found.policy) == (attack, SINGLE[attack], Policy(**SINGLE[attack].policy))
     assert found.around is not None
-    assert (found.around.plan, found.around.arguments) == ("sam_attacker", {"radius": 0.1})
-    assert sam_attacker.Parameters().radius == 0.1
+    assert (found.around.plan, found.around.arguments) == ("sam_attacker", {"radius": 0.05})
+    assert sam_attacker.Parameters().radius == 0.05
 
 
 def test_its_attack_s_block() -> None:

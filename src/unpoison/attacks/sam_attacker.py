@@ -23,11 +23,11 @@ class Parameters:
 
     Attributes:
         attack: name of an attack of one trigger, with its own block's parameters and published policy.
-        radius: radius of SAM, over all weights together, in the place of `train.sam` (our choice; Foret et al. on CIFAR-10: 0.05).
+        radius: radius of SAM, in the place of `train.sam` (Foret et al. on CIFAR-10: 0.05).
     """
 
     attack: str = "badnets"
-    radius: Positive = 0.1
+    radius: Positive = 0.05
 
 
 def intents(
