@@ -65,6 +65,12 @@ def main() -> list[Path]:
     for folder, name in ((BACKDOORED, models.DESCRIPTION), (TRIGGERED, triggered_.DESCRIPTION)):
         if not is_made_from(folder, name, **present):
             raise UserError(f"{folder}: not made from the present {TRUTH.parent}/poisoned; run the stage that makes it")
+    # A trigger that was trained beside one victim says nothing about another.
+    victim = made_from_of(TRIGGERED, triggered_.DESCRIPTION).get("backdoored")
+    if victim not in (None, models.digest_of(BACKDOORED)):
+        raise UserError(
+            f"{TRIGGERED}: its triggers were not trained beside the present {BACKDOORED}; run the stage that makes it"
+        )
     test = open_split(BASE, "test")
     truth = read_truth(TRUTH, classes=len(test.classes))
     triggered = read_triggered(TRIGGERED, BASE)

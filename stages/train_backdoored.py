@@ -88,8 +88,8 @@ def main() -> list[Path]:
         return []
     made_by = {"stage": "train_backdoored", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
     made_from = {"poisoned": received.digest}
-    models.save(model, BACKDOORED, classes=data.classes, made_by=made_by, made_from=made_from)
     final = None if hand is None else replace(hand.poisoned, triggers=hand.trained())
+    models.save(model, BACKDOORED, classes=data.classes, made_by=made_by, made_from=made_from)
     write_trained(ATTACKER_TRAINED, final, {**made_from, "backdoored": models.digest_of(BACKDOORED)})
     with new_folder(TRAINING / "losses") as staging:
         np.save(staging / "losses.npy", history.losses)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from killed import killed_and_resumed
 from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import SINGLE, blind, hand_of
-from unpoison.compute.checkpoints import Checkpoints
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
@@ -89,6 +89,23 @@ class TestTrigger:
             (
                 {"scales": [1.0]},
                 r"blind\.scales: \[1\.0\] given, allowed: weights of the losses normal, backdoor, the first two at least",
+            ),
+            (
+                {"scales": [0.0, 1.0]},
+                r"blind\.scales: \[0\.0, 1\.0\] given, allowed: more than 0 for the normal loss, the first",
+            ),
+            (
+                {"scales": [1.0, 1.0], "balance": "mgda"},
+                r"blind\.scales: \[1\.0, 1\.0\] given, allowed with balance mgda, which finds the weights: \[1\.0, 0\.9\], the "
+                "default",
+            ),
+            (
+                {"normalise": "l2"},
+                r"blind\.normalise: l2 given, allowed with balance fixed, which divides by nothing: loss\+, the default",
+            ),
+            (
+                {"window": 5},
+                r"blind\.window: 5 given, allowed with loss_threshold null, which has none: 1000, the default",
             ),
             (
                 {"scales": [1.0] * 4, "evasion": ["spectral"]},
@@ -236,10 +253,6 @@ class TestGate:
         hand({"window": 1000}).check(4)
 
 
-class KilledError(RuntimeError):
-    pass
-
-
 EVERYTHING: dict[str, Any] = {
     **CORNER,
     "balance": "mgda",
@@ -250,34 +263,17 @@ EVERYTHING: dict[str, Any] = {
 
 
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, "key", what="test", unit="epoch")
     data = DATA.subset(np.arange(40))
 
-    def run(made: Copying, **more: Any) -> Classifier:
-        model = models.build("resnet18", num_classes=10, image_size=(12, 12), width=8, stem="conv3", seed=1)
-        fit(model, data, Recipe(epochs=2, batch_size=20, lr=0.02), seed=0, what="test", hand=made, **more)
-        return model
+    def network() -> Classifier:
+        return models.build("resnet18", num_classes=10, image_size=(12, 12), width=8, stem="conv3", seed=1)
 
-    def of_the_subset() -> Copying:
+    def of_the_subset() -> Stamping:
         wanted = intent("blind", SINGLE["blind"], {}, EVERYTHING)
-        made = hand_of(craft("blind", [wanted], Context(train=data, seed=0)), data, seed=0)
-        assert isinstance(made, Copying)
-        return made
+        return hand_of(craft("blind", [wanted], Context(train=data, seed=0)), data, seed=0)
 
-    whole = run(first := of_the_subset())
-    mortal = of_the_subset()
-
-    def die(epoch: int, epochs: int) -> None:
-        mortal.epoch = epoch
-        if epoch == 1:
-            raise KilledError
-
-    mortal.start_epoch = die  # type: ignore[method-assign]
-    with pytest.raises(KilledError):
-        run(mortal, checkpoints=kept)
-    resumed = run(second := of_the_subset(), checkpoints=kept)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    recipe = Recipe(epochs=2, batch_size=20, lr=0.02)
+    first, second = killed_and_resumed(of_the_subset, network, data, recipe, at=1, folder=tmp_path)
     assert first.tensors().keys() == second.tensors().keys()
     for name, value in first.tensors().items():
         assert torch.equal(value, second.tensors()[name]), name

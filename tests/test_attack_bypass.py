@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from killed import killed_and_resumed
 from small_networks import strided
 from unpoison.attacks import ATTACKS, bypass, hand_of, restored
-from unpoison.compute.checkpoints import Checkpoints
 from unpoison.core.errors import ParameterError
 from unpoison.crafting.attack import intents_of
 from unpoison.crafting.context import Context
@@ -307,31 +307,13 @@ def test_the_model_goes_on_without_the_hand() -> None:
     assert not model.head._forward_pre_hooks
 
 
-class KilledError(RuntimeError):
-    pass
-
-
 @pytest.mark.parametrize("policy", [{}, {"random_poisoning": True, "poison_first": False}])
 def test_a_killed_training_ends_with_the_same_bytes(policy: dict[str, Any], tmp_path: Path) -> None:
-    poisoned, kept = poisoned_by({"lr": 0.5}, **policy), Checkpoints(tmp_path, "key", what="test", unit="epoch")
-    recipe = Recipe(epochs=3, batch_size=20, lr=0.01, augment=("flip",))
-
-    class Mortal(bypass.Embedding):
-        def start_epoch(self, epoch: int, epochs: int) -> None:
-            if epoch == 2:
-                raise KilledError
-            super().start_epoch(epoch, epochs)
-
-    whole, hand = strided((8,), seed=0), hand_for(poisoned)
-    record = fit(whole, DATA, recipe, seed=0, what="test", hand=hand)
-    mortal = Mortal(hand_for(poisoned), weight=20.0, lr=0.5, momentum=0.9)
-    with pytest.raises(KilledError):
-        fit(strided((8,), seed=0), DATA, recipe, seed=0, what="test", hand=mortal, checkpoints=kept)
-    resumed, again = strided((8,), seed=0), hand_for(poisoned)
-    rest = fit(resumed, DATA, recipe, seed=0, what="test", hand=again, checkpoints=kept)
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
-    assert all(torch.equal(value, again.tensors()[name]) for name, value in hand.tensors().items())
-    assert np.array_equal(record.losses, rest.losses)
+    poisoned, recipe = poisoned_by({"lr": 0.5}, **policy), Recipe(epochs=3, batch_size=20, lr=0.01, augment=("flip",))
+    first, second = killed_and_resumed(
+        lambda: hand_for(poisoned), lambda: strided((8,), seed=0), DATA, recipe, at=2, folder=tmp_path
+    )
+    assert all(torch.equal(value, second.tensors()[name]) for name, value in first.tensors().items())
 
 
 def test_survives_the_disk(tmp_path: Path) -> None:

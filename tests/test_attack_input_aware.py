@@ -15,7 +15,7 @@ from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE, hand_of, input_aware, restored
 from unpoison.core.content_store import ContentStore
-from unpoison.core.errors import ParameterError
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent, intents_of
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
@@ -161,8 +161,17 @@ class TestTrigger:
         assert torch.equal(again.apply(images, keys, train=False), trigger.apply(images, keys, train=False))
 
     def test_levels_that_do_not_fit(self) -> None:
-        with pytest.raises(ParameterError, match=r"^input_aware\.levels: 3 given, allowed: 1 to 2$"):
+        with pytest.raises(
+            ParameterError, match=r"^input_aware\.levels: 3 given, allowed for images of 12 px: 1 to 2$"
+        ):
             attack({"levels": 3})
+        for side, said in (
+            (6, "null, which is 2 here, given, allowed for images of 6 px: 1 to 1"),
+            (3, "null given for images of 3 px, allowed: images of 4 px or more"),
+        ):
+            small = ImageSet(IMAGES[:, :side, :side], LABELS, DATA.classes, "small")
+            with pytest.raises(ParameterError, match=f"^input_aware.levels: {said}$"):
+                attack({"levels": None}, context=Context(train=small, seed=0))
         with pytest.raises(ParameterError, match=r"^input_aware\.density: 1\.5 given"):
             attack({"density": 1.5})
 
@@ -268,6 +277,12 @@ class TestHand:
         made.start_epoch(1, 13)
         assert len(steps) == 15
         assert not made.mask.network.training
+
+    def test_networks_that_diverge_are_named_and_not_the_victim(self) -> None:
+        with pytest.raises(
+            UserError, match=r"^input_aware\.lr: 1e\+25 given, with which the training of the encoderdecoder"
+        ):
+            fit(network(), DATA, replace(RECIPE, epochs=1), seed=0, what="test", hand=hand(attack({"lr": 1e25})))
 
     def test_a_killed_training_ends_with_the_same_bytes(self, tmp_path: Path) -> None:
         poisoned = attack()

@@ -16,7 +16,7 @@ from torch import nn
 from killed import killed_and_resumed
 from unpoison import models
 from unpoison.attacks import SINGLE, hand_of, lira, restored
-from unpoison.core.errors import ParameterError
+from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
@@ -25,7 +25,7 @@ from unpoison.models.classifier import Classifier
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.trigger import read_trigger, save_trigger, stamp
 from unpoison.training.distributed import World
-from unpoison.training.loop import cross_entropy
+from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.recipe import Recipe
 
 COUNT = 60
@@ -122,8 +122,37 @@ class TestNoise:
         ):
             craft("lira", wanted, Context(train=DATA, seed=0), surrogate=True)
 
+    def test_a_rate_of_zero_copies_nothing(self) -> None:
+        said = "^attack.poison_rate: 0 given, with which no sample has a stamped copy; allowed: more$"
+        with pytest.raises(UserError, match=said):
+            hand_of(attack(poison_rate=0.0), DATA, seed=0)
+
+    def test_a_generator_that_diverges_is_named_and_not_the_victim(self) -> None:
+        recipe = Recipe(epochs=2, batch_size=20, lr=0.01)
+        with pytest.raises(
+            UserError, match=r"^lira\.lr: 1e\+25 given, with which the training of the autoencoder diverged"
+        ):
+            fit(network(), DATA, recipe, seed=0, what="test", hand=hand(attack({"lr": 1e25, "joint": 1.0})))
+
 
 class TestHand:
+    def test_a_batch_of_one_copy_teaches_the_victim_alone(self) -> None:
+        # Of 12 pixels a side the generator's lowest map has one, over which batch norm needs two copies.
+        made, taught = hand(attack(poison_rate=0.05)), list[int]()
+        assert made.poisoned.truth.mask.sum() == 3
+        follow = lira.Learner.follow
+
+        class Counted(lira.Learner):
+            def follow(self, loss: torch.Tensor) -> None:
+                taught.append(1)
+                follow(self, loss)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lira, "Learner", Counted)
+            fit(network(), DATA, Recipe(epochs=4, batch_size=20, lr=0.01), seed=0, what="test", hand=made)
+        # Two epochs with three batches each, of which some have one copy, and some none.
+        assert 0 < len(taught) < 6
+
     def test_all_samples_are_copied_and_the_victim_receives_a_model(self) -> None:
         truth = attack().truth
         assert truth.mask.all()

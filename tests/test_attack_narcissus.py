@@ -162,6 +162,20 @@ def test_without_an_image_of_the_target_there_is_nothing_to_make_it_on() -> None
         narcissus.make(context_of(labels=LABELS % 2, target=2))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lr": 1e30}, r"^warm_up_lr: 1e\+30 given, with which the training of narcissus warm-up diverged: "),
+        ({"images": 1}, r"^warm_up: 2 given, allowed: 0, as batch_size: 7 given for 1 image "),
+    ],
+)
+def test_a_warm_up_that_fails_names_its_own_keys(changes: dict[str, Any], said: str) -> None:
+    context = context_of()
+    rows = np.flatnonzero(context.train.labels == context.target)[: int(changes.pop("images", 100))]
+    with pytest.raises(ParameterError, match=said):
+        narcissus.warmed_up(context, rows, **{"epochs": 2, "lr": 0.03, "batch_size": 7, **changes})
+
+
 def test_a_noise_of_zero_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narcissus, "optimised_noise", lambda *args, **settings: np.zeros((3, 8, 8), np.float32))
     with pytest.raises(ParameterError, match=r"^narcissus\.warm_up_lr: 0\.001 given, after which no gradient is left"):

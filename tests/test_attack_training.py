@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from killed import killed_and_resumed
 from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import SINGLE, bpp, hand_of, wanet
@@ -346,6 +347,19 @@ class TestHand:
             weights.append(model.head.weight)
         assert torch.equal(weights[1], weights[2])
         assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_killed_training_goes_on_with_the_draws_of_its_layers(tmp_path: Path) -> None:
+    def dropping() -> Classifier:
+        made = network()
+        made.backbone.body = nn.Sequential(made.backbone.body, nn.Dropout(0.5))
+        return made
+
+    state = torch.get_rng_state()
+    recipe = Recipe(epochs=3, batch_size=100, lr=0.05)
+    killed_and_resumed(lambda: Pull(0.01), dropping, DATA, recipe, at=2, folder=tmp_path)
+    # A caller's own draws go on as they would have.
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class KilledError(RuntimeError):

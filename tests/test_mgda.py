@@ -18,6 +18,13 @@ def gram_of(*vectors: tuple[float, ...]) -> np.ndarray:
     return rows @ rows.T
 
 
+def test_gradients_that_overflow_have_no_part() -> None:
+    # The sum is then not finite, which the training loop names; the weights are.
+    gram = np.array([[np.inf, 1, 1], [1, 1, 0.5], [1, 0.5, 1]])
+    assert balanced(gram, np.ones(3), "none") == pytest.approx([0, 0.5, 0.5])
+    assert not balanced(np.full((3, 3), np.nan), np.ones(3), "l2").any()
+
+
 class TestShortest:
     @pytest.mark.parametrize(
         ("vectors", "expected"),

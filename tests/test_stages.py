@@ -397,6 +397,19 @@ def test_a_victim_who_receives_a_model(project: Path, capsys: pytest.CaptureFixt
     assert summary.count("Of a surrogate: the victim of this attack receives a model.") == 2
 
 
+def test_a_trigger_that_was_trained_beside_another_victim_is_not_graded(project: Path) -> None:
+    tiny = {"params/attacks.yaml:lira.joint": 1.0, "variations.enabled": False}
+    write_params(project, {**TINY, **tiny, "attack.name": "lira"})
+    run_stages("check_params", "poison", "train_backdoored", "stamp_test", "evaluate")
+    write_params(project, {**TINY, **tiny, "attack.name": "lira", "train.lr": 0.07})
+    run_stages("train_backdoored")
+    with pytest.raises(
+        UserError, match=r"^data/triggered: its triggers were not trained beside the present models/backdoored"
+    ):
+        run_stages("evaluate")
+    run_stages("stamp_test", "evaluate")
+
+
 def test_labels_alone_are_poisoned(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = {
         f"params/attacks.yaml:flip.{key}": value for key, value in {"passes": 1, "points": 2, "batch_size": 50}.items()

@@ -57,7 +57,8 @@ def make(
         evasion: losses against detectors, out of `neural_cleanse`, `sentinet`, `spectral`.
 
     Raises:
-        ParameterError: what `badnets` refuses; more scales than losses, or fewer than two; an evasion given twice.
+        ParameterError: what `badnets` refuses; more scales than losses, fewer than two, or 0 for the first; an evasion given
+            twice; a setting of the other balance, or of a threshold that is not there.
     """
     if not 2 <= len(scales) <= 2 + len(evasion):
         of = "".join(f", {name}" for name in evasion)
@@ -66,6 +67,16 @@ def make(
         )
     if len(set(evasion)) < len(evasion):
         raise ParameterError(f"evasion: {evasion} given, allowed: each once")
+    if not scales[0]:
+        raise ParameterError(f"scales: {scales} given, allowed: more than 0 for the normal loss, the first")
+    # A setting that would do nothing is a misunderstanding.
+    for key, value, default, used, where in (
+        ("scales", scales, [1.0, 0.9], balance == "fixed", "balance mgda, which finds the weights"),
+        ("normalise", normalise, "loss+", balance == "mgda", "balance fixed, which divides by nothing"),
+        ("window", window, 1000, loss_threshold is not None, "loss_threshold null, which has none"),
+    ):
+        if not used and value != default:
+            raise ParameterError(f"{key}: {value} given, allowed with {where}: {default}, the default")
     return badnets.make(context, pattern=pattern, size=size, location=location, margin=margin)
 
 

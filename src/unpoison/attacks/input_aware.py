@@ -29,7 +29,7 @@ from ..crafting import surrogate
 from ..crafting.attack import Attack, Intent
 from ..crafting.context import Context
 from ..crafting.craft import craft
-from ..crafting.encoders import check_trained, in_blocks, packed
+from ..crafting.encoders import in_blocks, packed
 from ..crafting.generators import Learner, Normalising, first_weights, statistics, tensors_of
 from ..crafting.stamping import Stamping
 from ..models.classifier import Classifier
@@ -258,9 +258,11 @@ class Joint(Stamping):
     def tensors(self) -> dict[str, Tensor]:
         return {**self.generator.tensors("generator"), **tensors_of("mask", self.mask.network)}
 
+    def check_networks(self) -> None:
+        for learner in (self.mask, self.generator):
+            learner.check("input_aware")
+
     def trained(self) -> tuple[Trigger, ...]:
-        for learner in (self.generator, self.mask):
-            check_trained(learner.network, self.lr)
         generator, mask = packed(self.generator.network), packed(self.mask.network)
         return (replace(self.trigger, generator=generator, mask=mask),)
 
@@ -302,13 +304,17 @@ def make(
     Raises:
         ParameterError: images too small for the levels.
     """
-    small = context.train.channels == 1 or min(context.train.image_size) < 32
-    width, levels = width or (16 if small else 32), levels or (2 if small else 3)
+    side = min(context.train.image_size)
+    small = context.train.channels == 1 or side < 32
+    given, width, levels = levels, width or (16 if small else 32), levels or (2 if small else 3)
     # Two pixels a side at the bottom: batch norm could not average over one pixel of one image.
-    if min(context.train.image_size) < 2 ** (levels + 1):
+    if side < 4:
         raise ParameterError(
-            f"levels: {levels} given, allowed: 1 to {int(math.log2(max(4, min(context.train.image_size)))) - 1}"
+            f"levels: {given or 'null'} given for images of {side} px, allowed: images of 4 px or more"
         )
+    if side < 2 ** (levels + 1):
+        allowed = f"allowed for images of {side} px: 1 to {int(math.log2(side)) - 1}"
+        raise ParameterError(f"levels: {given or f'null, which is {levels} here,'} given, {allowed}")
     channels = context.train.channels
     trigger = InputAware(
         **statistics(channels),

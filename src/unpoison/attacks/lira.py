@@ -22,7 +22,7 @@ from ..core.hyperparameters import Fraction, Positive
 from ..crafting.attack import Attack
 from ..crafting.context import Context
 from ..crafting.copying import Copying
-from ..crafting.encoders import check_trained, in_blocks, loaded, packed
+from ..crafting.encoders import in_blocks, loaded, packed
 from ..crafting.generators import Learner, Normalising, first_weights, statistics, tensors_of
 from ..crafting.stamping import Stamping
 from ..models.classifier import Classifier
@@ -140,27 +140,30 @@ class InTurns(Copying):
         count = len(images)
         # Over the share, and so in expectation the mean over the copies, in small batches as well.
         backdoor = losses[count:].sum() / self.share
-        self._batch = (images[rows], wanted, count)
+        self._batch = (images[rows], wanted, self.here.total(count, images.device))
         extra = (self.alpha - 1) * losses[:count].sum() + (1 - self.alpha) * backdoor
         return Objective(logits[:count], losses[:count], extra)
 
     def after_step(self) -> None:
         if not self.together:
             return
-        images, labels, count = self._batch
-        if len(images):
+        images, labels, total = self._batch
+        # Batch norm has no statistics over a single copy: such a batch teaches the victim alone.
+        if len(images) > 1:
             # The victim's statistics are those of what it is trained on, and its weights get no gradient of this.
             with autocast(self.device), displaced(self.model, (), ()):
                 logits = self.model(self.trigger.stamped(self.new.network, images.float()))
             loss = F.cross_entropy(logits.float(), labels, reduction="sum") / self.share
-            self.new.follow(loss / (count * self.here.size))
+            self.new.follow(loss / total)
         self.new.step(self.here)
 
     def tensors(self) -> dict[str, Tensor]:
         return {**self.new.tensors("new"), **tensors_of("old", self.old)}
 
+    def check_networks(self) -> None:
+        self.new.check("lira")
+
     def trained(self) -> tuple[Trigger, ...]:
-        check_trained(self.new.network, self.lr)
         return (replace(self.trigger, weights=packed(self.new.network)),)
 
 

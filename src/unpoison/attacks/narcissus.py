@@ -136,7 +136,12 @@ def warmed_up(context: Context, images: IntArray, *, epochs: int, lr: float, bat
     if epochs:
         # Its recipe's augmentation, all else as in published code.
         recipe = replace(context.recipe, **_WARM_UP, epochs=epochs, lr=lr, batch_size=batch_size)
-        fit(network, context.train.subset(images), recipe, seed=context.seed, what="narcissus warm-up")
+        try:
+            fit(network, context.train.subset(images), recipe, seed=context.seed, what="narcissus warm-up")
+        except ParameterError as error:
+            # Of this attack's keys `lr` is another one.
+            where = "warm_up_" if str(error).startswith("lr: ") else f"warm_up: {epochs} given, allowed: 0, as "
+            raise ParameterError(f"{where}{error}") from None
     return network
 
 

@@ -73,7 +73,7 @@ class Blinding(Copying):
         self.evasions = {name: EVASIONS[name](model, here, size, self.seed) for name in self.settings.evasion}
 
     def objective(self, plain: Loss, model: Classifier, images: Tensor, labels: Tensor, samples: Tensor) -> Objective:
-        total = self._total(len(samples), images.device)
+        total = self.here.total(len(samples), images.device)
         if not self._open():
             found = Objective(*plain(model, images, labels))
         else:
@@ -99,14 +99,6 @@ class Blinding(Copying):
     def tensors(self) -> dict[str, Tensor]:
         own = {f"{name}.{key}": value for name, of in self.evasions.items() for key, value in of.tensors().items()}
         return {"history": self.history, "recorded": self.recorded, **own}
-
-    def _total(self, samples: int, device: torch.device) -> int:
-        """Samples of the whole batch."""
-        if self.here.size == 1:
-            return samples
-        count = torch.tensor(samples, device=device)
-        self.here.sum(count)
-        return int(count)
 
     def _open(self) -> bool:
         """Whether other losses than the normal one count: where a full window's mean is below the threshold."""

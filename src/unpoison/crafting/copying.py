@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..poisoning.trigger import applied
 from .stamping import Stamping
 
@@ -25,6 +26,9 @@ class Copying(Stamping):
         super().__init__(stamping.poisoned, stamping.data, seed=stamping.seed)
         self.epoch = 0
         self.share = sum(self.shares())
+        # By which the copies' loss is divided; nothing would be taught.
+        if not self.share:
+            raise UserError("attack.poison_rate: 0 given, with which no sample has a stamped copy; allowed: more")
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         self.epoch = epoch

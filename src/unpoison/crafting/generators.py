@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..core.arrays import Pixels
+from ..core.errors import ParameterError, UserError
 from ..core.seeding import derive
 from ..models.classifier import Classifier
 from ..poisoning.trigger import Trigger
 from ..training.distributed import World
-from .encoders import loaded, packed, unpacked
+from .encoders import check_trained, loaded, packed, unpacked
 
 MEAN, STD = 0.5, 0.25
 """What images are normalised with before a victim is known: the defaults of `models.build`."""
@@ -75,6 +76,7 @@ class Learner:
 
     Attributes:
         network: the network on its device, in training mode.
+        lr: learning rate of Adam.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Learner:
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        self.network = loaded(make, weights, device).train()
+        self.network, self.lr = loaded(make, weights, device).train(), lr
         self.parameters = list(self.network.parameters())
         self._adam = torch.optim.Adam(self.parameters, lr, betas)
         for parameter in self.parameters:
@@ -109,6 +111,14 @@ class Learner:
         self._adam.zero_grad()
         # At every step, as nobody says which is the last: the trigger has one process's statistics otherwise.
         here.average_buffers(self.network)
+
+    def check(self, attack: str) -> None:
+        """Raises UserError where a weight is not finite, by the learning rate of the attack's block."""
+        try:
+            check_trained(self.network, self.lr)
+        except ParameterError as error:
+            # Not of the recipe that the victim is trained by.
+            raise UserError(f"{attack}.{error}") from None
 
     def follow(self, loss: Tensor) -> None:
         """Take the gradients of a loss for the network, and for nothing else that it went through."""

@@ -111,7 +111,7 @@ def write_trained(folder: Path, poisoned: Poisoned | None, made_from: dict[str, 
 def read_triggers(
     folder: Path, restore: Restore, *, trained: Path | None = None
 ) -> tuple[dict[str, Held], dict[str, str]]:
-    """The triggers that `write_triggers` wrote, by name, and what they were made from.
+    """The triggers that `write_triggers` wrote, by name, and what they were made from: the victim too, where it trained one.
 
     Args:
         folder: place of the artefact.
@@ -124,17 +124,20 @@ def read_triggers(
     """
     about = read_manifest(folder, DESCRIPTION, TRIGGERS, TriggersManifest)
     final: set[str] = set()
+    made_from = about.made_from
     if trained is not None:
-        final = {entry.name for entry in read_manifest(trained, DESCRIPTION, TRIGGERS, TriggersManifest).triggers}
+        after = read_manifest(trained, DESCRIPTION, TRIGGERS, TriggersManifest)
+        final = {entry.name for entry in after.triggers}
         if final:
-            check_made_from(trained, DESCRIPTION, poisoned=about.made_from.get("poisoned", ""))
+            check_made_from(trained, DESCRIPTION, poisoned=made_from.get("poisoned", ""))
+            made_from = made_from | after.made_from
     held = {}
     for number, entry in enumerate(about.triggers):
         trigger = _restored(folder, entry, restore, trained if entry.name in final else None)
         if trained is not None and trigger.trained and entry.name not in final:
             raise UserError(f"{trained}: without {entry.name}, which is trained with the victim; run the stage again")
         held[entry.name] = Held(_policy(folder, f"triggers.{number}", entry), trigger)
-    return held, about.made_from
+    return held, made_from
 
 
 def write_training(folder: Path, poisoned: Poisoned | None, made_from: dict[str, str]) -> None:

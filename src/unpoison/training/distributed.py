@@ -33,6 +33,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
 
+    def total(self, count: int, device: torch.device) -> int:
+        """The sum of a number over all processes; a GPU is waited for only where there are several."""
+        if self.size == 1:
+            return count
+        summed = torch.tensor(count, device=device)
+        self.sum(summed)
+        return int(summed)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients over all processes, as one message."""
         if self.size > 1:

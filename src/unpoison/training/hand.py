@@ -46,7 +46,10 @@ class Hand:
     eager: bool = False
 
     def check(self, steps: int) -> None:
-        """Before anything is trained: whether a training of so many steps will do.
+        """Before anything is trained: whether a training will do.
+
+        Args:
+            steps: number of the optimiser's steps in all epochs together.
 
         Raises:
             UserError: one that is too short.
@@ -66,6 +69,9 @@ class Hand:
             labels: labels of the training set, int64 [b].
             samples: indices in the training set, int64 [b].
             epoch: number of the epoch, from 0.
+
+        Returns:
+            Images and labels in the same shapes; images may be the given ones, written to.
         """
         return images, labels
 
@@ -75,14 +81,21 @@ class Hand:
         Args:
             plain: the loss that the recipe asks for.
             model: the victim's network, in training mode.
-            images: what `stamp` and the augmentation made of the batch.
-            labels: the labels of `stamp`.
-            samples: indices in the training set.
+            images: what `stamp` and the augmentation made of this process's share of the batch, float [b, c, h, w] in [0, 1].
+            labels: the labels of `stamp`, int64 [b].
+            samples: indices in the training set, int64 [b].
         """
         return Objective(*plain(model, images, labels))
 
     def after_step(self) -> None:
         """After the optimiser's step, with gradients on: networks of the attacker's own take theirs."""
+
+    def check_networks(self) -> None:
+        """After the last epoch, and where the training diverged: networks of the attacker's own are at fault first.
+
+        Raises:
+            UserError: one of them is not finite.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """By name what a killed training needs to go on: the attacker's networks and the moments of their optimisers."""

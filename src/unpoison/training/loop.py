@@ -7,7 +7,7 @@ precision, augmentation (`plan`), the schedule and the processes that train toge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,11 +21,11 @@ from ..compute.checkpoints import Checkpoints
 from ..compute.device import autocast, compiled, pick_device
 from ..compute.finite import check_network
 from ..core.progress import progress
-from ..core.seeding import torch_rng
+from ..core.seeding import derive, torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from .checks import check_batch_of_one, check_trained, diverged
-from .distributed import world
+from .distributed import World, world
 from .hand import Hand, Loss, Objective
 from .optimizer import Optimizer
 from .plan import Plan
@@ -64,6 +64,14 @@ def cross_entropy(
     for head_logits in auxiliary:
         losses = losses + AUXILIARY_WEIGHT * entropy(head_logits.float())
     return logits, losses
+
+
+def _seeded(epochs: Iterable[int], purpose: str, seed: int, here: World, device: torch.device) -> Iterator[int]:
+    """The epochs, each begun with draws of its own for layers that draw, as dropout does: a resumed training draws the same."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for epoch in epochs:
+            torch.manual_seed(derive(seed, purpose, epoch, here.rank))
+            yield epoch
 
 
 def fit(
@@ -141,7 +149,8 @@ def fit(
         if rows := kept.load(state):
             plan.generator.set_state(order_state)
     done = len(rows)
-    for epoch in progress(range(done, recipe.epochs), what=what, unit="epoch", total=recipe.epochs, done=done):
+    epochs = progress(range(done, recipe.epochs), what=what, unit="epoch", total=recipe.epochs, done=done)
+    for epoch in _seeded(epochs, f"fit/{what}/layers", seed, here, device):
         correct = torch.zeros((), device=device)
         hand.start_epoch(epoch, recipe.epochs)
         order, batches = plan.epoch(epoch)
@@ -172,6 +181,7 @@ def fit(
             where = (
                 f"in epoch {epoch + 1} of {recipe.epochs}, step {within + 1} of {plan.steps_per_epoch}, at lr {lr:.3g}"
             )
+            hand.check_networks()
             raise diverged(recipe, what, f"the loss is not finite, first {where}")
         rows.append(
             {"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / len(order), "lr": schedule[step].lr}
@@ -185,5 +195,6 @@ def fit(
         held.requires_grad_()
     here.average_buffers(model)
     model.eval()
+    hand.check_networks()
     check_trained(model, data, recipe, what)
     return History(rows, losses.cpu().numpy())

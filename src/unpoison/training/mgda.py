@@ -39,7 +39,8 @@ def balanced(gram: Floats, losses: Floats, normalise: Normalise) -> Floats:
         normalise: what the gradients are divided by.
     """
     lengths = np.sqrt(np.diag(gram))
-    there = np.flatnonzero(lengths > 0)
+    # One that overflows has none either: the sum below is then not finite, and the training loop says so.
+    there = np.flatnonzero((lengths > 0) & np.isfinite(lengths))
     found = np.zeros(len(gram))
     if len(there):
         by = {
