@@ -18,7 +18,7 @@ A detector that tells nothing has AUROC 0.5. An attacker knows which samples he 
 
 from __future__ import annotations
 
-import argparse
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pairs import report
+from pairs import of_seeds
 from unpoison import models
 from unpoison.attacks import ATTACKS, hand_of
 from unpoison.compute.inference import features_of
@@ -60,8 +60,16 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def measured(way: str, seed: int, train: ImageSet, reserve: ImageSet, epochs: int) -> dict[str, Any]:
-    name, own = WAYS[way]
+@cache
+def images(quick: bool) -> tuple[ImageSet, ImageSet]:
+    """Training images and trusted ones."""
+    sizes = {"train": 400, "test": 10, "reserve": 60} if quick else {"train": 4800, "test": 10, "reserve": 600}
+    splits = digits.build(sizes)
+    return ImageSet(*splits["train"], digits.CLASSES), ImageSet(*splits["reserve"], digits.CLASSES)
+
+
+def measured(way: str, seed: int, quick: bool) -> dict[str, Any]:
+    (train, reserve), (name, own) = images(quick), WAYS[way]
     poisoned = craft(
         name,
         intents_of(name, ATTACKS, {"poison_rate": 0.1}, {name: own, "badnets": BADNETS}),
@@ -70,7 +78,7 @@ def measured(way: str, seed: int, train: ImageSet, reserve: ImageSet, epochs: in
     received = poisoned.received(train)
     model = models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool", seed=seed)
     hand = hand_of(poisoned, train, seed=seed) if name == "bypass" else None
-    recipe = recipe_named({"recipe": "small", "epochs": epochs})
+    recipe = recipe_named({"recipe": "small", "epochs": 2 if quick else 8})
     fit(model, train if hand else received, recipe, seed=seed, what="bypass", hand=hand)
     suspect = Suspect(
         model=model,
@@ -95,21 +103,5 @@ def measured(way: str, seed: int, train: ImageSet, reserve: ImageSet, epochs: in
     return {"way": way, "seed": seed} | {key: round(float(value), 3) for key, value in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:4])
-    parser.add_argument(
-        "--quick", action="store_true", help="few images, two epochs, nothing written: whether it runs at all"
-    )
-    given = parser.parse_args()
-    sizes = {"train": 400, "test": 10, "reserve": 60} if given.quick else {"train": 4800, "test": 10, "reserve": 600}
-    splits = {name: ImageSet(*split, digits.CLASSES) for name, split in digits.build(sizes).items()}
-    for seed in range(given.seeds):
-        for way in given.ways:
-            row = measured(way, seed, splits["train"], splits["reserve"], 2 if given.quick else 8)
-            report([row], "bypass.csv", write=not given.quick)
-
-
 if __name__ == "__main__":
-    main()
+    of_seeds(__doc__, WAYS, "bypass.csv", measured, default=list(WAYS)[:4])

@@ -19,14 +19,14 @@ A detector that tells nothing has AUROC 0.5. Neural Cleanse, by far the dearest,
 
 from __future__ import annotations
 
-import argparse
 import time
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from pairs import report
+from pairs import of_seeds
 from unpoison import models
 from unpoison.attacks import SINGLE, hand_of
 from unpoison.compute.device import pick_device
@@ -91,12 +91,20 @@ def cam_share(model: Classifier, triggered: ImageSet) -> float:
     return float(quarter.mean())
 
 
-def measured(way: str, seed: int, splits: dict[str, ImageSet], epochs: int, *, quick: bool) -> dict[str, Any]:
-    train, test, reserve = (splits[name] for name in ("train", "test", "reserve"))
+@cache
+def images(quick: bool) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Training images, test images and trusted ones."""
+    sizes = {"train": 128, "test": 100, "reserve": 60} if quick else {"train": 2400, "test": 1200, "reserve": 300}
+    splits = digits.build(sizes)
+    return tuple(ImageSet(*splits[name], digits.CLASSES) for name in ("train", "test", "reserve"))  # type: ignore[return-value]
+
+
+def measured(way: str, seed: int, quick: bool) -> dict[str, Any]:
+    train, test, reserve = images(quick)
     context, wanted = Context(train=train, seed=seed), intent("blind", SINGLE["blind"], {"target": TARGET}, WAYS[way])
     poisoned = craft("blind", [wanted], context)
     model = models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool", seed=seed)
-    recipe = recipe_named({"recipe": "small", "epochs": epochs, "batch_size": 64})
+    recipe = recipe_named({"recipe": "small", "epochs": 2 if quick else 8, "batch_size": 64})
     start = time.perf_counter()
     fit(model, train, recipe, seed=seed, what="evasion", hand=hand_of(poisoned, train, seed=seed))
     seconds = time.perf_counter() - start
@@ -128,22 +136,6 @@ def measured(way: str, seed: int, splits: dict[str, ImageSet], epochs: int, *, q
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument(
-        "--quick", action="store_true", help="few images, two epochs, nothing written: whether it runs at all"
-    )
-    given = parser.parse_args()
-    sizes = {"train": 128, "test": 100, "reserve": 60} if given.quick else {"train": 2400, "test": 1200, "reserve": 300}
-    splits = {name: ImageSet(*split, digits.CLASSES) for name, split in digits.build(sizes).items()}
-    for seed in range(given.seeds):
-        # As they come: the whole takes a quarter of an hour for each seed.
-        for way in given.ways:
-            row = measured(way, seed, splits, 2 if given.quick else 8, quick=given.quick)
-            report([row], "evasion.csv", write=not given.quick)
-
-
 if __name__ == "__main__":
-    main()
+    # The whole takes a quarter of an hour for each seed.
+    of_seeds(__doc__, WAYS, "evasion.csv", measured)

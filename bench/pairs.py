@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +33,35 @@ def arguments(documentation: str | None, runs: int) -> argparse.Namespace:
     if given.quick:
         given.runs = 1
     return given
+
+
+def of_seeds(
+    documentation: str | None,
+    ways: Collection[str],
+    name: str,
+    measured: Callable[[str, int, bool], dict[str, Any]],
+    *,
+    default: Collection[str] | None = None,
+) -> None:
+    """The command line of a bench that measures each way for each seed, and a row for each, as they come, in the file `name`.
+
+    Args:
+        documentation: the script's.
+        ways: what may be asked for.
+        name: name of the CSV file.
+        measured: way, seed and whether the bench is a quick one to the row.
+        default: the ways where none are asked for; None: all.
+    """
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", choices=ways, default=list(default or ways))
+    parser.add_argument(
+        "--quick", action="store_true", help="few images, two epochs, nothing written: whether it runs at all"
+    )
+    given = parser.parse_args()
+    for seed in range(given.seeds):
+        for way in given.ways:
+            report([measured(way, seed, given.quick)], name, write=not given.quick)
 
 
 def timed(function: Callable[[], Any]) -> float:
