@@ -20,6 +20,10 @@ from ..training.mgda import Normalise
 from . import badnets
 from .badnets import Location, PatchTrigger
 
+_SCALES: list[NonNegative] = [1.0, 0.9]
+_NORMALISE: Normalise = "loss+"
+_WINDOW = 1000
+
 
 def make(
     context: Context,
@@ -30,10 +34,10 @@ def make(
     margin: Whole = 0,
     together: bool = False,
     balance: Balancing = "fixed",
-    scales: list[NonNegative] = [1.0, 0.9],  # noqa: B006 (read only, and shown as the default)
-    normalise: Normalise = "loss+",
+    scales: list[NonNegative] = _SCALES,
+    normalise: Normalise = _NORMALISE,
     loss_threshold: Positive | None = None,
-    window: Count = 1000,
+    window: Count = _WINDOW,
     evasion: list[Evades] = [],  # noqa: B006 (read only, and shown as the default)
 ) -> PatchTrigger:
     """The patch, and how the victim is trained.
@@ -71,9 +75,9 @@ def make(
         raise ParameterError(f"scales: {scales} given, allowed: more than 0 for the normal loss, the first")
     # A setting that would do nothing is a misunderstanding.
     for key, value, default, used, where in (
-        ("scales", scales, [1.0, 0.9], balance == "fixed", "balance mgda, which finds the weights"),
-        ("normalise", normalise, "loss+", balance == "mgda", "balance fixed, which divides by nothing"),
-        ("window", window, 1000, loss_threshold is not None, "loss_threshold null, which has none"),
+        ("scales", scales, _SCALES, balance == "fixed", "balance mgda, which finds the weights"),
+        ("normalise", normalise, _NORMALISE, balance == "mgda", "balance fixed, which divides by nothing"),
+        ("window", window, _WINDOW, loss_threshold is not None, "loss_threshold null, which has none"),
     ):
         if not used and value != default:
             raise ParameterError(f"{key}: {value} given, allowed with {where}: {default}, the default")

@@ -155,7 +155,8 @@ def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     # From 0.8, or further left where a model lies there, so that plots of good models compare at a glance.
     lowest = min(acc for acc, _ in points.values())
     axes.set_xlim(min(0.8, lowest - 0.05), 1.0)
-    axes.legend(frameon=False, fontsize=8, loc="center left")
+    # Outside the axes: there its dots would be taken for models.
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
 
