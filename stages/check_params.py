@@ -23,11 +23,15 @@ import detect
 import generate_variations
 import poison
 import prepare
+import purifying
 import report
+import robust_training
 import stress_settings
 import train_prior
+from by_artefact import artefacts_of
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
-from purifying import by_artefact, purified_of
+from purifying import purified_of
+from robust_training import robust_of
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from training import network_of, recipe_of
@@ -46,7 +50,6 @@ from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
-from unpoison.robust.robust import RECEIVED
 from unpoison.sources import digits
 
 SECTIONS = [
@@ -178,26 +181,26 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
                 f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
             )
     _check_stress(params, data)
-    for name in methods_of(params, "robust", ROBUST):
-        if missing := sorted(set(ROBUST[name].inputs) - set(RECEIVED)):
-            raise UserError(
-                f"{PARAMS}: robust.methods: {name!r} given, allowed: methods that need no {', '.join(missing)}; this one "
-                "has a stage of its own"
-            )
+    robust_of(params)
     if (wanted := detect.settings(params).sample) is not None:
         most, classes = training_size(data)
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=most, classes=classes)
     settings, detectors = detect.settings(params), methods_of(params, "detect", DETECTORS)
     made = {"scores": ("detect.methods", detectors), "verdicts": ("detect.models", settings.models)}
-    for name, artefact in by_artefact(params).items():
-        kind, _, source = artefact.partition("/")
-        key, there = made[kind]
-        if source not in there:
-            allowed = ", ".join(f"{kind}/{method}" for method in there)
-            raise UserError(
-                f"{PARAMS}: purify.by.{name}: {artefact!r} given, allowed: those of {key}, {allowed or 'which is empty'}"
-            )
+    chosen = {
+        "purify": artefacts_of(params, "purify", purifying.BY_ARTEFACT),
+        "robust": artefacts_of(params, "robust", robust_training.BY_ARTEFACT),
+    }
+    for family, artefacts in chosen.items():
+        for name, artefact in artefacts.items():
+            kind, _, source = artefact.partition("/")
+            key, there = made[kind]
+            if source not in there:
+                allowed = ", ".join(f"{kind}/{method}" for method in there)
+                raise UserError(
+                    f"{PARAMS}: {family}.by.{name}: {artefact!r} given, allowed: those of {key}, {allowed or 'which is empty'}"
+                )
     for name in dict.fromkeys([*detectors, *settings.inputs, *settings.models]):
         method = METHODS["detectors"][name]
         needed = method.needs_trusted(**own_parameters(params, "detectors", name, method.parameters))

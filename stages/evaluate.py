@@ -35,6 +35,7 @@ from detect import settings
 from not_applicable import NO_SET
 from parameters import Params, load_params, methods_of
 from purifying import purified_of
+from robust_training import robust_of
 from unpoison import models
 from unpoison.core.errors import UserError, file_of
 from unpoison.core.files import new_folder, write_json
@@ -56,7 +57,6 @@ from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import Triggered, read_triggered
 from unpoison.poisoning.truth import read_truth
-from unpoison.robust import ROBUST as METHODS
 
 
 def main() -> list[Path]:
@@ -189,7 +189,7 @@ def _lines(stressed: dict[str, Stressed]) -> pd.DataFrame:
 def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Path]]:
     """Folders of the models that belong to this run, by family, as it is named in the metrics, and by method."""
     purified = {name: PURIFIED / name for name in purified_of(params)}
-    robust = {name: ROBUST / name for name in methods_of(params, "robust", METHODS)}
+    robust = {name: ROBUST / name for name in robust_of(params)}
     of_model, of_data = {"backdoored": present["backdoored"]}, {"poisoned": present["poisoned"]}
     return {
         "purified": {n: f for n, f in purified.items() if _is_there(f, models.DESCRIPTION, **of_model)},

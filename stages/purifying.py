@@ -9,12 +9,12 @@ from typing import Any
 
 from common import BACKDOORED, BASE, PURIFIED
 
-from parameters import FAMILIES, PARAMS, Params, methods_of, own_parameters, section, seed_of
+from by_artefact import artefacts_of, plain_methods
+from parameters import FAMILIES, Params, own_parameters, seed_of
 from unpoison import models
 from unpoison.compute.device import machine
 from unpoison.compute.passes import countable, counted_passes
 from unpoison.core.errors import UserError, file_of, keys_of
-from unpoison.core.hyperparameters import one_of
 from unpoison.data.store import open_split
 from unpoison.purification import PURIFIERS
 
@@ -24,38 +24,9 @@ BY_ARTEFACT = {name: method for name, method in PURIFIERS.items() if method.by i
 """Purifiers that build on scores or on a verdict as well: `purify.by`."""
 
 
-def by_reserve(params: Params) -> list[str]:
-    """The list `purify.methods`. Raises UserError where one of them builds on an artefact besides."""
-    chosen = methods_of(params, "purify", PURIFIERS)
-    for name in chosen:
-        if (kind := PURIFIERS[name].by) is not None:
-            raise UserError(
-                f"{PARAMS}: purify.methods: {name!r} given, which builds on {kind}; allowed: purify.by.{name}: {kind}/NAME"
-            )
-    return chosen
-
-
-def by_artefact(params: Params) -> dict[str, str]:
-    """The mapping `purify.by`: a method to the artefact that it builds on, `scores/NAME` or `verdicts/NAME`; it may be empty.
-
-    Raises:
-        UserError: no mapping, a method that builds on nothing, or an artefact of another kind than it needs.
-    """
-    given = section(params, "purify").get("by", {})
-    if not isinstance(given, Mapping):
-        raise UserError(f"{PARAMS}: purify.by: {given!r} given, allowed: artefacts by method; none: {{}}")
-    for name, artefact in given.items():
-        with file_of(PARAMS):
-            kind = one_of(name, BY_ARTEFACT, key="purify.by").by
-        found, _, source = artefact.partition("/") if isinstance(artefact, str) else ("", "", "")
-        if found != kind or not source or "/" in source:
-            raise UserError(f"{PARAMS}: purify.by.{name}: {artefact!r} given, allowed: {kind}/NAME")
-    return dict(given)
-
-
 def purified_of(params: Params) -> list[str]:
     """The purifiers of a run, by which its purified models are called."""
-    return [*by_reserve(params), *by_artefact(params)]
+    return [*plain_methods(params, "purify", PURIFIERS), *artefacts_of(params, "purify", BY_ARTEFACT)]
 
 
 def purify_with(stage: str, params: Params, *by: Any, made_from: Mapping[str, str] | None = None) -> list[Path]:

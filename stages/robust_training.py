@@ -9,18 +9,30 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from common import BACKDOORED, BASE, POISONED, VARIATIONS
+from common import BACKDOORED, BASE, POISONED, ROBUST, SCRATCH, TRAINING, VARIATIONS, code_file
 
-from parameters import FAMILIES, PARAMS, Params, own_parameters, seed_of
-from training import write_curve
+from by_artefact import DESCRIPTIONS, artefacts_of, plain_methods, read_scored
+from not_applicable import without_set
+from parameters import FAMILIES, PARAMS, Params, own_parameters, section, seed_of
+from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
+from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
-from unpoison.core.errors import ParameterError, file_of, keys_of
+from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
+from unpoison.core.files import read_json, sha256_file, sha256_json
+from unpoison.core.seeding import derive
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
-from unpoison.robust.robust import Robust
+from unpoison.robust import ROBUST as METHODS
+from unpoison.robust.robust import RECEIVED, Robust
 from unpoison.training.distributed import world
+from unpoison.training.loop import History
 from unpoison.training.recipe import Recipe
+
+BY_SET = {name: method for name, method in METHODS.items() if method.by is None}
+"""Methods that build on no artefact: `robust.methods`."""
+BY_ARTEFACT = {name: method for name, method in METHODS.items() if method.by is not None}
+"""Methods that build on scores as well: `robust.by`."""
 
 INPUTS: Mapping[str, Callable[[], Any]] = {
     "data": lambda: open_poisoned(BASE, POISONED),
@@ -29,6 +41,55 @@ INPUTS: Mapping[str, Callable[[], Any]] = {
     "backdoored": lambda: models.load(BACKDOORED),
 }
 """What a robust method may train on, by the names that `Robust.inputs` uses."""
+
+
+def robust_of(params: Params) -> list[str]:
+    """The robust methods of a run, by which its models are called; that of `distill_student` is not among them."""
+    chosen = plain_methods(params, "robust", METHODS)
+    for name in chosen:
+        check_inputs(name)
+    return [*chosen, *artefacts_of(params, "robust", BY_ARTEFACT)]
+
+
+def check_inputs(name: str) -> None:
+    """Raises UserError for a method that trains on what `train_robust` does not depend on: DVC would not know when to run it."""
+    if missing := sorted(set(METHODS[name].inputs) - set(RECEIVED)):
+        raise UserError(
+            f"{PARAMS}: robust.methods: {name!r} given, allowed: methods that need no {', '.join(missing)}; this one "
+            "has a stage of its own"
+        )
+
+
+def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> list[Path]:
+    """Train the network of `model` by the recipe of `train`, with the method that the stage's name ends in.
+
+    Args:
+        stage: the stage's name as in `dvc.yaml` (`train_robust@abl`).
+        params: all parameters.
+        by: folder of the scores that the method builds on.
+    """
+    name = stage.partition("@")[2]
+    folder, curve = ROBUST / name, TRAINING / "robust" / f"{name}.csv"
+    if without_set(stage, folder):
+        write_curve(curve, History.none())
+        return [folder, curve]
+    network, base = network_of(params), open_split(BASE, "train")
+
+    def make_model() -> models.Classifier:
+        return fresh_model(network, base, seed=derive(seed_of(params), f"{name}/weights"))
+
+    return train_robustly(
+        name,
+        METHODS[name],
+        params,
+        make_model,
+        recipe_of(params, "train"),
+        recipe_section="train",
+        stage=stage,
+        folder=folder,
+        curve=curve,
+        by=by,
+    )
 
 
 def train_robustly(
@@ -42,8 +103,9 @@ def train_robustly(
     stage: str,
     folder: Path,
     curve: Path,
+    by: Path | None = None,
 ) -> list[Path]:
-    """Train with a robust method, and write the model and its training curve.
+    """Train with a robust method, and write the model and its training curve. A killed training goes on where it was.
 
     Args:
         name: the method's.
@@ -52,24 +114,53 @@ def train_robustly(
         recipe_section: where in params.yaml it comes from, for messages.
         stage: the stage's name, for `model.json`.
         folder, curve: where model and curve go.
+        by: folder of the scores that the method builds on.
     """
     seed, arguments = seed_of(params), own_parameters(params, "robust", name, method.parameters)
     inputs = {given: INPUTS[given]() for given in method.inputs}
-    with _keys(name, method, recipe_section):
-        model, history = method.train(make_model, *inputs.values(), recipe, seed=seed, **arguments)
-    if world().rank:
-        return []
     sets = {given: data for given, data in inputs.items() if isinstance(data, ImageSet)}
     made_from = {"poisoned" if given == "data" else given: data.digest for given, data in sets.items()}
     if "backdoored" in inputs:
         made_from["backdoored"] = models.digest_of(BACKDOORED)
+    scored = [] if by is None else [read_scored(by)]
+    if by is not None:
+        # The description holds the digests of all files of the artefact.
+        made_from["scores"] = sha256_file(by / DESCRIPTIONS["scores"])
     made_by = {"stage": stage, "method": name, "parameters": arguments, "recipe": asdict(recipe), "seed": seed}
+    kept = _Kept(stage, [made_from, made_by, section(params, "model"), machine()])
+    with _keys(name, method, recipe_section):
+        model, history = method.train(make_model, *inputs.values(), *scored, recipe, kept.phase, seed=seed, **arguments)
+    if world().rank:
+        return []
     classes = next(iter(sets.values())).classes
     models.save(model, folder, classes=classes, made_by={**made_by, "machine": machine()}, made_from=made_from)
     write_curve(curve, history)
+    kept.remove()
     last = history.epochs[-1]
     print(f"{stage}: loss {last['loss']:.4f}, accuracy on what it was trained on {last['accuracy']:.4f}", flush=True)
     return [folder, curve]
+
+
+class _Kept:
+    """Checkpoints of the phases of a training, until its model is written."""
+
+    def __init__(self, stage: str, about: list[Any]) -> None:
+        """`about` is all that the training depends on besides the code, which `check_params` has noted."""
+        self.folder, self.about, self.phases = SCRATCH / stage.replace("@", "_"), about, list[Checkpoints]()
+        # Run by hand without `check_params`, nobody has said what code runs.
+        self.code = read_json(noted) if (noted := code_file(stage)).exists() else None
+
+    def phase(self, name: str) -> Checkpoints | None:
+        """The checkpoints of a phase. They stay when it has ended: of a killed training it is then not done again."""
+        if self.code is None:
+            return None
+        key = sha256_json([*self.about, self.code, name])
+        self.phases.append(Checkpoints(self.folder, key, what=name, unit="epoch"))
+        return self.phases[-1]
+
+    def remove(self) -> None:
+        for phase in self.phases:
+            phase.remove()
 
 
 @contextmanager

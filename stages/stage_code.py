@@ -12,9 +12,10 @@ from typing import Any
 
 from common import RECIPES, STAGES, code_file
 
+import purifying
+import robust_training
 from parameters import Params
 from poison import settings
-from purifying import BY_ARTEFACT, BY_RESERVE
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
@@ -22,7 +23,6 @@ from unpoison.core.files import write_json
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.models.networks import NETWORKS
-from unpoison.robust import ROBUST
 
 WHOLE = (
     "prepare",
@@ -41,9 +41,10 @@ WHOLE = (
 
 METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "poison": ("unpoison.attacks", ATTACKS),
-    "train_robust": ("unpoison.robust", ROBUST),
-    "purify": ("unpoison.purification", BY_RESERVE),
-    "purify_by": ("unpoison.purification", BY_ARTEFACT),
+    "train_robust": ("unpoison.robust", robust_training.BY_SET),
+    "train_robust_by": ("unpoison.robust", robust_training.BY_ARTEFACT),
+    "purify": ("unpoison.purification", purifying.BY_RESERVE),
+    "purify_by": ("unpoison.purification", purifying.BY_ARTEFACT),
     "detect": ("unpoison.detection", DETECTORS),
     "detect_inputs": ("unpoison.detection", INPUT_DETECTORS),
     "inspect_model": ("unpoison.inspection", INSPECTORS),
@@ -54,6 +55,7 @@ METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
 TRAINED_BY = {
     "train_backdoored": "train",
     "train_robust": "train",
+    "train_robust_by": "train",
     "train_clean": "train",
     "distill_student": "distill.train",
 }

@@ -16,6 +16,7 @@ from unpoison.core.errors import ParameterError
 from unpoison.core.hyperparameters import check
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import Scored
 from unpoison.detection.detector import Suspect
 
 
@@ -45,7 +46,7 @@ def check_parameters(schema: Callable[..., Any], arguments: dict[str, Any]) -> N
         check({"no_such": 1}, schema)
 
 
-def fingerprint(*inputs: models.Classifier | ImageSet | Features | Suspect) -> str:
+def fingerprint(*inputs: models.Classifier | ImageSet | Features | Suspect | Scored) -> str:
     """SHA-256 of all that a method could change of its inputs."""
     digest = hashlib.sha256()
     for value in inputs:
@@ -57,6 +58,10 @@ def fingerprint(*inputs: models.Classifier | ImageSet | Features | Suspect) -> s
         elif isinstance(value, ImageSet):
             digest.update(np.ascontiguousarray(value.gather(np.arange(len(value)))).tobytes())
             digest.update(value.labels.tobytes())
+        elif isinstance(value, Scored):
+            digest.update(
+                fingerprint(value.data).encode() + value.values.tobytes() + np.asarray(value.flagged).tobytes()
+            )
         else:
             digest.update(np.asarray(value.logits).tobytes() + np.asarray(value.penultimate).tobytes())
     return digest.hexdigest()

@@ -35,6 +35,7 @@ from unpoison.detection import (
 from unpoison.detection.detector import Suspect
 from unpoison.evaluation.metrics import detection_metrics
 from unpoison.models.classifier import Backbone, Classifier
+from unpoison.training.bounds import Ascent, held
 
 CPU = torch.device("cpu")
 
@@ -376,9 +377,9 @@ class Logits(nn.Module):
         ("none", {0.9: 0.693147}),
     ],
 )
-def test_losses_are_held_at_the_floor(ascent: abl.Ascent, expected: dict[float, float]) -> None:
+def test_losses_are_held_at_the_floor(ascent: Ascent, expected: dict[float, float]) -> None:
     for floor, loss in expected.items():
-        _, losses = abl.held(Logits(), torch.zeros(3, 2), torch.tensor([0, 1, 0]), ascent=ascent, floor=floor)  # type: ignore[arg-type]
+        _, losses = held(Logits(), torch.zeros(3, 2), torch.tensor([0, 1, 0]), ascent=ascent, floor=floor)  # type: ignore[arg-type]
         assert losses.mean().item() == pytest.approx(loss, abs=1e-5)
 
 

@@ -16,10 +16,10 @@ from contract import check_parameters, fingerprint, own_parameters, weights_of
 from planted import Planted
 from unpoison import models
 from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import Scored
 from unpoison.data.verdicts import Verdict
 from unpoison.models import Classifier
 from unpoison.purification import PURIFIERS
-from unpoison.purification.purifier import Scored
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 

@@ -16,11 +16,10 @@ from small_networks import strided
 from unpoison import models
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import Scored, isolate
 from unpoison.data.verdicts import Verdict
 from unpoison.models.classifier import Classifier
 from unpoison.purification import PURIFIERS, dbr, nc_unlearn, unlearn
-from unpoison.purification.isolation import isolate
-from unpoison.purification.purifier import Scored
 
 MOMENTUM = 0.9
 

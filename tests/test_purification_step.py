@@ -19,10 +19,11 @@ from unpoison.core.errors import ParameterError
 from unpoison.data.imageset import ImageSet
 from unpoison.models import Classifier
 from unpoison.purification import PURIFIERS, d3, ft_sam, lmr, tsbd
-from unpoison.purification.ascent import Watch, accuracy_on, bounded
+from unpoison.purification.ascent import Watch, accuracy_on
 from unpoison.purification.batches import Batches, on_device
 from unpoison.purification.clean_unlearning import chance_of, unlearned
 from unpoison.training import plan
+from unpoison.training.bounds import bounded
 from unpoison.training.sam import at_the_worst_weights
 
 

@@ -32,6 +32,7 @@ import train_backdoored
 import train_clean
 import train_prior
 import train_robust
+import train_robust_by
 from parameters import FAMILIES, PARAMS, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +103,7 @@ def run_stages(*names: str) -> None:
         **{f"detect@{name}": lambda name=name: detect.main(name) for name in params["detect"]["methods"]},
         **{f"detect_inputs@{name}": lambda name=name: detect_inputs.main(name) for name in params["detect"]["inputs"]},
         **{f"inspect_model@{name}": lambda name=name: inspect_model.main(name) for name in params["detect"]["models"]},
+        **{f"train_robust_by@{name}": lambda name=name: train_robust_by.main(name) for name in params["robust"]["by"]},
         **{f"purify_by@{name}": lambda name=name: purify_by.main(name) for name in params["purify"]["by"]},
         "evaluate": evaluate.main,
         "report": report.main,

@@ -17,11 +17,11 @@ from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import Scored
 from unpoison.data.verdicts import Verdict
 from unpoison.evaluation.metrics import accuracy
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.triggered import triggered_of
-from unpoison.purification.purifier import Scored
 from unpoison.sources import digits
 
 FOLDER = Path(__file__).resolve().parent / "model"
@@ -56,7 +56,7 @@ class Planted:
         poisoned = self.poisoned.truth.mask
         noise = np.random.default_rng(0).normal(size=len(poisoned))
         values = noise + 4.0 * (poisoned & (np.cumsum(poisoned) % 10 != 0))
-        return Scored(data=self.data, values=values.astype(np.float32))
+        return Scored(data=self.data, values=values.astype(np.float32), flagged=values > 3.0)
 
     def verdict(self) -> Verdict:
         """What a good inspector says of the network: the target, with the trigger as it is; of other classes a full mask."""

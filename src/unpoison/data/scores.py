@@ -10,11 +10,12 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from ..core.arrays import Arrays, IntArray, Mask, Pixels
-from ..core.errors import UserError
+from ..core.errors import ParameterError, UserError
 from ..core.files import new_folder
 from ..core.hyperparameters import Fraction, NonNegative, Whole
 from ..core.manifest import Manifest, Size, check_describes, check_file, read_manifest, write_manifest
 from ..core.npy import check_array, check_masks, load_array, load_arrays
+from .imageset import ImageSet
 
 FORMAT, DESCRIPTION = "unpoison-scores-3", "scores.json"
 
@@ -83,6 +84,50 @@ class Scores:
         """The scores of a set that is the samples `index` [n] of a larger one, with the numbers these have there."""
         aux = {**self.aux, "index": index[self.aux["index"]]} if self.aux else {}
         return replace(self, aux=aux, index=index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a detector said of training samples, for methods that build on it.
+
+    Attributes:
+        data: the k samples that were scored, with their labels as received.
+        values: their scores, float32 [k], higher = more suspicious.
+        index: their numbers in the training set, int64 [k], in rising order; None: all of it.
+        flagged: mask of those [k] that the detector's own rule takes for poison; None where it has none.
+        detector: its name, for messages.
+    """
+
+    data: ImageSet
+    values: Pixels
+    index: IntArray | None = None
+    flagged: Mask | None = None
+    detector: str = "the detector"
+
+
+def isolate(scored: Scored, clean_share: float, poison_share: float) -> tuple[ImageSet, ImageSet]:
+    """The samples that look clean and those that look poisoned: the lowest and the highest scores.
+
+    Of n samples these are int(n * share), whatever the scores: among equal ones the first samples rank lower.
+
+    Args:
+        scored: n samples with their scores.
+        clean_share, poison_share: shares of the samples.
+
+    Raises:
+        ParameterError: a share of no sample, or shares that overlap.
+    """
+    count = len(scored.values)
+    for key, share in (("clean_share", clean_share), ("poison_share", poison_share)):
+        if not int(count * share):
+            raise ParameterError(f"{key}: {share} given, allowed: at least {1 / count:.2g}, one of the {count} samples")
+    clean, poison = int(count * clean_share), int(count * poison_share)
+    if clean + poison > count:
+        raise ParameterError(
+            f"poison_share: {poison_share} given, allowed: at most {1 - clean_share:g}, what clean_share leaves"
+        )
+    order = np.argsort(scored.values, kind="stable")
+    return scored.data.subset(order[:clean]), scored.data.subset(order[count - poison :])
 
 
 def save_scores(

@@ -11,11 +11,9 @@ https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/train.py
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from .. import models
@@ -27,11 +25,10 @@ from ..data.imageset import ImageSet
 from ..data.ranks import order
 from ..data.scores import Scores
 from ..models.classifier import Classifier
-from ..training.loop import cross_entropy, fit
+from ..training.bounds import Ascent, held
+from ..training.loop import fit
 from ..training.recipe import Recipe
 from .detector import Detector, Suspect
-
-Ascent = Literal["lga", "flooding", "none"]
 
 
 def score(
@@ -97,17 +94,6 @@ def score(
     flagged[order(values)[: int(isolated * len(data))]] = True
     rule = f"the {isolated:.0%} with the smallest losses"
     return Scores(values, forward_passes=3.0 * epochs + len(losses), flagged=flagged, rule=rule)
-
-
-def held(model: Classifier, images: Tensor, labels: Tensor, *, ascent: Ascent, floor: float) -> tuple[Tensor, Tensor]:
-    """Logits, and losses of each sample whose mean is the batch's loss, held at the floor (equation 2 of the paper)."""
-    logits, losses = cross_entropy(model, images, labels)
-    mean = losses.mean()
-    if ascent == "lga":
-        losses = losses * (mean.detach() - floor).sign()
-    elif ascent == "flooding":
-        losses = ((mean - floor).abs() + floor).expand(len(losses))
-    return logits, losses
 
 
 def _losses(model: Classifier, data: ImageSet) -> Pixels:

@@ -7,22 +7,11 @@ whole has lost too much. Either can be left out, which is what most published co
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..compute.device import autocast, pick_device
 from ..compute.inference import BATCH, batches
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-
-
-def bounded(loss: Tensor, bound: float | None) -> Tensor:
-    """A loss that is to be raised, but not beyond a bound: above it the value is the bound and the gradient 0.
-
-    Args:
-        loss: losses of samples, each bounded by itself, or one mean.
-        bound: the bound; None for no bound.
-    """
-    return loss if bound is None else loss.clamp(max=bound)
 
 
 class Watch:

@@ -14,9 +14,10 @@ from ..compute.device import autocast
 from ..core.progress import progress
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
+from ..training.bounds import bounded
 from ..training.optimizer import Optimizer
 from ..training.recipe import Rate, Recipe
-from .ascent import accuracy_on, bounded
+from .ascent import accuracy_on
 from .batches import Batches, check_purified, on_device
 
 

@@ -1,45 +1,17 @@
-"""What purifiers by a detector's scores share: the two ends of the ranking, and a pass that learns or unlearns one of them."""
+"""What purifiers by a detector's scores share: a pass that learns or unlearns one end of the ranking."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..compute.device import autocast
 from ..core.errors import ParameterError
-from ..data.imageset import ImageSet
+from ..data.scores import Scored
 from ..models.classifier import Classifier
+from ..training.bounds import bounded
 from ..training.checks import takes_batch_of_one
 from ..training.loop import cross_entropy
 from ..training.optimizer import Optimizer
 from ..training.recipe import Rate
-from .ascent import bounded
 from .batches import Batches
-from .purifier import Scored
-
-
-def isolate(scored: Scored, clean_share: float, poison_share: float) -> tuple[ImageSet, ImageSet]:
-    """The samples that look clean and those that look poisoned: the lowest and the highest scores.
-
-    Of n samples these are int(n * share), whatever the scores: among equal ones the first samples rank lower.
-
-    Args:
-        scored: n samples with their scores.
-        clean_share, poison_share: shares of the samples.
-
-    Raises:
-        ParameterError: a share of no sample, or shares that overlap.
-    """
-    count = len(scored.values)
-    for key, share in (("clean_share", clean_share), ("poison_share", poison_share)):
-        if not int(count * share):
-            raise ParameterError(f"{key}: {share} given, allowed: at least {1 / count:.2g}, one of the {count} samples")
-    clean, poison = int(count * clean_share), int(count * poison_share)
-    if clean + poison > count:
-        raise ParameterError(
-            f"poison_share: {poison_share} given, allowed: at most {1 - clean_share:g}, what clean_share leaves"
-        )
-    order = np.argsort(scored.values, kind="stable")
-    return scored.data.subset(order[:clean]), scored.data.subset(order[count - poison :])
 
 
 def check_share(model: Classifier, scored: Scored, key: str, share: float) -> None:

@@ -1,4 +1,4 @@
-"""The type of a purifier: what its file hands to the rest of the project, and what some are handed besides the reserve."""
+"""The type of a purifier: what its file hands to the rest of the project."""
 
 from __future__ import annotations
 
@@ -6,25 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..core.errors import UserError
-from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What a detector said of training samples, for purifiers that build on it.
-
-    Attributes:
-        data: the k samples that were scored, with their labels as received.
-        values: their scores, float32 [k], higher = more suspicious.
-    """
-
-    data: ImageSet
-    values: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +18,7 @@ class Purifier:
         purify: `purify(model, reserve, *, seed, …) -> Classifier`, from the suspect classifier, which is left as it was,
             and the trusted images, to a new classifier. Its keyword-only arguments but the seed are the method's own
             parameters. One with `by` takes that as its third argument.
-        by: what it builds on besides: `scores` of training samples (`Scored`), or the `verdicts` on the model's classes
+        by: what it builds on besides: `scores` of training samples (`data.scores.Scored`), or the `verdicts` on the model's classes
             (`data.verdicts.Verdict`).
         needs_trusted: the least number of trusted images it can work with.
     """

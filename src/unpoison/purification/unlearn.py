@@ -14,13 +14,14 @@ from copy import deepcopy
 from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive
 from ..core.progress import progress
 from ..data.imageset import ImageSet
+from ..data.scores import Scored, isolate
 from ..models.classifier import Classifier
 from ..training.optimizer import Optimizer
 from ..training.recipe import AugmentationName, Recipe
 from .ascent import Watch
 from .batches import Batches, check_batches, check_purified, on_device
-from .isolation import check_share, isolate, run_epoch
-from .purifier import Purifier, Scored
+from .isolation import check_share, run_epoch
+from .purifier import Purifier
 
 
 def purify(

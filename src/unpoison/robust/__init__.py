@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from . import distillation
+from . import abl, distillation, filter_retrain
 from .robust import Robust
 
 ROBUST: dict[str, Robust] = {
     "distillation": distillation.ROBUST,
+    "filter_retrain": filter_retrain.ROBUST,
+    "abl": abl.ROBUST,
 }

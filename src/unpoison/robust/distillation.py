@@ -21,7 +21,7 @@ from ..data.imageset import ImageSet
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
-from .robust import Robust
+from .robust import Keep, Robust, keep_nothing
 
 
 def distillation_loss(
@@ -61,6 +61,7 @@ def train(
     variations: ImageSet,
     teacher: Classifier,
     recipe: Recipe,
+    keep: Keep = keep_nothing,
     *,
     seed: int = 0,
     alpha: Fraction = 0.5,
@@ -74,6 +75,7 @@ def train(
         variations: images that replace the training set.
         teacher: the backdoored model, whose weights stay; it sees each batch as augmented, in evaluation mode.
         recipe: recipe of the student's training; its label smoothing is that of the label term.
+        keep: where the training has its checkpoints.
         seed: seed for the order of the images and their augmentation.
         alpha: weight of the teacher's term; the label term has the rest. 0.5 in the published code.
         temperature: temperature of the teacher's term. 10 in the published code.
@@ -110,7 +112,7 @@ def train(
             total = total + AUXILIARY_WEIGHT * distilled(head_logits)
         return logits, total
 
-    return student, fit(student, variations, recipe, seed=seed, what="student", loss=loss)
+    return student, fit(student, variations, recipe, seed=seed, what="student", loss=loss, checkpoints=keep("student"))
 
 
 ROBUST = Robust(train=train, inputs=("variations", "backdoored"))

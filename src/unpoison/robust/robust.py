@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+from ..compute.checkpoints import Checkpoints
 from ..models.classifier import Classifier
 from ..training.loop import History
 
 RECEIVED = ("data", "reserve")
 """Inputs that every stage of the family has: the training set as received, and the trusted images."""
+
+Keep = Callable[[str], Checkpoints | None]
+"""The name of a phase of a training ("isolation") to its checkpoints, which the caller removes at the end; or to None."""
+
+
+def keep_nothing(phase: str) -> None:
+    """For a training that starts anew where it was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +26,17 @@ class Robust:
     """A published way to train on suspect data.
 
     Attributes:
-        train: `train(make_model, *inputs, recipe, *, seed, …) -> (Classifier, History)`. `make_model()` gives the network
-            with fresh weights, `recipe` says how to train it. Its keyword-only arguments but the seed are the method's own
-            parameters.
+        train: `train(make_model, *inputs, recipe, keep=keep_nothing, *, seed, …) -> (Classifier, History)`. `make_model()`
+            gives the network with fresh weights, `recipe` says how to train it, `keep` where each phase has its checkpoints.
+            Its keyword-only arguments but the seed are the method's own parameters. One with `by` takes that after its inputs.
         inputs: inputs of `train`, in the order of its arguments: `data` (the training set as received), `reserve` (trusted
             images), `variations` (of the training set), `backdoored` (the model trained on the set as it is).
+        by: what it builds on besides: `scores` of training samples (`data.scores.Scored`).
     """
 
     train: Callable[..., tuple[Classifier, History]]
     inputs: tuple[str, ...] = RECEIVED
+    by: Literal["scores"] | None = None
 
     @property
     def parameters(self) -> Callable[..., tuple[Classifier, History]]:

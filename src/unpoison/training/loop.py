@@ -52,6 +52,12 @@ class History:
         """The record of no training."""
         return cls([], np.zeros((0, 0), np.float32))
 
+    @classmethod
+    def in_turn(cls, *phases: History) -> History:
+        """The record of trainings one after another, perhaps on different samples: epochs counted on, and no losses of samples."""
+        rows = [row for phase in phases for row in phase.epochs]
+        return cls([{**row, "epoch": epoch} for epoch, row in enumerate(rows, 1)], np.zeros((0, 0), np.float32))
+
 
 def cross_entropy(
     model: Classifier, images: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
