@@ -25,13 +25,13 @@ import poison
 import prepare
 import purifying
 import report
-import robust_training
+import robust_methods
 import stress_settings
 import train_prior
 from by_artefact import artefacts_of
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
 from purifying import purified_of
-from robust_training import robust_of
+from robust_methods import robust_of
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from training import network_of, recipe_of
@@ -190,7 +190,7 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
     made = {"scores": ("detect.methods", detectors), "verdicts": ("detect.models", settings.models)}
     chosen = {
         "purify": artefacts_of(params, "purify", purifying.BY_ARTEFACT),
-        "robust": artefacts_of(params, "robust", robust_training.BY_ARTEFACT),
+        "robust": artefacts_of(params, "robust", robust_methods.BY_ARTEFACT),
     }
     for family, artefacts in chosen.items():
         for name, artefact in artefacts.items():

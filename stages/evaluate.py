@@ -35,7 +35,7 @@ from detect import settings
 from not_applicable import NO_SET
 from parameters import Params, load_params, methods_of
 from purifying import purified_of
-from robust_training import robust_of
+from robust_methods import robust_of
 from unpoison import models
 from unpoison.core.errors import UserError, file_of
 from unpoison.core.files import new_folder, write_json

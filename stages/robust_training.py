@@ -11,28 +11,23 @@ from typing import Any
 
 from common import BACKDOORED, BASE, POISONED, ROBUST, SCRATCH, TRAINING, VARIATIONS, code_file
 
-from by_artefact import DESCRIPTIONS, artefacts_of, plain_methods, read_scored
+from by_artefact import DESCRIPTIONS, read_scored
 from not_applicable import without_set
 from parameters import FAMILIES, PARAMS, Params, own_parameters, section, seed_of
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
-from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
+from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.core.files import read_json, sha256_file, sha256_json
 from unpoison.core.seeding import derive
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.robust import ROBUST as METHODS
-from unpoison.robust.robust import RECEIVED, Robust
+from unpoison.robust.robust import Robust
 from unpoison.training.distributed import world
 from unpoison.training.loop import History
 from unpoison.training.recipe import Recipe
-
-BY_SET = {name: method for name, method in METHODS.items() if method.by is None}
-"""Methods that build on no artefact: `robust.methods`."""
-BY_ARTEFACT = {name: method for name, method in METHODS.items() if method.by is not None}
-"""Methods that build on scores as well: `robust.by`."""
 
 INPUTS: Mapping[str, Callable[[], Any]] = {
     "data": lambda: open_poisoned(BASE, POISONED),
@@ -41,23 +36,6 @@ INPUTS: Mapping[str, Callable[[], Any]] = {
     "backdoored": lambda: models.load(BACKDOORED),
 }
 """What a robust method may train on, by the names that `Robust.inputs` uses."""
-
-
-def robust_of(params: Params) -> list[str]:
-    """The robust methods of a run, by which its models are called; that of `distill_student` is not among them."""
-    chosen = plain_methods(params, "robust", METHODS)
-    for name in chosen:
-        check_inputs(name)
-    return [*chosen, *artefacts_of(params, "robust", BY_ARTEFACT)]
-
-
-def check_inputs(name: str) -> None:
-    """Raises UserError for a method that trains on what `train_robust` does not depend on: DVC would not know when to run it."""
-    if missing := sorted(set(METHODS[name].inputs) - set(RECEIVED)):
-        raise UserError(
-            f"{PARAMS}: robust.methods: {name!r} given, allowed: methods that need no {', '.join(missing)}; this one "
-            "has a stage of its own"
-        )
 
 
 def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> list[Path]:

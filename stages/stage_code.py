@@ -13,7 +13,7 @@ from typing import Any
 from common import RECIPES, STAGES, code_file
 
 import purifying
-import robust_training
+import robust_methods
 from parameters import Params
 from poison import settings
 from training import network_of, recipe_of
@@ -41,8 +41,8 @@ WHOLE = (
 
 METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "poison": ("unpoison.attacks", ATTACKS),
-    "train_robust": ("unpoison.robust", robust_training.BY_SET),
-    "train_robust_by": ("unpoison.robust", robust_training.BY_ARTEFACT),
+    "train_robust": ("unpoison.robust", robust_methods.BY_SET),
+    "train_robust_by": ("unpoison.robust", robust_methods.BY_ARTEFACT),
     "purify": ("unpoison.purification", purifying.BY_RESERVE),
     "purify_by": ("unpoison.purification", purifying.BY_ARTEFACT),
     "detect": ("unpoison.detection", DETECTORS),

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 from common import run_stage
 
 from parameters import PARAMS, load_params
-from robust_training import BY_SET, check_inputs, train_by_recipe
+from robust_methods import BY_SET, check_inputs
+from robust_training import train_by_recipe
 from unpoison.core.errors import file_of
 from unpoison.core.hyperparameters import one_of
 

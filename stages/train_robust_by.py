@@ -11,7 +11,8 @@ from common import run_stage
 
 from by_artefact import artefact_of
 from parameters import load_params
-from robust_training import BY_ARTEFACT, train_by_recipe
+from robust_methods import BY_ARTEFACT
+from robust_training import train_by_recipe
 
 
 def main(name: str) -> list[Path]:

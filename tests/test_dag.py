@@ -45,10 +45,11 @@ FAMILIES = {
     "inspect_model": ("inspection", "${item}", INSPECTORS),
     "purify": ("purification", "${item}", {name: method for name, method in PURIFIERS.items() if not method.by}),
     "purify_by": ("purification", "${key}", {name: method for name, method in PURIFIERS.items() if method.by}),
-    "train_robust": ("robust", "${item}", ROBUST),
+    "train_robust": ("robust", "${item}", {name: method for name, method in ROBUST.items() if not method.by}),
+    "train_robust_by": ("robust", "${key}", {name: method for name, method in ROBUST.items() if method.by}),
 }
 DEFENCES = ("extract", "train_prior", "generate_variations", "distill_student", "train_robust", "purify", "detect")
-DEFENCES += ("purify_by", "inspect_model")
+DEFENCES += ("train_robust_by", "purify_by", "inspect_model")
 # What each folder of the library may import; the order is that of docs/pipeline.md, the lowest first.
 MAY_IMPORT = {
     "core": set[str](),
@@ -169,6 +170,7 @@ def test_a_stage_has_the_recipe_that_it_trains_by() -> None:
         "distill_student",
         "train_clean",
         *names_of("train_robust"),
+        *names_of("train_robust_by"),
     }
     assert changed["distill_student"]["recipe"]["epochs"] == 100
 
@@ -182,7 +184,16 @@ def test_a_stage_has_the_network_that_it_runs() -> None:
         assert networks & set(codes[stage]["modules"]) == {"unpoison.models.vgg"}, stage
 
 
-TRAINED = {"train_backdoored", "train_clean", "distill_student", "train_robust", "purify", "purify_by", "stress"}
+TRAINED = {
+    "train_backdoored",
+    "train_clean",
+    "distill_student",
+    "train_robust",
+    "train_robust_by",
+    "purify",
+    "purify_by",
+}
+TRAINED |= {"stress"}
 # Purifiers whose steps are of another kind than the loop's.
 OTHERWISE = {f"purify@{name}" for name in ("anp", "rnp", "i_bau", "sau", "bti_dbf", "clp", "bnp")}
 # Attacks that train a network of their own by the loop.
@@ -288,6 +299,7 @@ def test_no_training_sees_the_test() -> None:
         "train_prior",
         "distill_student",
         "train_robust",
+        "train_robust_by",
         "purify",
         "purify_by",
     ):
@@ -303,6 +315,8 @@ def test_every_stage_script_is_a_stage() -> None:
         "common",
         "parameters",
         "training",
+        "by_artefact",
+        "robust_methods",
         "robust_training",
         "purifying",
         "method_params",

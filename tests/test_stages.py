@@ -477,13 +477,13 @@ def test_a_robust_method_of_ones_own(made: Path, tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (folder / "src/unpoison/robust/plain.py").write_text(
         "from ..training.loop import fit\nfrom .robust import Robust\n\n\n"
-        "def train(make_model, data, reserve, recipe, *, seed: int = 0, rounds: int = 1):\n"
+        "def train(make_model, data, reserve, recipe, keep, *, seed: int = 0, rounds: int = 1):\n"
         '    """Plain.\n\n    Args:\n        rounds: of training.\n    """\n'
-        "    model = make_model()\n    return model, fit(model, data, recipe, seed=seed, what='plain')\n\n\n"
+        "    model = make_model()\n    return model, fit(model, data, recipe, seed=seed, what='plain', checkpoints=keep('plain'))\n\n\n"
         "ROBUST = Robust(train=train)\n"
     )
     table = folder / "src/unpoison/robust/__init__.py"
-    text = table.read_text().replace("from . import distillation", "from . import distillation, plain")
+    text = table.read_text().replace("from . import ", "from . import plain, ", 1)
     table.write_text(
         text.replace("ROBUST: dict[str, Robust] = {", 'ROBUST: dict[str, Robust] = {\n    "plain": plain.ROBUST,')
     )

@@ -10,9 +10,6 @@ from ..compute.checkpoints import Checkpoints
 from ..models.classifier import Classifier
 from ..training.loop import History
 
-RECEIVED = ("data", "reserve")
-"""Inputs that every stage of the family has: the training set as received, and the trusted images."""
-
 Keep = Callable[[str], Checkpoints | None]
 """The name of a phase of a training ("isolation") to its checkpoints, which the caller removes at the end; or to None."""
 
@@ -35,8 +32,13 @@ class Robust:
     """
 
     train: Callable[..., tuple[Classifier, History]]
-    inputs: tuple[str, ...] = RECEIVED
+    inputs: tuple[str, ...] = ("data", "reserve")
     by: Literal["scores"] | None = None
+
+    @property
+    def made_elsewhere(self) -> list[str]:
+        """Inputs that other stages make and a stage of the family does not depend on."""
+        return sorted(set(self.inputs) - {"data", "reserve"})
 
     @property
     def parameters(self) -> Callable[..., tuple[Classifier, History]]:

@@ -59,11 +59,10 @@ def params_of(suite: Suite, params: Params, overrides: Overrides) -> Params:
         methods = value_at(changed, f"{family}.methods")
         if not isinstance(methods, list):
             raise UserError(f"{family}.methods: {methods!r} given, allowed: a list")
-        made += [f"{place}.{method}" for method in methods]
-    by = value_at(changed, "purify.by") or {}
-    if not isinstance(by, Mapping):
-        raise UserError(f"purify.by: {by!r} given, allowed: artefacts by method")
-    made += [f"purified.{method}" for method in by]
+        by = value_at(changed, f"{family}.by") or {}
+        if not isinstance(by, Mapping):
+            raise UserError(f"{family}.by: {by!r} given, allowed: artefacts by method")
+        made += [f"{place}.{method}" for method in (*methods, *by)]
     for name, about in suite.methods.items():
         if about.metrics not in made:
             raise UserError(f"methods.{name}.metrics: {about.metrics!r} given, allowed: {', '.join(made)}")
