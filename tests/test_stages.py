@@ -23,6 +23,7 @@ import poison
 import purify
 import purify_by
 import stress
+from by_artefact import read_scored
 from detect import read_suspect
 from parameters import load_params
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
@@ -36,6 +37,9 @@ from unpoison.data.verdicts import load_verdict
 from unpoison.detection import DETECTORS
 from unpoison.detection.sample import draw_sample
 from unpoison.evaluation.metrics import detection_metrics
+from unpoison.robust import abl
+from unpoison.training import loop
+from unpoison.training.loop import History
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +198,41 @@ BY: dict[str, Any] = {
 }
 
 
+def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"robust.methods": ["abl"], "robust.by": {"filter_retrain": "scores/cd"}}
+    own = {
+        f"params/robust.yaml:abl.{key}": value for key, value in {"isolation_epochs": 1, "unlearn_epochs": 1}.items()
+    }
+    write_params(project, {**TINY, **chosen, **own, "params/robust.yaml:filter_retrain.removed": 0.1})
+    run_stages("check_params", "train_robust_by@filter_retrain")
+    # Killed in its second training of three, whose first is not done again.
+    fit, trained = loop.fit, list[str]()
+
+    def killed(*arguments: Any, what: str, **keywords: Any) -> History:
+        trained.append(what)
+        history = fit(*arguments, what=what, **keywords)
+        if what == "abl/training":
+            raise KeyboardInterrupt
+        return history
+
+    monkeypatch.setattr(abl, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages("train_robust@abl")
+    monkeypatch.setattr(abl, "fit", fit)
+    run_stages("train_robust@abl", "evaluate", "report")
+    assert trained == ["abl/isolation", "abl/training"]
+    assert not (project / ".unpoison/train_robust_abl").exists(), "checkpoints are removed at the end"
+    assert set(metrics_of(project)["robust"]) == {"abl", "filter_retrain"}
+    assert "| robust: filter_retrain |" in (project / "reports/summary.md").read_text()
+    about = {name: read_json(project / f"models/robust/{name}/model.json") for name in ("abl", "filter_retrain")}
+    received = about["abl"]["made_from"]
+    assert about["filter_retrain"]["made_from"] == {
+        **received,
+        "scores": sha256_file(project / "data/scores/cd/scores.json"),
+    }
+    assert about["filter_retrain"]["made_by"]["stage"] == "train_robust_by@filter_retrain"
+
+
 def test_purifiers_that_build_on_scores_or_a_verdict(project: Path) -> None:
     write_params(project, {**TINY, **BY})
     run_stages("check_params", "purify_by@dbr", "purify_by@nc_unlearn", "evaluate", "report")
@@ -213,7 +252,7 @@ def test_purifiers_that_build_on_scores_or_a_verdict(project: Path) -> None:
     sampled = read_json(project / "models/purified/dbr/model.json")
     assert sampled["made_by"]["passes"] == {"forward": 3 + 12 + 3 * 60, "backward": 3 + 12}
     scored, every = (
-        purify_by.read_scored(Path("data/scores/cd")),
+        read_scored(Path("data/scores/cd")),
         open_poisoned(Path("data/base"), Path("data/poisoned")),
     )
     index = draw_sample(every.labels, 60, seed=0)
@@ -479,7 +518,8 @@ def test_a_robust_method_of_ones_own(made: Path, tmp_path: Path) -> None:
         "from ..training.loop import fit\nfrom .robust import Robust\n\n\n"
         "def train(make_model, data, reserve, recipe, keep, *, seed: int = 0, rounds: int = 1):\n"
         '    """Plain.\n\n    Args:\n        rounds: of training.\n    """\n'
-        "    model = make_model()\n    return model, fit(model, data, recipe, seed=seed, what='plain', checkpoints=keep('plain'))\n\n\n"
+        "    model = make_model()\n"
+        "    return model, fit(model, data, recipe, seed=seed, what='plain', checkpoints=keep('plain'))\n\n\n"
         "ROBUST = Robust(train=train)\n"
     )
     table = folder / "src/unpoison/robust/__init__.py"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import abl, distillation, filter_retrain
+from . import abl, distillation, dst, filter_retrain
 from .robust import Robust
 
 ROBUST: dict[str, Robust] = {
     "distillation": distillation.ROBUST,
     "filter_retrain": filter_retrain.ROBUST,
     "abl": abl.ROBUST,
+    "dst": dst.ROBUST,
 }
