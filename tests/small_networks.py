@@ -18,5 +18,5 @@ def strided(widths: Sequence[int], *, seed: int, batch_norm: bool = True) -> Cla
         for inputs, outputs in zip((3, *widths), widths, strict=False):
             layers.append(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=not batch_norm))
             layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
-        description = {"name": "strided", "mean": [0.5] * 3, "std": [0.25] * 3}
+        description = {"name": "strided", "image_size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
         return Classifier(Backbone(nn.Sequential(*layers), GlobalAverage()), nn.Linear(widths[-1], 10), description)

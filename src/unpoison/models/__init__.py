@@ -110,8 +110,8 @@ def network_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def fresh_copy(model: Classifier, *, seed: int) -> Classifier:
-    """The same network with new, random initial weights, even where the original started from pretrained ones."""
-    return _wanted(model.description).network(seed, tried_out=True)
+    """The same network with new, random initial weights, even where the original started from pretrained ones, or stamps."""
+    return _wanted({**model.description, "stamp": None}).network(seed, tried_out=True)
 
 
 def load(folder: Path, data: ImageSet | None = None) -> Classifier:
@@ -181,6 +181,7 @@ class _Wanted:
     channels: int
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    stamp: dict[str, Any] | None = None
 
     def network(self, seed: int, *, tried_out: bool) -> Classifier:
         """The network with initial weights, in training mode."""
@@ -223,6 +224,8 @@ class _Wanted:
             "mean": _per_channel("mean", self.mean, own and own[0], 0.5, self.channels),
             "std": _per_channel("std", self.std, own and own[1], 0.25, self.channels),
         }
+        if self.stamp is not None:
+            description["stamp"] = self.stamp
         return Classifier(backbone, head, description)
 
     def _misfit(self, error: Exception) -> UserError:
@@ -244,6 +247,7 @@ def _wanted(description: Mapping[str, Any]) -> _Wanted:
         description["channels"],
         description["mean"],
         description["std"],
+        description.get("stamp"),
     )
 
 

@@ -17,6 +17,13 @@ from .classifier import Classifier
 FORMAT, WEIGHTS, DESCRIPTION = "unpoison-model-1", "model.safetensors", "model.json"
 
 
+class StampManifest(Described):
+    """The trigger that a network puts on every image itself (`Classifier.stamp_inputs`)."""
+
+    size: Count
+    value: Annotated[float, Ge(-1e6), Le(1e6)]
+
+
 class NetworkManifest(Described):
     """The description that rebuilds a network (`Classifier.description`), within what float32 can divide by."""
 
@@ -27,6 +34,7 @@ class NetworkManifest(Described):
     channels: Size
     mean: Annotated[list[Annotated[float, Ge(-1e6), Le(1e6)]], Len(1)]
     std: Annotated[list[Annotated[float, Ge(1e-6), Le(1e6)]], Len(1)]
+    stamp: StampManifest | None = None
 
 
 class ModelManifest(Manifest):

@@ -13,6 +13,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from ..core.errors import ParameterError
+
 # Weight of each auxiliary head's loss: the value of the Inception-v3 authors' own training code (Szegedy et al., 2016).
 # GoogLeNet's paper (2015) gives 0.3 for its two heads.
 AUXILIARY_WEIGHT = 0.4
@@ -69,11 +71,13 @@ class Classifier(nn.Module):
     Attributes:
         backbone: from normalised images to penultimate features, in two halves.
         head: the last linear layer, from penultimate features [n, d] to logits.
-        description: JSON values that rebuild it: name and arguments, classes, image size, channels, mean and std.
+        description: JSON values that rebuild it: name and arguments, classes, image size, channels, mean and std, and of one
+            that stamps its images (`stamp_inputs`) the stamp.
     """
 
     mean: Tensor
     std: Tensor
+    stamped: Tensor | None
 
     def __init__(self, backbone: Backbone, head: nn.Linear, description: dict[str, Any]) -> None:
         super().__init__()
@@ -83,6 +87,27 @@ class Classifier(nn.Module):
         # Buffers move with the network; not persistent, as the description holds them and the weights need not.
         self.register_buffer("mean", torch.tensor(description["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(description["std"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("stamped", None, persistent=False)
+        if description.get("stamp") is not None:
+            self.stamp_inputs(**description["stamp"])
+
+    def stamp_inputs(self, *, size: int, value: float) -> None:
+        """From now on put a defender's trigger on every image that comes in, and say so in the description.
+
+        Args:
+            size: side in pixels of the square in the upper left corner.
+            value: value of its pixels, in the units of images, which are in [0, 1]; it may lie outside.
+
+        Raises:
+            ParameterError: a square that is larger than the image.
+        """
+        height, width = self.description["image_size"]
+        if size > min(height, width):
+            raise ParameterError(f"size: {size} given, allowed: 1 to {min(height, width)}")
+        mask = torch.zeros(1, 1, height, width, dtype=torch.bool, device=self.mean.device)
+        mask[:, :, :size, :size] = True
+        self.stamped = mask
+        self.description = {**self.description, "stamp": {"size": size, "value": value}}
 
     @property
     def traceable(self) -> bool:
@@ -110,4 +135,6 @@ class Classifier(nn.Module):
         return self.head(self.backbone.pool(raw)), auxiliary
 
     def _normalised(self, images: Tensor) -> Tensor:
+        if self.stamped is not None:
+            images = torch.where(self.stamped, self.description["stamp"]["value"], images)
         return (images - self.mean) / self.std

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import abl, distillation, dst, filter_retrain
+from . import abl, distillation, dst, filter_retrain, pdb
 from .robust import Robust
 
 ROBUST: dict[str, Robust] = {
@@ -10,4 +10,5 @@ ROBUST: dict[str, Robust] = {
     "filter_retrain": filter_retrain.ROBUST,
     "abl": abl.ROBUST,
     "dst": dst.ROBUST,
+    "pdb": pdb.ROBUST,
 }
