@@ -22,9 +22,10 @@ from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.inference import frozen
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import sha256_json
+from unpoison.core.hyperparameters import check
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Scored
-from unpoison.robust import ROBUST, abl, filter_retrain, pdb
+from unpoison.robust import ROBUST, abl, dst, filter_retrain, pdb
 from unpoison.robust.distillation import distillation_loss
 from unpoison.training.hand import Hand
 from unpoison.training.loop import History
@@ -340,3 +341,25 @@ def test_pdb_stamps_and_moves_back_by_itself(
         pdb.train(lambda: network, data, reserve, SHORT, shift=20)
     with pytest.raises(ParameterError, match=rf"^size: 99 given, allowed: 1 to {min(data.image_size)}$"):
         pdb.train(lambda: network, data, reserve, SHORT, size=99)
+
+
+def test_a_phase_that_diverges_names_its_own_rate(
+    planted: Planted, splits: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, data = replace(SHORT, epochs=1), planted.data.subset(np.arange(40))
+    with pytest.raises(ParameterError, match=r"^unlearn_lr: 1e\+30 given, with which the training of abl/unlearning"):
+        abl.train(fresh, data, once, isolation_epochs=1, unlearn_epochs=1, isolated=0.3, bound=None, unlearn_lr=1e30)
+
+    # A head alone cannot diverge at any rate that is allowed.
+    def diverging(*_: Any, **__: Any) -> History:
+        raise ParameterError("lr: 5.0 given, with which it diverged")
+
+    monkeypatch.setattr(dst, "fit", diverging)
+    with pytest.raises(ParameterError, match=r"^classifier_lr: 5\.0 given, with which it diverged$"):
+        dst.train(fresh, *inputs_of("dst", planted, splits["train"], 40), once)
+
+
+def test_a_trigger_that_no_description_may_hold_is_refused() -> None:
+    for value in (1e7, float("nan")):
+        with pytest.raises(ParameterError, match=r"^value: "):
+            check({"value": value}, ROBUST["pdb"].parameters)

@@ -27,7 +27,7 @@ from ..models.classifier import Classifier
 from ..training.bounds import Ascent, bounded, held
 from ..training.loop import History, cross_entropy, fit
 from ..training.recipe import Recipe
-from .robust import Keep, Robust, keep_nothing
+from .robust import Keep, Robust, keep_nothing, rate_of
 
 
 def train(
@@ -87,15 +87,16 @@ def train(
     training = fit(
         model, rest, replace(recipe, whiten=False), seed=seed, what="abl/training", checkpoints=keep("abl/training")
     )
-    unlearning = fit(
-        model,
-        poison,
-        _unlearning(recipe, unlearn_epochs, unlearn_lr),
-        seed=seed,
-        what="abl/unlearning",
-        loss=partial(_raised, bound=bound),
-        checkpoints=keep("abl/unlearning"),
-    )
+    with rate_of("unlearn_lr"):
+        unlearning = fit(
+            model,
+            poison,
+            _unlearning(recipe, unlearn_epochs, unlearn_lr),
+            seed=seed,
+            what="abl/unlearning",
+            loss=partial(_raised, bound=bound),
+            checkpoints=keep("abl/unlearning"),
+        )
     return model, History.in_turn(isolation, training, unlearning)
 
 

@@ -28,7 +28,7 @@ from ..training.hand import Hand, Loss, Objective
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
 from ..training.views import view
-from .robust import Keep, Robust, keep_nothing
+from .robust import Keep, Robust, keep_nothing, rate_of
 
 BASE_TEMPERATURE = 0.07
 """The published loss is scaled by the temperature over this one."""
@@ -101,16 +101,17 @@ def train(
     classifier = Recipe(
         epochs=classifier_epochs, batch_size=recipe.batch_size, lr=classifier_lr, weight_decay=0.0, schedule="constant"
     )
-    history = fit(
-        model,
-        data.subset(ends),
-        classifier,
-        seed=seed,
-        what="dst/classifier",
-        parameters=model.head.parameters(),
-        hand=_Mixed(trusted[torch.from_numpy(ends)], unlearn_weight, crop),
-        checkpoints=keep("dst/classifier"),
-    )
+    with rate_of("classifier_lr"):
+        history = fit(
+            model,
+            data.subset(ends),
+            classifier,
+            seed=seed,
+            what="dst/classifier",
+            parameters=model.head.parameters(),
+            hand=_Mixed(trusted[torch.from_numpy(ends)], unlearn_weight, crop),
+            checkpoints=keep("dst/classifier"),
+        )
     return model, history
 
 

@@ -12,9 +12,11 @@ of them besides; here all images have the recipe's augmentation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ..core.errors import ParameterError
@@ -26,6 +28,9 @@ from ..training.loop import History, fit
 from ..training.recipe import Recipe
 from .robust import Keep, Robust, keep_nothing
 
+# What `model.json` may hold.
+Value = Annotated[float, Ge(-1e6), Le(1e6)]
+
 
 def train(
     make_model: Callable[[], Classifier],
@@ -36,7 +41,7 @@ def train(
     *,
     seed: int = 0,
     size: Count = 7,
-    value: float = 2.0,
+    value: Value = 2.0,
     shift: Count = 1,
     copies: Count = 5,
 ) -> tuple[Classifier, History]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from ..compute.checkpoints import Checkpoints
+from ..core.errors import ParameterError
 from ..models.classifier import Classifier
 from ..training.loop import History
 
@@ -16,6 +18,17 @@ Keep = Callable[[str], Checkpoints | None]
 
 def keep_nothing(phase: str) -> None:
     """For a training that starts anew where it was killed."""
+
+
+@contextmanager
+def rate_of(key: str) -> Iterator[None]:
+    """For a phase with a learning rate of the method's own: where it diverged, `key` is named in the place of the recipe's `lr`."""
+    try:
+        yield
+    except ParameterError as error:
+        if not str(error).startswith("lr: "):
+            raise
+        raise ParameterError(f"{key}{str(error).removeprefix('lr')}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
