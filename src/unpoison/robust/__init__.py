@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import abl, distillation, dst, filter_retrain, pdb
+from . import abl, asd, dbd, distillation, dst, filter_retrain, nab, pdb, vibe
 from .robust import Robust
 
 ROBUST: dict[str, Robust] = {
@@ -10,5 +10,9 @@ ROBUST: dict[str, Robust] = {
     "filter_retrain": filter_retrain.ROBUST,
     "abl": abl.ROBUST,
     "dst": dst.ROBUST,
+    "dbd": dbd.ROBUST,
+    "asd": asd.ROBUST,
+    "nab": nab.ROBUST,
     "pdb": pdb.ROBUST,
+    "vibe": vibe.ROBUST,
 }

@@ -15,19 +15,17 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..compute.inference import logits_of
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Epochs, Fraction, NonNegative, Positive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
-from ..training.bounds import Ascent, bounded, held
+from ..training.bounds import Ascent, bounded
 from ..training.loop import History, cross_entropy, fit
 from ..training.recipe import Recipe
-from .robust import Keep, Robust, keep_nothing, rate_of
+from .losses import learned_first
+from .robust import Keep, Robust, keep_nothing, own_keys
 
 
 def train(
@@ -72,22 +70,23 @@ def train(
             f"isolated: {isolated} given, allowed: {1 / len(data):.2g} to {1 - 2 / len(data):.6g} of the {len(data)} samples"
         )
     model = make_model()
-    isolation = fit(
+    lowest, isolation = learned_first(
         model,
         data,
-        replace(recipe, epochs=isolation_epochs, schedule="constant", label_smoothing=0.0),
+        recipe,
         seed=seed,
         what="abl/isolation",
-        loss=partial(held, ascent=ascent, floor=floor),
+        epochs=isolation_epochs,
+        ascent=ascent,
+        floor=floor,
         checkpoints=keep("abl/isolation"),
     )
-    lowest = np.argsort(_losses(model, data), kind="stable")
     poison, rest = data.subset(np.sort(lowest[:count])), data.subset(np.sort(lowest[count:]))
     # It goes on from the weights it has, whitened filters included.
     training = fit(
         model, rest, replace(recipe, whiten=False), seed=seed, what="abl/training", checkpoints=keep("abl/training")
     )
-    with rate_of("unlearn_lr"):
+    with own_keys(lr="unlearn_lr"):
         unlearning = fit(
             model,
             poison,
@@ -109,11 +108,6 @@ def _unlearning(recipe: Recipe, epochs: int, lr: float) -> Recipe:
         schedule="constant",
         augment=recipe.augment,
     )
-
-
-def _losses(model: Classifier, data: ImageSet) -> np.ndarray:
-    """Cross entropy of each sample in evaluation mode, float32 [n]."""
-    return F.cross_entropy(logits_of(model, data, what="abl"), torch.from_numpy(data.labels), reduction="none").numpy()
 
 
 def _raised(model: Classifier, images: Tensor, labels: Tensor, *, bound: float | None) -> tuple[Tensor, Tensor]:

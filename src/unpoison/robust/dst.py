@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt, Le
 from torch import Tensor
 
 from ..core.hyperparameters import Epochs, Fraction, NonNegative, Positive
@@ -28,12 +26,10 @@ from ..training.hand import Hand, Loss, Objective
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
 from ..training.views import view
-from .robust import Keep, Robust, keep_nothing, rate_of
+from .robust import Keep, Robust, Share, keep_nothing, own_keys
 
 BASE_TEMPERATURE = 0.07
 """The published loss is scaled by the temperature over this one."""
-
-Share = Annotated[float, Gt(0), Le(1)]
 
 
 def train(
@@ -101,7 +97,7 @@ def train(
     classifier = Recipe(
         epochs=classifier_epochs, batch_size=recipe.batch_size, lr=classifier_lr, weight_decay=0.0, schedule="constant"
     )
-    with rate_of("classifier_lr"):
+    with own_keys(lr="classifier_lr"):
         history = fit(
             model,
             data.subset(ends),

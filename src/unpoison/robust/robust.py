@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
 
 from ..compute.checkpoints import Checkpoints
 from ..core.errors import ParameterError
 from ..models.classifier import Classifier
 from ..training.loop import History
 
+Share = Annotated[float, Gt(0), Le(1)]
+"""A part of a whole, or all of it."""
 Keep = Callable[[str], Checkpoints | None]
 """The name of a phase of a training ("isolation") to its checkpoints, which the caller removes at the end; or to None."""
 
@@ -21,14 +25,19 @@ def keep_nothing(phase: str) -> None:
 
 
 @contextmanager
-def rate_of(key: str) -> Iterator[None]:
-    """For a phase with a learning rate of the method's own: where it diverged, `key` is named in the place of the recipe's `lr`."""
+def own_keys(**names: str) -> Iterator[None]:
+    """For a phase whose recipe is the method's own: an error about a recipe's key names the parameter that it came from.
+
+    Args:
+        names: the method's parameters by the recipe's keys (`lr="unlearn_lr"`).
+    """
     try:
         yield
     except ParameterError as error:
-        if not str(error).startswith("lr: "):
+        key, _, rest = str(error).partition(": ")
+        if key not in names:
             raise
-        raise ParameterError(f"{key}{str(error).removeprefix('lr')}") from None
+        raise ParameterError(f"{names[key]}: {rest}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""An attacker's hand in training: what it does to each batch, to what is minimised, and after each step.
+"""A hand in training, an attacker's or a defender's: what it does to each batch, to what is minimised, and after each step.
 
-`loop` and `plan` call it and know no attack. The attacks that have one subclass `Hand`, which by itself does nothing.
+`loop` and `plan` call it and know no method. Methods that have one subclass `Hand`, which by itself does nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 if TYPE_CHECKING:
     from ..models.classifier import Classifier
@@ -24,7 +25,7 @@ class Objective(NamedTuple):
     Attributes:
         logits: logits of the batch, [b, classes].
         losses: loss of each sample, [b]: what the training's record keeps.
-        extra: what the attacker adds, summed over the samples; None for nothing.
+        extra: what the hand adds, summed over the samples; None for nothing.
     """
 
     logits: Tensor
@@ -33,11 +34,11 @@ class Objective(NamedTuple):
 
 
 class Hand:
-    """An attacker's hand in training; this one keeps still.
+    """A hand in training; this one keeps still.
 
     Attributes:
         after_augmentation: whether `stamp` sees the images after their augmentation, or before.
-        sam: radius of Sharpness-Aware Minimisation that the attacker trains with; 0: the recipe's own.
+        sam: radius of Sharpness-Aware Minimisation that is trained with; 0: the recipe's own.
         eager: whether it looks into the network's passes, or goes back through one twice, which a compiled pass does not allow.
     """
 
@@ -56,7 +57,21 @@ class Hand:
         """
 
     def start(self, model: Classifier, here: World) -> None:
-        """Before the first epoch: the victim's network is on its device, in training mode; `here` are the processes."""
+        """Before the first epoch: the network is on its device, in training mode; `here` are the processes."""
+
+    def length(self, count: int) -> int:
+        """Samples in an epoch of a set of `count`."""
+        return count
+
+    def order(self, epoch: int, count: int, generator: Generator) -> Tensor:
+        """The samples of an epoch in their order, int64 [length(count)], the same in every process; after `start_epoch`.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            count: samples in the set.
+            generator: CPU generator of the training run.
+        """
+        return torch.randperm(count, generator=generator)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Before an epoch, counted from 0, of so many."""
@@ -80,7 +95,7 @@ class Hand:
 
         Args:
             plain: the loss that the recipe asks for.
-            model: the victim's network, in training mode.
+            model: the network, in training mode.
             images: what `stamp` and the augmentation made of this process's share of the batch, float [b, c, h, w] in [0, 1].
             labels: the labels of `stamp`, int64 [b].
             samples: indices in the training set, int64 [b].
@@ -88,15 +103,15 @@ class Hand:
         return Objective(*plain(model, images, labels))
 
     def after_step(self) -> None:
-        """After the optimiser's step, with gradients on: networks of the attacker's own take theirs."""
+        """After the optimiser's step, with gradients on: networks of the hand's own take theirs."""
 
     def check_networks(self) -> None:
-        """After the last epoch, and where the training diverged: networks of the attacker's own are at fault first.
+        """After the last epoch, and where the training diverged: networks of the hand's own are at fault first.
 
         Raises:
             UserError: one of them is not finite.
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name what a killed training needs to go on: the attacker's networks and the moments of their optimisers."""
+        """By name what a killed training needs to go on: the hand's networks and the moments of their optimisers."""
         return {}

@@ -41,7 +41,7 @@ class History:
     Attributes:
         epochs: a row per epoch, with epoch (from 1), loss (mean), accuracy (on the labels given), lr (of the last step).
         losses: loss of each sample in the batch it was trained in (augmented, training mode), float32 [epochs, n]; NaN
-            where the recipe's `drop_last` left the sample out.
+            where the recipe's `drop_last` left the sample out; of one that was there several times the largest.
     """
 
     epochs: list[dict[str, float]]
@@ -104,7 +104,7 @@ def fit(
         loss: loss of each sample, by default cross entropy with the recipe's smoothing; its mean over a batch is minimised.
         parameters: parameters to train, by default all.
         after_step: function called with the model after each step of the optimiser, without gradients.
-        hand: the attacker's hand in training, for attacks that stamp images there or change what is minimised; None: nobody's.
+        hand: a hand in training, of methods that stamp images there or change what is minimised; None: nobody's.
         checkpoints: written after every epoch: a training that was killed goes on from the last one and ends with the same bytes.
             The caller removes them, once he has kept what came of it. None, and of several processes: nothing is written.
 
@@ -160,29 +160,32 @@ def fit(
         correct = torch.zeros((), device=device)
         hand.start_epoch(epoch, recipe.epochs)
         order, batches = plan.epoch(epoch)
+        # In the order of training, as a sample may be there several times.
+        seen, start = torch.zeros(len(order), device=device), 0
         for step, (samples, images, labels, total) in enumerate(batches, epoch * plan.steps_per_epoch):
             # A batch of another size would be compiled anew, for one step per epoch.
             function = fast if total == recipe.batch_size else plain
             objective = differentiate(function, images, labels, samples, total)
             if radius := hand.sam or recipe.sam:
                 # Kept are the losses above, of the weights as they are; the step follows the gradients of this pass, and what the
-                # attacker trains besides those of the first.
+                # hand trains besides those of the first.
                 with at_the_worst_weights(model, optimizer.parameters, radius):
                     differentiate(function, images.detach(), labels, samples, total)
             optimizer.step(schedule[step])
             hand.after_step()
             with torch.no_grad():
-                losses[epoch, samples] = objective.losses.float()
+                seen[start + here.rank : start + total : here.size] = objective.losses.float()
+                start += total
                 correct += (objective.logits.argmax(1) == labels).sum()
                 if after_step is not None:
                     after_step(model)
-        # Each process has filled its own samples; the others' are zeros there, so the sum is the whole row.
-        here.sum(losses[epoch])
+        # Each process has filled its own places; the others' are zeros there, so the sum is the whole row.
+        here.sum(seen)
         here.sum(correct)
         # The one look at the loss in an epoch, and of all processes the same.
-        mean = losses[epoch].sum().item() / len(order)
+        mean = seen.sum().item() / len(order)
         if not math.isfinite(mean):
-            within = plan.first_bad(losses[epoch][order.to(device)])
+            within = plan.first_bad(seen)
             lr = schedule[epoch * plan.steps_per_epoch + within].lr
             where = (
                 f"in epoch {epoch + 1} of {recipe.epochs}, step {within + 1} of {plan.steps_per_epoch}, at lr {lr:.3g}"
@@ -192,8 +195,9 @@ def fit(
         rows.append(
             {"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / len(order), "lr": schedule[step].lr}
         )
-        # Only now, as NaN would have spoilt the mean.
         losses[epoch, plan.left_out(order)] = torch.nan
+        # The largest, as that is the same in whatever order a GPU writes.
+        losses[epoch].scatter_reduce_(0, order.to(device), seen, "amax", include_self=False)
         if kept is not None:
             order_state.copy_(plan.generator.get_state())
             kept.save(state, rows)

@@ -53,7 +53,7 @@ class Plan:
         self.data, self.recipe, self.here, self.device, self.generator = data, recipe, here, device, generator
         self.labels, self.hand = torch.from_numpy(data.labels).to(device), hand
         self.resident = _resident(data, device) if data.base.nbytes < _memory(device) // 4 else None
-        self.sizes = [len(batch) for batch in self._batches(torch.arange(len(data)))]
+        self.sizes = [len(batch) for batch in self._batches(torch.arange(hand.length(len(data))))]
         self.steps_per_epoch = len(self.sizes)
         if not self.steps_per_epoch:
             raise ParameterError(
@@ -68,7 +68,7 @@ class Plan:
 
     def epoch(self, epoch: int) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, Tensor, int]]]:
         """The samples in order; and per batch this process's samples, images and labels, and the whole batch's size."""
-        batches = self._batches(torch.randperm(len(self.data), generator=self.generator))
+        batches = self._batches(self.hand.order(epoch, len(self.data), self.generator))
         names, size = self.recipe.augment, self.data.image_size
         # Drawn for whole batches, so the numbers do not depend on how many processes share them; what this process needs of
         # an epoch's numbers then goes to the device as one tensor per augmentation.
