@@ -32,6 +32,7 @@ from by_artefact import artefacts_of
 from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
 from purifying import purified_of
 from robust_methods import robust_of
+from robust_networks import robust_network_of
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from training import network_of, recipe_of
@@ -86,6 +87,7 @@ def check_all(params: Params) -> None:
         _check_blocks(params, family, methods)
     _check_attack(params, data, seed)
     network_of(params)
+    robust_network_of(params)
     for name in ("train", "distill.train"):
         recipe_of(params, name)
     report.settings(params)

@@ -12,7 +12,7 @@ from common import BACKDOORED, STUDENT, TRAINING, VARIATIONS, run_stage, say
 from not_applicable import NO_SET
 from parameters import OFF, load_params, seed_of, with_variations
 from robust_training import train_robustly
-from training import recipe_of, write_curve
+from training import network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.core.manifest import check_made_from, reason_absent, write_absent
 from unpoison.core.seeding import derive
@@ -50,6 +50,7 @@ def main() -> list[Path]:
         params,
         make_model,
         recipe_of(params, "distill.train"),
+        network=network_of(params),
         recipe_section="distill.train",
         stage="distill_student",
         folder=STUDENT,

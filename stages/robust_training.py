@@ -13,8 +13,9 @@ from common import BACKDOORED, BASE, POISONED, ROBUST, SCRATCH, TRAINING, VARIAT
 
 from by_artefact import DESCRIPTIONS, read_scored
 from not_applicable import without_set
-from parameters import FAMILIES, PARAMS, Params, own_parameters, section, seed_of
-from training import fresh_model, network_of, recipe_of, write_curve
+from parameters import FAMILIES, PARAMS, Params, own_parameters, seed_of
+from robust_networks import robust_network_of
+from training import fresh_model, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
@@ -39,7 +40,7 @@ INPUTS: Mapping[str, Callable[[], Any]] = {
 
 
 def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> list[Path]:
-    """Train the network of `model` by the recipe of `train`, with the method that the stage's name ends in.
+    """Train the network of `robust.model` by the recipe of `train`, with the method that the stage's name ends in.
 
     Args:
         stage: the stage's name as in `dvc.yaml` (`train_robust@abl`).
@@ -51,7 +52,7 @@ def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> li
     if without_set(stage, folder):
         write_curve(curve, History.none())
         return [folder, curve]
-    network, base = network_of(params), open_split(BASE, "train")
+    network, base = robust_network_of(params), open_split(BASE, "train")
 
     def make_model() -> models.Classifier:
         return fresh_model(network, base, seed=derive(seed_of(params), f"{name}/weights"))
@@ -62,6 +63,7 @@ def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> li
         params,
         make_model,
         recipe_of(params, "train"),
+        network=network,
         recipe_section="train",
         stage=stage,
         folder=folder,
@@ -77,6 +79,7 @@ def train_robustly(
     make_model: Callable[[], models.Classifier],
     recipe: Recipe,
     *,
+    network: Mapping[str, Any],
     recipe_section: str,
     stage: str,
     folder: Path,
@@ -89,6 +92,7 @@ def train_robustly(
         name: the method's.
         make_model: gives the network with fresh weights.
         recipe: of the training.
+        network: name and arguments of the network, by which checkpoints are found.
         recipe_section: where in params.yaml it comes from, for messages.
         stage: the stage's name, for `model.json`.
         folder, curve: where model and curve go.
@@ -105,7 +109,7 @@ def train_robustly(
         # The description holds the digests of all files of the artefact.
         made_from["scores"] = sha256_file(by / DESCRIPTIONS["scores"])
     made_by = {"stage": stage, "method": name, "parameters": arguments, "recipe": asdict(recipe), "seed": seed}
-    kept = _Kept(stage, [made_from, made_by, section(params, "model"), machine()])
+    kept = _Kept(stage, [made_from, made_by, network, machine()])
     with _keys(name, method, recipe_section):
         model, history = method.train(make_model, *inputs.values(), *scored, recipe, kept.phase, seed=seed, **arguments)
     if world().rank:

@@ -175,13 +175,31 @@ def test_a_stage_has_the_recipe_that_it_trains_by() -> None:
     assert changed["distill_student"]["recipe"]["epochs"] == 100
 
 
-def test_a_stage_has_the_network_that_it_runs() -> None:
+def networks_of(**changes: Any) -> dict[str, str]:
+    """The modules of networks that each stage runs with changed parameters."""
+    known = ("compact", "densenet", "preactresnet", "resnet", "vgg")
+    codes = code_of_stages({**params(), **changes})
+    return {
+        stage: " ".join(name for name in known if f"unpoison.models.{name}" in about["modules"])
+        for stage, about in codes.items()
+    }
+
+
+def test_a_stage_has_the_networks_that_it_runs() -> None:
     attack = {**params()["attack"], "surrogate": {"model": {"name": "densenet121"}}}
-    codes = code_of_stages({**params(), "model": {"name": "vgg19_bn"}, "attack": attack})
-    networks = {f"unpoison.models.{name}" for name in ("preactresnet", "vgg", "densenet")}
-    assert networks & set(codes["poison@lc"]["modules"]) == {"unpoison.models.densenet"}
-    for stage in ("train_backdoored", "extract", "distill_student", "purify@ft", "detect@cd", "evaluate"):
-        assert networks & set(codes[stage]["modules"]) == {"unpoison.models.vgg"}, stage
+    found = networks_of(model={"name": "vgg19_bn"}, attack=attack)
+    assert found["poison@lc"] == "densenet"
+    every = ("train_backdoored", "extract", "distill_student", "train_robust@abl", "purify@ft", "detect@cd", "evaluate")
+    for stage in every:
+        assert found[stage] == "vgg", stage
+    found = networks_of(robust={**params()["robust"], "model": {"name": "preactresnet18"}})
+    others = {
+        "train_robust@abl": "preactresnet",
+        "train_robust_by@dst": "preactresnet",
+        "evaluate": "preactresnet resnet",
+    }
+    for stage in every:
+        assert found[stage] == others.get(stage, "resnet"), stage
 
 
 TRAINED = {
@@ -317,6 +335,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "training",
         "by_artefact",
         "robust_methods",
+        "robust_networks",
         "robust_training",
         "purifying",
         "method_params",

@@ -58,6 +58,9 @@ REACHED = [
     "++purify.by={dbr:scores/cd,nc_unlearn:verdicts/neural_cleanse}",
     "++purify.by.dbr=scores/../truth",
     "++purify.by.nonsense=null",
+    "++robust.model.name=torchvision:mobilenet_v2",
+    "++robust.model.width=8",
+    "robust.model=null",
     "report.note=null",
 ]
 REFUSED = [

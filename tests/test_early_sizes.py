@@ -60,6 +60,14 @@ PURIFIERS = "params/purifiers.yaml"
             r"^params\.yaml: distill\.train\.whiten: true given, allowed: for networks that begin with",
         ),
         (
+            {"robust__model": {"name": "timm:test_vit"}, "robust__methods": ["abl"]},
+            r"^params\.yaml: train\.whiten: true given, allowed: .*; false \(for the network of robust\.model\)$",
+        ),
+        (
+            {**FOLDER, "robust__model": {"name": "vgg19_bn"}, "robust__methods": ["abl"]},
+            r"^params\.yaml: robust\.model: vgg19_bn: cannot be built for images of 16x16 px, 3 channels: RuntimeError",
+        ),
+        (
             {**FOLDER, "train__batch_size": 1},
             r"^params\.yaml: train\.batch_size: 1 given for images of 16x16 px, .*at least 2",
         ),
@@ -100,6 +108,10 @@ def test_a_sample_that_detectors_cannot_have_is_said_at_once(changes: dict[str, 
     if least > 1:
         with pytest.raises(UserError, match=rf"^params\.yaml: detect\.sample: {least - 1} given, .* least {least},"):
             checked(**changes, detect__sample=least - 1)
+
+
+def test_a_network_of_robust_methods_does_not_matter_without_them() -> None:
+    checked(**FOLDER, robust__model={"name": "vgg19_bn"})
 
 
 def test_batches_of_one_image_are_fine_where_maps_are_larger() -> None:

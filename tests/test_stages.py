@@ -200,6 +200,7 @@ BY: dict[str, Any] = {
 
 def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"robust.methods": ["abl"], "robust.by": {"filter_retrain": "scores/cd"}}
+    chosen["robust.model"] = {"name": "compact", "width": 8}
     own = {
         f"params/robust.yaml:abl.{key}": value for key, value in {"isolation_epochs": 1, "unlearn_epochs": 1}.items()
     }
@@ -225,6 +226,7 @@ def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(metrics_of(project)["robust"]) == {"abl", "filter_retrain"}
     assert "| robust: filter_retrain |" in (project / "reports/summary.md").read_text()
     about = {name: read_json(project / f"models/robust/{name}/model.json") for name in ("abl", "filter_retrain")}
+    assert [model["network"]["name"] for model in about.values()] == ["compact", "compact"]
     received = about["abl"]["made_from"]
     assert about["filter_retrain"]["made_from"] == {
         **received,
