@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from common import BACKDOORED, BASE, POISONED, ROBUST, SCRATCH, TRAINING, VARIATIONS, code_file
+from common import BASE, POISONED, ROBUST, SCRATCH, TRAINING, code_file
 
 from by_artefact import DESCRIPTIONS, read_scored
 from not_applicable import without_set
@@ -33,10 +33,8 @@ from unpoison.training.recipe import Recipe
 INPUTS: Mapping[str, Callable[[], Any]] = {
     "data": lambda: open_poisoned(BASE, POISONED),
     "reserve": lambda: open_split(BASE, "reserve"),
-    "variations": lambda: open_split(VARIATIONS, "train"),
-    "backdoored": lambda: models.load(BACKDOORED),
 }
-"""What a robust method may train on, by the names that `Robust.inputs` uses."""
+"""What a robust method without a stage of its own may train on, by the names that `Robust.inputs` uses."""
 
 
 def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> list[Path]:
@@ -85,6 +83,8 @@ def train_robustly(
     folder: Path,
     curve: Path,
     by: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    given_from: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Train with a robust method, and write the model and its training curve. A killed training goes on where it was.
 
@@ -97,13 +97,15 @@ def train_robustly(
         stage: the stage's name, for `model.json`.
         folder, curve: where model and curve go.
         by: folder of the scores that the method builds on.
+        given: inputs by name, of a method that has a stage of its own.
+        given_from: digest by name of those of them that are no data sets.
     """
     seed, arguments = seed_of(params), own_parameters(params, "robust", name, method.parameters)
-    inputs = {given: INPUTS[given]() for given in method.inputs}
-    sets = {given: data for given, data in inputs.items() if isinstance(data, ImageSet)}
-    made_from = {"poisoned" if given == "data" else given: data.digest for given, data in sets.items()}
-    if "backdoored" in inputs:
-        made_from["backdoored"] = models.digest_of(BACKDOORED)
+    present = given or {}
+    inputs = {what: present[what] if what in present else INPUTS[what]() for what in method.inputs}
+    sets = {what: data for what, data in inputs.items() if isinstance(data, ImageSet)}
+    made_from = {"poisoned" if what == "data" else what: data.digest for what, data in sets.items()}
+    made_from |= given_from or {}
     scored = [] if by is None else [read_scored(by)]
     if by is not None:
         # The description holds the digests of all files of the artefact.

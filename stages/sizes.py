@@ -7,14 +7,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from common import BACKDOORED
+
 import numpy as np
 
 from parameters import FAMILIES, PARAMS, Params, own_parameters, with_variations
 from prepare import Settings
 from purifying import purified_of
 from robust_methods import robust_of
-from robust_networks import robust_network_of
+from robust_networks import load_teacher, robust_network_of, student_network_of, teacher_network_of
+from teacher import teacher_of
 from training import fresh_model, network_of, recipe_of
+from unpoison import models
 from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
 from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import Classifier
@@ -52,6 +56,7 @@ def training_size(data: Settings) -> tuple[int, int]:
 
 def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
     """Raises UserError for what would stop a stage only when it has the images."""
+    teacher, classes = teacher_of(params), _classes(params, data)
     side, channels = SHAPES.get(data.name, (None, 3))
     side = data.image_size or side if data.name != "digits" else side
     if side is None:
@@ -64,7 +69,11 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
     if robust_of(params) and (robust := robust_network_of(params)) != victim:
         trained.append(("train", "robust.model", robust))
     if with_variations(params):
-        trained.append(("distill.train", "model", victim))
+        if teacher != BACKDOORED:
+            load_teacher(teacher, _blank(2, side, channels, classes))
+        student = student_network_of(params)
+        as_victim = teacher == BACKDOORED and student == teacher_network_of(params)
+        trained.append(("distill.train", "model" if as_victim else "distill.model", student))
     for name, place, network in trained:
         recipe = recipe_of(params, name)
         if place != "model":
@@ -80,6 +89,17 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
         recipe = Recipe(batch_size=own.get("batch_size", Recipe.batch_size))
         with file_of(FAMILIES["purifiers"]), keys_of(name):
             _check_batches(victim, recipe, _blank(min(images, 2), side, channels))
+
+
+def _classes(params: Params, data: Settings) -> tuple[str, ...]:
+    """The classes' names: the data's where they are known, else those of the teacher. Raises UserError for another number."""
+    teacher, (_, known) = teacher_of(params), training_size(data)
+    if data.name == "digits" or teacher == BACKDOORED:
+        return digits.CLASSES
+    names = tuple(models.read_about(teacher).classes)
+    if known not in (0, len(names)):
+        raise UserError(f"{teacher / models.DESCRIPTION}: a model for {len(names)} classes, the data have {known}")
+    return names
 
 
 @contextmanager
@@ -107,10 +127,10 @@ def _check_batches(network: Mapping[str, Any], recipe: Recipe, data: ImageSet) -
     check_batch_of_one(_built(network, data), data, recipe)
 
 
-def _blank(images: int, side: int, channels: int) -> ImageSet:
-    """Black images of two classes."""
+def _blank(images: int, side: int, channels: int, classes: tuple[str, ...] = ("a", "b")) -> ImageSet:
+    """Black images of the first class."""
     blank = np.broadcast_to(np.zeros((), np.uint8), (images, side, side, channels))
-    return ImageSet(blank, np.zeros(images, np.int64), ("a", "b"))
+    return ImageSet(blank, np.zeros(images, np.int64), classes)
 
 
 def _built(network: Mapping[str, Any], data: ImageSet) -> Classifier:

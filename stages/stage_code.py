@@ -16,7 +16,7 @@ import purifying
 import robust_methods
 from parameters import Params
 from poison import settings
-from robust_networks import robust_network_of
+from robust_networks import robust_network_of, student_network_of, teacher_network_of
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
@@ -98,11 +98,13 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
 def _networks(params: Params) -> dict[str, set[str]]:
     """The networks by name that a defence's or the victim's stage runs; `model`: of every stage that is not listed."""
     victim, robust = {network_of(params)["name"]}, {robust_network_of(params)["name"]}
+    student = {student_network_of(params)["name"]}
     return {
         "model": victim,
         "train_robust": robust,
         "train_robust_by": robust,
-        "evaluate": victim | robust,
+        "distill_student": student | {teacher_network_of(params)["name"]},
+        "evaluate": victim | robust | student,
     }
 
 

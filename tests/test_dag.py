@@ -19,6 +19,7 @@ import stage_code
 from parameters import Params, load_params
 from prepare import SOURCES
 from stage_code import code_of_stages, write_stage_code
+from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.core import code
 from unpoison.core.code import digest_of, imports_of, source_of
@@ -185,7 +186,7 @@ def networks_of(**changes: Any) -> dict[str, str]:
     }
 
 
-def test_a_stage_has_the_networks_that_it_runs() -> None:
+def test_a_stage_has_the_networks_that_it_runs(tmp_path: Path) -> None:
     attack = {**params()["attack"], "surrogate": {"model": {"name": "densenet121"}}}
     found = networks_of(model={"name": "vgg19_bn"}, attack=attack)
     assert found["poison@lc"] == "densenet"
@@ -200,6 +201,20 @@ def test_a_stage_has_the_networks_that_it_runs() -> None:
     }
     for stage in every:
         assert found[stage] == others.get(stage, "resnet"), stage
+    # The student's, and its teacher's, which may be a model from elsewhere.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        model = models.build("densenet121", num_classes=10, image_size=32, growth=8)
+        models.save(model, Path("teacher"), classes=tuple("0123456789"), made_by={})
+        for changes, student, graded in (
+            ({"model": {"name": "vgg19_bn"}}, "resnet vgg", "resnet vgg"),
+            ({"teacher": "teacher"}, "densenet", "densenet resnet"),
+            ({"teacher": "teacher", "model": {"name": "vgg19_bn"}}, "densenet vgg", "resnet vgg"),
+        ):
+            found = networks_of(distill={**params()["distill"], **changes})
+            others = {"distill_student": student, "evaluate": graded}
+            for stage in every:
+                assert found[stage] == others.get(stage, "resnet"), stage
 
 
 TRAINED = {
@@ -248,6 +263,7 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.reporting.sections", {"report"}),
         ("unpoison.stress.retuning", {"stress"}),
         ("training", TRAINED - {"purify", "purify_by", "stress"}),
+        ("robust_networks", {"distill_student", "train_robust", "train_robust_by"}),
         ("common", set(STAGES)),
         ("stage_code", set()),
     ],
@@ -343,6 +359,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "sizes",
         "stage_code",
         "stress_settings",
+        "teacher",
     }
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())

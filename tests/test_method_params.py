@@ -146,6 +146,7 @@ ONE_VALUE = [
     (PARAMS, "attack.poison_rate=0.00001"),
     (PARAMS, "data.image_size=32"),
     (PARAMS, "distill.train.epochs=3"),
+    (PARAMS, "distill.teacher=models/teacher"),
     (PARAMS, "robust.model=null"),
     (PARAMS, "report.note=a line"),
     (FAMILIES["attacks"], "badnets.location=center"),
