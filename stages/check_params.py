@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import CHECKED, run_stage
+from common import BACKDOORED, CHECKED, run_stage
 
 import numpy as np
 
@@ -29,11 +29,23 @@ import robust_methods
 import stress_settings
 import train_prior
 from by_artefact import artefacts_of
-from parameters import FAMILIES, PARAMS, Params, load_params, methods_of, own_parameters, seed_of, with_variations
+from parameters import (
+    FAMILIES,
+    PARAMS,
+    Params,
+    load_params,
+    methods_of,
+    own_parameters,
+    section,
+    seed_of,
+    with_variations,
+)
 from purifying import purified_of
 from robust_methods import robust_of
+from robust_networks import robust_network_of, student_network_of
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
+from teacher import teacher_of
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.compute.device import hardware
@@ -85,7 +97,15 @@ def check_all(params: Params) -> None:
     for family, methods in METHODS.items():
         _check_blocks(params, family, methods)
     _check_attack(params, data, seed)
+    for name, keys in (("distill", ("model", "teacher", "train")), ("robust", ("by", "methods", "model"))):
+        for key in section(params, name):
+            if key not in keys:
+                raise UserError(f"{PARAMS}: {name}.{key}: unknown key, allowed: {', '.join(keys)}")
     network_of(params)
+    robust_network_of(params)
+    if (teacher := teacher_of(params)) != BACKDOORED:
+        _check_readable("distill.teacher", teacher)
+    student_network_of(params)
     for name in ("train", "distill.train"):
         recipe_of(params, name)
     report.settings(params)
@@ -108,7 +128,7 @@ def _check_data(data: prepare.Settings) -> None:
         data.check_sizes()
     if data.name in ("folder", "imagenet") and not Path(data.path).exists():
         raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
-    _check_readable("path", Path(data.path))
+    _check_readable("data.path", Path(data.path))
     reserve = Path(data.reserve_path)
     # Where nothing was put, there is the page that keeps the folder.
     if data.reserve_from == "other" and (
@@ -118,15 +138,15 @@ def _check_data(data: prepare.Settings) -> None:
             f"{PARAMS}: data.reserve_path: {data.reserve_path!r} given, where there is nothing; allowed with "
             "data.reserve_from: other: a folder or archive of images"
         )
-    _check_readable("reserve_path", reserve)
+    _check_readable("data.reserve_path", reserve)
 
 
 def _check_readable(key: str, source: Path) -> None:
-    """Raises UserError for what DVC cannot hash: before `prepare` may skip a file, DVC reads all that lies in the source."""
+    """Raises UserError for what DVC cannot hash: before `prepare` may skip a file, DVC reads all that lies there."""
     waiting = [source]
     while waiting:
         path = waiting.pop()
-        given = f"{PARAMS}: data.{key}: {str(source)!r} given, where {str(path)!r} is"
+        given = f"{PARAMS}: {key}: {str(source)!r} given, where {str(path)!r} is"
         if path.is_symlink() and not path.exists():
             raise UserError(f"{given} a link that leads nowhere; allowed: files and folders that DVC can read")
         if path.is_dir() and (path == source or not path.is_symlink()):

@@ -1,4 +1,4 @@
-"""Train a student on variations only, with the backdoored model as its teacher: the robust method `distillation`."""
+"""Train a student on variations only, by a teacher, the backdoored model if no other is named: the robust method `distillation`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from common import BACKDOORED, STUDENT, TRAINING, VARIATIONS, run_stage, say
 
 from not_applicable import NO_SET
 from parameters import OFF, load_params, seed_of, with_variations
+from robust_networks import fresh_student, load_teacher, student_network_of
 from robust_training import train_robustly
+from teacher import made_from_teacher, teacher_of
 from training import recipe_of, write_curve
 from unpoison import models
-from unpoison.core.manifest import check_made_from, reason_absent, write_absent
+from unpoison.core.manifest import check_made_from, made_from_of, reason_absent, write_absent
 from unpoison.core.seeding import derive
 from unpoison.data import store
 from unpoison.robust.distillation import ROBUST
@@ -37,12 +39,16 @@ def main() -> list[Path]:
     if not with_variations(params) or without_variations():
         write_curve(curve, History.none())
         return [STUDENT, curve]
-    # The teacher is of the set that the variations are of.
-    check_made_from(VARIATIONS, store.MANIFEST, poisoned=models.read_about(BACKDOORED).made_from.get("poisoned", ""))
-    teacher = models.load(BACKDOORED)
+    folder, variations = teacher_of(params), store.open_split(VARIATIONS, "train")
+    if folder == BACKDOORED:
+        # The victim is of the set that the variations are of; a teacher from elsewhere is of none that is known.
+        received = models.read_about(BACKDOORED).made_from.get("poisoned", "")
+        check_made_from(VARIATIONS, store.MANIFEST, poisoned=received)
+    poisoned = made_from_of(VARIATIONS, store.MANIFEST).get("poisoned", "")
+    teacher = load_teacher(folder, variations)
 
     def make_model() -> models.Classifier:
-        return models.fresh_copy(teacher, seed=derive(seed_of(params), "student/weights"))
+        return fresh_student(params, teacher, variations, seed=derive(seed_of(params), "student/weights"))
 
     return train_robustly(
         "distillation",
@@ -50,10 +56,13 @@ def main() -> list[Path]:
         params,
         make_model,
         recipe_of(params, "distill.train"),
+        network=student_network_of(params),
         recipe_section="distill.train",
         stage="distill_student",
         folder=STUDENT,
         curve=curve,
+        given={"variations": variations, "backdoored": teacher},
+        given_from=made_from_teacher(folder, poisoned),
     )
 
 

@@ -36,6 +36,7 @@ from not_applicable import NO_SET
 from parameters import Params, load_params, methods_of
 from purifying import purified_of
 from robust_methods import robust_of
+from teacher import made_from_teacher, teacher_of
 from unpoison import models
 from unpoison.core.errors import UserError, file_of
 from unpoison.core.files import new_folder, write_json
@@ -101,7 +102,7 @@ def main() -> list[Path]:
 
     if _is_there(CLEAN, models.DESCRIPTION, base=test.digest):
         metrics["clean"] = grade(CLEAN)
-    if _is_there(STUDENT, models.DESCRIPTION, backdoored=present["backdoored"]):
+    if _is_there(STUDENT, models.DESCRIPTION, **made_from_teacher(teacher_of(params), present["poisoned"])):
         metrics["student"] = grade_in_its_place(STUDENT)
     for family, folders in _families(params, present).items():
         if folders:

@@ -31,6 +31,7 @@ from common import (
 
 from not_applicable import NO_SET
 from parameters import Params, checked, load_params
+from teacher import made_from_teacher, teacher_of
 from unpoison.core.files import new_file, sha256_file
 from unpoison.core.manifest import is_made_from, reason_absent
 from unpoison.data import scores as scores_
@@ -68,7 +69,7 @@ def main() -> list[Path]:
         about=about,
         sources=sources,
         truth=truth,
-        **_found(data, truth is not None),
+        **_found(data, truth is not None, teacher_of(params)),
     )
     page = report(run)
     write_together({INDEX: page.html(), SUMMARY: page.markdown(), SUSPECTS: suspects_csv(run)})
@@ -82,7 +83,7 @@ def write_together(texts: Mapping[Path, str]) -> None:
             stack.enter_context(new_file(path)).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
+def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
     """The parts of a run that are on disk and belong to this poisoned set, by their names in `Run`."""
     found: dict[str, Any] = {}
     poisoned = data.digest
@@ -99,7 +100,7 @@ def _found(data: ImageSet, attacked: bool) -> dict[str, Any]:
     curves = {"backdoored": TRAINING / "backdoored.csv"}
     if is_made_from(CLEAN, checkpoint.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST)):
         curves["clean"] = TRAINING / "clean.csv"
-    if is_made_from(STUDENT, checkpoint.DESCRIPTION, backdoored=present["backdoored"]):
+    if is_made_from(STUDENT, checkpoint.DESCRIPTION, **made_from_teacher(teacher, poisoned)):
         curves["student"] = TRAINING / "student.csv"
     for path in sorted((TRAINING / "robust").glob("*.csv")):
         if is_made_from(ROBUST / path.stem, checkpoint.DESCRIPTION, poisoned=poisoned):

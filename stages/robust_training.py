@@ -9,12 +9,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from common import BACKDOORED, BASE, POISONED, ROBUST, SCRATCH, TRAINING, VARIATIONS, code_file
+from common import BASE, POISONED, ROBUST, SCRATCH, TRAINING, code_file
 
 from by_artefact import DESCRIPTIONS, read_scored
 from not_applicable import without_set
-from parameters import FAMILIES, PARAMS, Params, own_parameters, section, seed_of
-from training import fresh_model, network_of, recipe_of, write_curve
+from parameters import FAMILIES, PARAMS, Params, own_parameters, seed_of
+from robust_networks import robust_network_of
+from training import fresh_model, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
@@ -32,14 +33,12 @@ from unpoison.training.recipe import Recipe
 INPUTS: Mapping[str, Callable[[], Any]] = {
     "data": lambda: open_poisoned(BASE, POISONED),
     "reserve": lambda: open_split(BASE, "reserve"),
-    "variations": lambda: open_split(VARIATIONS, "train"),
-    "backdoored": lambda: models.load(BACKDOORED),
 }
-"""What a robust method may train on, by the names that `Robust.inputs` uses."""
+"""What a robust method without a stage of its own may train on, by the names that `Robust.inputs` uses."""
 
 
 def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> list[Path]:
-    """Train the network of `model` by the recipe of `train`, with the method that the stage's name ends in.
+    """Train the network of `robust.model` by the recipe of `train`, with the method that the stage's name ends in.
 
     Args:
         stage: the stage's name as in `dvc.yaml` (`train_robust@abl`).
@@ -51,7 +50,7 @@ def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> li
     if without_set(stage, folder):
         write_curve(curve, History.none())
         return [folder, curve]
-    network, base = network_of(params), open_split(BASE, "train")
+    network, base = robust_network_of(params), open_split(BASE, "train")
 
     def make_model() -> models.Classifier:
         return fresh_model(network, base, seed=derive(seed_of(params), f"{name}/weights"))
@@ -62,6 +61,7 @@ def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> li
         params,
         make_model,
         recipe_of(params, "train"),
+        network=network,
         recipe_section="train",
         stage=stage,
         folder=folder,
@@ -77,11 +77,14 @@ def train_robustly(
     make_model: Callable[[], models.Classifier],
     recipe: Recipe,
     *,
+    network: Mapping[str, Any],
     recipe_section: str,
     stage: str,
     folder: Path,
     curve: Path,
     by: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    given_from: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Train with a robust method, and write the model and its training curve. A killed training goes on where it was.
 
@@ -89,23 +92,26 @@ def train_robustly(
         name: the method's.
         make_model: gives the network with fresh weights.
         recipe: of the training.
+        network: name and arguments of the network, by which checkpoints are found.
         recipe_section: where in params.yaml it comes from, for messages.
         stage: the stage's name, for `model.json`.
         folder, curve: where model and curve go.
         by: folder of the scores that the method builds on.
+        given: inputs by name, of a method that has a stage of its own.
+        given_from: digest by name of those of them that are no data sets.
     """
     seed, arguments = seed_of(params), own_parameters(params, "robust", name, method.parameters)
-    inputs = {given: INPUTS[given]() for given in method.inputs}
-    sets = {given: data for given, data in inputs.items() if isinstance(data, ImageSet)}
-    made_from = {"poisoned" if given == "data" else given: data.digest for given, data in sets.items()}
-    if "backdoored" in inputs:
-        made_from["backdoored"] = models.digest_of(BACKDOORED)
+    present = given or {}
+    inputs = {what: present[what] if what in present else INPUTS[what]() for what in method.inputs}
+    sets = {what: data for what, data in inputs.items() if isinstance(data, ImageSet)}
+    made_from = {"poisoned" if what == "data" else what: data.digest for what, data in sets.items()}
+    made_from |= given_from or {}
     scored = [] if by is None else [read_scored(by)]
     if by is not None:
         # The description holds the digests of all files of the artefact.
         made_from["scores"] = sha256_file(by / DESCRIPTIONS["scores"])
     made_by = {"stage": stage, "method": name, "parameters": arguments, "recipe": asdict(recipe), "seed": seed}
-    kept = _Kept(stage, [made_from, made_by, section(params, "model"), machine()])
+    kept = _Kept(stage, [made_from, made_by, network, machine()])
     with _keys(name, method, recipe_section):
         model, history = method.train(make_model, *inputs.values(), *scored, recipe, kept.phase, seed=seed, **arguments)
     if world().rank:

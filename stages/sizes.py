@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from common import BACKDOORED
 
 import numpy as np
 
 from parameters import FAMILIES, PARAMS, Params, own_parameters, with_variations
 from prepare import Settings
 from purifying import purified_of
+from robust_methods import robust_of
+from robust_networks import load_teacher, robust_network_of, student_network_of, teacher_network_of
+from teacher import teacher_of
 from training import fresh_model, network_of, recipe_of
-from unpoison.core.errors import file_of, keys_of
+from unpoison import models
+from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
 from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import Classifier
 from unpoison.purification import PURIFIERS
@@ -47,6 +56,7 @@ def training_size(data: Settings) -> tuple[int, int]:
 
 def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
     """Raises UserError for what would stop a stage only when it has the images."""
+    teacher, classes = teacher_of(params), _classes(params, data)
     side, channels = SHAPES.get(data.name, (None, 3))
     side = data.image_size or side if data.name != "digits" else side
     if side is None:
@@ -54,38 +64,75 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
     if with_variations(params):
         with file_of(PARAMS), keys_of("prior"):
             check_recipe(prior, (side, side))
-    for name in ("train", "distill.train") if with_variations(params) else ("train",):
+    blank, victim = _blank(2, side, channels), network_of(params)
+    trained = [("train", "model", victim)]
+    if robust_of(params) and (robust := robust_network_of(params)) != victim:
+        trained.append(("train", "robust.model", robust))
+    if with_variations(params):
+        if teacher != BACKDOORED:
+            load_teacher(teacher, _blank(2, side, channels, classes))
+        student = student_network_of(params)
+        as_victim = teacher == BACKDOORED and student == teacher_network_of(params)
+        trained.append(("distill.train", "model" if as_victim else "distill.model", student))
+    for name, place, network in trained:
         recipe = recipe_of(params, name)
-        with file_of(PARAMS), keys_of(name):
-            _check_batches(params, recipe, 2, side, channels)
+        if place != "model":
+            _check_built(place, network, blank)
+        with file_of(PARAMS), keys_of(name), _of_network(place):
+            _check_batches(network, recipe, blank)
             if recipe.whiten:
-                blank = _blank(2, side, channels)
-                whiten(_network(params, blank), blank)
+                whiten(_built(network, blank), blank)
     for name in purified_of(params):
         # Those that build on scores train on samples, of which there are more.
         images = 2 if PURIFIERS[name].by == "scores" else data.most("reserve")
         own = own_parameters(params, "purifiers", name, PURIFIERS[name].parameters)
         recipe = Recipe(batch_size=own.get("batch_size", Recipe.batch_size))
         with file_of(FAMILIES["purifiers"]), keys_of(name):
-            _check_batches(params, recipe, images, side, channels)
+            _check_batches(victim, recipe, _blank(min(images, 2), side, channels))
 
 
-def _check_batches(params: Params, recipe: Recipe, images: int, side: int, channels: int) -> None:
+def _classes(params: Params, data: Settings) -> tuple[str, ...]:
+    """The classes' names: the data's where they are known, else those of the teacher. Raises UserError for another number."""
+    teacher, (_, known) = teacher_of(params), training_size(data)
+    if data.name == "digits" or teacher == BACKDOORED:
+        return digits.CLASSES
+    names = tuple(models.read_about(teacher).classes)
+    if known not in (0, len(names)):
+        raise UserError(f"{teacher / models.DESCRIPTION}: a model for {len(names)} classes, the data have {known}")
+    return names
+
+
+@contextmanager
+def _of_network(place: str) -> Iterator[None]:
+    """Say of a recipe's error which network it is about, where that is not the victim's."""
+    try:
+        yield
+    except ParameterError as error:
+        raise ParameterError(str(error) if place == "model" else f"{error} (for the network of {place})") from None
+
+
+def _check_built(place: str, network: Mapping[str, Any], data: ImageSet) -> None:
+    """Raises UserError for a network that cannot take the images: the victim is trained long before it would be built."""
+    try:
+        _built(network, data)
+    except UserError as error:
+        raise UserError(f"{PARAMS}: {place}: {error}") from None
+
+
+def _check_batches(network: Mapping[str, Any], recipe: Recipe, data: ImageSet) -> None:
     """Raises ParameterError where batches of one image leave batch norm a single value to average over."""
     # Only then is a network built, which takes longer than all other checks together.
-    if recipe.batch_size > 1 and images != 1:
+    if recipe.batch_size > 1 and len(data) != 1:
         return
-    data = _blank(min(images, 2), side, channels)
-    check_batch_of_one(_network(params, data), data, recipe)
+    check_batch_of_one(_built(network, data), data, recipe)
 
 
-def _blank(images: int, side: int, channels: int) -> ImageSet:
-    """Black images of two classes."""
+def _blank(images: int, side: int, channels: int, classes: tuple[str, ...] = ("a", "b")) -> ImageSet:
+    """Black images of the first class."""
     blank = np.broadcast_to(np.zeros((), np.uint8), (images, side, side, channels))
-    return ImageSet(blank, np.zeros(images, np.int64), ("a", "b"))
+    return ImageSet(blank, np.zeros(images, np.int64), classes)
 
 
-def _network(params: Params, data: ImageSet) -> Classifier:
-    """The parameters' network for images like these, without pretrained weights."""
-    network = {key: value for key, value in network_of(params).items() if key != "pretrained"}
-    return fresh_model(network, data, seed=0)
+def _built(network: Mapping[str, Any], data: ImageSet) -> Classifier:
+    """A network for images like these, without pretrained weights."""
+    return fresh_model({key: value for key, value in network.items() if key != "pretrained"}, data, seed=0)

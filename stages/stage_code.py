@@ -16,6 +16,7 @@ import purifying
 import robust_methods
 from parameters import Params
 from poison import settings
+from robust_networks import robust_network_of, student_network_of, teacher_network_of
 from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
@@ -72,13 +73,14 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
         By the stage's name as in `dvc.yaml` (`detect@cd`); `poison@NAME` for each attack.
     """
     # A table imports all that is in it, and a new entry is to rerun nothing: what counts is the entry that is run. Of methods
-    # that is the stage's own, of networks the attacker's in `poison` and the victim's elsewhere, of recipes their values.
-    attack, victim = settings(params), network_of(params)
+    # that is the stage's own, of networks those of the models that the stage makes or reads, of recipes their values.
+    attack = settings(params)
+    networks = {**_networks(params), "poison": {attack.network["name"]}}
     tables = {table: list[str]() for table in (RECIPES, *(package for package, _ in METHODS.values()))}
     found: dict[str, dict[str, Any]] = {}
     for stage in (*WHOLE, *METHODS):
-        network = (attack.network if stage == "poison" else victim)["name"]
-        tables["unpoison.models.networks"] = [NETWORKS[network].__module__] if network in NETWORKS else []
+        names = networks.get(stage, networks["model"]) & set(NETWORKS)
+        tables["unpoison.models.networks"] = [NETWORKS[name].__module__ for name in sorted(names)]
         recipe = attack.recipe if stage == "poison" else None
         if stage in TRAINED_BY:
             recipe = recipe_of(params, TRAINED_BY[stage])
@@ -91,6 +93,19 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
             about = {"modules": modules, "recipe": None if recipe is None else asdict(recipe)}
             found[f"{stage}@{name}" if name else stage] = about
     return found
+
+
+def _networks(params: Params) -> dict[str, set[str]]:
+    """The networks by name that a defence's or the victim's stage runs; `model`: of every stage that is not listed."""
+    victim, robust = {network_of(params)["name"]}, {robust_network_of(params)["name"]}
+    student = {student_network_of(params)["name"]}
+    return {
+        "model": victim,
+        "train_robust": robust,
+        "train_robust_by": robust,
+        "distill_student": student | {teacher_network_of(params)["name"]},
+        "evaluate": victim | robust | student,
+    }
 
 
 def write_stage_code(folder: Path, params: Params) -> None:

@@ -19,6 +19,7 @@ import stage_code
 from parameters import Params, load_params
 from prepare import SOURCES
 from stage_code import code_of_stages, write_stage_code
+from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.core import code
 from unpoison.core.code import digest_of, imports_of, source_of
@@ -175,13 +176,45 @@ def test_a_stage_has_the_recipe_that_it_trains_by() -> None:
     assert changed["distill_student"]["recipe"]["epochs"] == 100
 
 
-def test_a_stage_has_the_network_that_it_runs() -> None:
+def networks_of(**changes: Any) -> dict[str, str]:
+    """The modules of networks that each stage runs with changed parameters."""
+    known = ("compact", "densenet", "preactresnet", "resnet", "vgg")
+    codes = code_of_stages({**params(), **changes})
+    return {
+        stage: " ".join(name for name in known if f"unpoison.models.{name}" in about["modules"])
+        for stage, about in codes.items()
+    }
+
+
+def test_a_stage_has_the_networks_that_it_runs(tmp_path: Path) -> None:
     attack = {**params()["attack"], "surrogate": {"model": {"name": "densenet121"}}}
-    codes = code_of_stages({**params(), "model": {"name": "vgg19_bn"}, "attack": attack})
-    networks = {f"unpoison.models.{name}" for name in ("preactresnet", "vgg", "densenet")}
-    assert networks & set(codes["poison@lc"]["modules"]) == {"unpoison.models.densenet"}
-    for stage in ("train_backdoored", "extract", "distill_student", "purify@ft", "detect@cd", "evaluate"):
-        assert networks & set(codes[stage]["modules"]) == {"unpoison.models.vgg"}, stage
+    found = networks_of(model={"name": "vgg19_bn"}, attack=attack)
+    assert found["poison@lc"] == "densenet"
+    every = ("train_backdoored", "extract", "distill_student", "train_robust@abl", "purify@ft", "detect@cd", "evaluate")
+    for stage in every:
+        assert found[stage] == "vgg", stage
+    found = networks_of(robust={**params()["robust"], "model": {"name": "preactresnet18"}})
+    others = {
+        "train_robust@abl": "preactresnet",
+        "train_robust_by@dst": "preactresnet",
+        "evaluate": "preactresnet resnet",
+    }
+    for stage in every:
+        assert found[stage] == others.get(stage, "resnet"), stage
+    # The student's, and its teacher's, which may be a model from elsewhere.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        model = models.build("densenet121", num_classes=10, image_size=32, growth=8)
+        models.save(model, Path("teacher"), classes=tuple("0123456789"), made_by={})
+        for changes, student, graded in (
+            ({"model": {"name": "vgg19_bn"}}, "resnet vgg", "resnet vgg"),
+            ({"teacher": "teacher"}, "densenet", "densenet resnet"),
+            ({"teacher": "teacher", "model": {"name": "vgg19_bn"}}, "densenet vgg", "resnet vgg"),
+        ):
+            found = networks_of(distill={**params()["distill"], **changes})
+            others = {"distill_student": student, "evaluate": graded}
+            for stage in every:
+                assert found[stage] == others.get(stage, "resnet"), stage
 
 
 TRAINED = {
@@ -230,6 +263,7 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.reporting.sections", {"report"}),
         ("unpoison.stress.retuning", {"stress"}),
         ("training", TRAINED - {"purify", "purify_by", "stress"}),
+        ("robust_networks", {"distill_student", "train_robust", "train_robust_by"}),
         ("common", set(STAGES)),
         ("stage_code", set()),
     ],
@@ -317,6 +351,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "training",
         "by_artefact",
         "robust_methods",
+        "robust_networks",
         "robust_training",
         "purifying",
         "method_params",
@@ -324,6 +359,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "sizes",
         "stage_code",
         "stress_settings",
+        "teacher",
     }
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())

@@ -58,6 +58,10 @@ REACHED = [
     "++purify.by={dbr:scores/cd,nc_unlearn:verdicts/neural_cleanse}",
     "++purify.by.dbr=scores/../truth",
     "++purify.by.nonsense=null",
+    "++robust.model.name=torchvision:mobilenet_v2",
+    "++distill.model={name:vgg19_bn,width:8}",
+    "distill.teacher=/somewhere/else",
+    "distill.teacher=null",
     "report.note=null",
 ]
 REFUSED = [
@@ -79,12 +83,23 @@ REFUSED = [
     ("++purify.by.dbr=[scores]", "stages.purify_by@dbr.deps' in 'dvc.yaml'"),
     ("++purify.by.fst=scores/cd", "output 'models/purified/fst' is specified in"),
     ("detect=cd", "detect.methods"),
+    ("distill.teacher=''", "both a dependency and an output in stages: "),
+    ("distill.teacher=models/student", "both a dependency and an output in stage: distill_student"),
 ]
 
 
 @pytest.mark.parametrize("override", REACHED)
 def test_check_params_is_reached(project: Path, override: str) -> None:
     assert load(project, override)[0] == "check_params"
+
+
+@pytest.mark.parametrize(("teacher", "trained_here"), [("./models/backdoored/", True), ("models/teacher", False)])
+def test_the_student_follows_its_teacher(project: Path, teacher: str, trained_here: bool) -> None:
+    apply_overrides(project / "params.yaml", [f"distill.teacher={teacher}"])
+    with Repo(project) as repo:
+        (student,) = (stage for stage in repo.index.stages if stage.addressing == "distill_student")
+        before = {stage.addressing for stage in repo.index.graph.successors(student)}
+    assert before == {"check_params", "generate_variations", *(["train_backdoored"] if trained_here else [])}
 
 
 @pytest.mark.parametrize(("override", "line"), REFUSED)

@@ -22,6 +22,7 @@ import inspect_model
 import poison
 import purify
 import purify_by
+import report
 import stress
 from by_artefact import read_scored
 from detect import read_suspect
@@ -200,6 +201,7 @@ BY: dict[str, Any] = {
 
 def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"robust.methods": ["abl"], "robust.by": {"filter_retrain": "scores/cd"}}
+    chosen["robust.model"] = {"name": "compact", "width": 8}
     own = {
         f"params/robust.yaml:abl.{key}": value for key, value in {"isolation_epochs": 1, "unlearn_epochs": 1}.items()
     }
@@ -225,12 +227,52 @@ def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(metrics_of(project)["robust"]) == {"abl", "filter_retrain"}
     assert "| robust: filter_retrain |" in (project / "reports/summary.md").read_text()
     about = {name: read_json(project / f"models/robust/{name}/model.json") for name in ("abl", "filter_retrain")}
+    assert [model["network"]["name"] for model in about.values()] == ["compact", "compact"]
     received = about["abl"]["made_from"]
     assert about["filter_retrain"]["made_from"] == {
         **received,
         "scores": sha256_file(project / "data/scores/cd/scores.json"),
     }
     assert about["filter_retrain"]["made_by"]["stage"] == "train_robust_by@filter_retrain"
+
+
+def test_a_student_of_another_network_and_another_teacher(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    victim = read_json(project / "models/student/model.json")["made_from"]
+    write_params(project, {**TINY, "distill.model": {"name": "compact", "width": 8}})
+    run_stages("distill_student")
+    about = read_json(project / "models/student/model.json")
+    assert (about["network"]["name"], about["made_from"]) == ("compact", victim)
+    # A teacher from elsewhere is of images of another size; its student is for those of the run.
+    classes = open_split(Path("data/base"), "train").classes
+    description = project / "teacher/model.json"
+
+    def save(classes: tuple[str, ...]) -> None:
+        teacher = models.build("compact", num_classes=10, image_size=40, width=8)
+        models.save(teacher, description.parent, classes=classes, made_by={})
+
+    save(classes)
+    write_params(project, {**TINY, "distill.teacher": "teacher"})
+    run_stages("distill_student", "evaluate")
+    about = read_json(project / "models/student/model.json")
+    assert about["network"]["name"] == "compact"
+    assert about["network"]["image_size"] == [32, 32]
+    assert about["made_from"] == {
+        "variations": victim["variations"],
+        **read_json(project / "data/truth/truth.json")["made_from"],
+        "teacher": sha256_file(description),
+    }
+    assert "student" in metrics_of(project)
+    received = open_poisoned(Path("data/base"), Path("data/poisoned"))
+    assert "student" in report._found(received, True, Path("teacher"))["curves"]
+    assert "student" not in report._found(received, True, Path("models/backdoored"))["curves"]
+    # Another teacher in the same folder: the student that lies there is not his.
+    save(classes[::-1])
+    run_stages("evaluate")
+    assert "evaluate: models/student is of another run, left out" in capsys.readouterr().out
+    before = digests(project)
+    with pytest.raises(UserError, match=r"^teacher/model\.json: a model for the classes '9', '8', .*, the data have"):
+        run_stages("distill_student")
+    assert digests(project) == before
 
 
 def test_purifiers_that_build_on_scores_or_a_verdict(project: Path) -> None:
