@@ -22,6 +22,7 @@ from unpoison.core.seeding import torch_rng
 from unpoison.data.imageset import ImageSet
 from unpoison.training import loop, plan
 from unpoison.training.distributed import World
+from unpoison.training.hand import Hand
 from unpoison.training.recipe import Recipe
 
 
@@ -128,7 +129,7 @@ def test_inference_matches_a_plain_pass_and_leaves_a_network_that_can_be_trained
 def test_a_batch_has_two_images_for_every_process(splits: dict[str, ImageSet]) -> None:
     def planned(batch_size: int, processes: int) -> plan.Plan:
         here, cpu, rng = World(0, processes), torch.device("cpu"), torch.Generator()
-        return plan.Plan(splits["reserve"], Recipe(batch_size=batch_size), here, cpu, rng, None)
+        return plan.Plan(splits["reserve"], Recipe(batch_size=batch_size), here, cpu, rng, Hand())
 
     assert planned(4, 2).steps_per_epoch == 75
     for size, processes in ((3, 2), (1, 2), (1000, 151)):
