@@ -117,11 +117,14 @@ def train_robustly(
     if world().rank:
         return []
     classes = next(iter(sets.values())).classes
-    models.save(model, folder, classes=classes, made_by={**made_by, "machine": machine()}, made_from=made_from)
+    found = {"found": history.found} if history.found else {}
+    models.save(model, folder, classes=classes, made_by={**made_by, **found, "machine": machine()}, made_from=made_from)
     write_curve(curve, history)
     kept.remove()
     last = history.epochs[-1]
     print(f"{stage}: loss {last['loss']:.4f}, accuracy on what it was trained on {last['accuracy']:.4f}", flush=True)
+    if history.found:
+        print(f"{stage}: found {', '.join(f'{name} {value:.4g}' for name, value in history.found.items())}", flush=True)
     return [folder, curve]
 
 

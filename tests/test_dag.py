@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "detection": {"training", "compute", "models", "data", "core"},
     "inspection": {"compute", "models", "data", "core"},
     "purification": {"training", "compute", "models", "data", "core"},
-    "robust": {"training", "compute", "models", "data", "core"},
+    "robust": {"purification", "detection", "training", "compute", "models", "data", "core"},
     "stress": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},

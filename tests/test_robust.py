@@ -27,7 +27,8 @@ from unpoison.core.files import sha256_json
 from unpoison.core.hyperparameters import check
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Scored
-from unpoison.robust import ROBUST, abl, asd, dst, filter_retrain, losses, nab, pdb, vibe
+from unpoison.detection import ac, ss
+from unpoison.robust import ROBUST, abl, asd, default_defence, dst, filter_retrain, losses, nab, pdb, vibe
 from unpoison.robust.distillation import distillation_loss
 from unpoison.training.hand import Hand
 from unpoison.training.loop import History, fit
@@ -94,10 +95,13 @@ TABLE = {
     "vibe": Row(
         {"extractor_epochs": 1, "crop": 0.7, "every": 2}, replace(SHORT, epochs=4, lr=0.003), 0.2, 0.2, "prepared"
     ),
+    "default_defence": Row({}, replace(SHORT, epochs=3, lr=0.003), 0.25, 0.2, "prepared"),
 }
-PHASES = {"abl": 3, "dst": 2, "dbd": 3, "nab": 3, "vibe": 2}
+PHASES = {"abl": 3, "dst": 2, "dbd": 3, "nab": 3, "vibe": 2, "default_defence": 3}
 """Trainings one after another, of methods that have several."""
-MADE = {"nab": 3}
+LEAST = {"default_defence": 400}
+"""Samples of methods that leave too little of fewer."""
+MADE = {"nab": 3, "default_defence": 3}
 """Networks that are made, of methods that need several."""
 RECORDED = {"abl": 6, "dbd": 4, "nab": 4}
 """Epochs of the record where each training has two, of methods whose trainings are not one."""
@@ -113,6 +117,7 @@ def networks(splits: dict[str, ImageSet]) -> dict[str, Callable[[], models.Class
 
 def inputs_of(name: str, planted: Planted, clean: ImageSet, count: int) -> list[Any]:
     """What a method is handed, of the first samples. Clean images stand in for perfect variations."""
+    count = max(count, LEAST.get(name, 0))
     index, scored = np.arange(count), planted.scored()
     assert scored.flagged is not None
     there = {
@@ -132,6 +137,14 @@ def test_every_method_has_a_row() -> None:
     assert list(TABLE) == list(ROBUST)
 
 
+@pytest.fixture
+def fewer_detectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not look at what is detected."""
+    monkeypatch.setattr(default_defence, "CALIBRATED", {"ss": ss.DETECTOR})
+    monkeypatch.setattr(default_defence, "RULED", {"ac": ac.DETECTOR})
+
+
+@pytest.mark.usefixtures("fewer_detectors")
 @pytest.mark.parametrize("name", ROBUST)
 def test_contract(name: str, planted: Planted, splits: dict[str, ImageSet]) -> None:
     method, (arguments, recipe, *_) = ROBUST[name], TABLE[name]
@@ -147,7 +160,7 @@ def test_contract(name: str, planted: Planted, splits: dict[str, ImageSet]) -> N
     runs = []
     for seed in (5, 5, 6):
         model, history = method.train(make_model, *inputs, replace(recipe, epochs=2), seed=seed, **short)
-        assert model is made[-1]
+        assert (model is made[-1]) != (history.found.get("tuned") == 1)
         assert not model.training
         assert all(value.isfinite().all() for value in model.state_dict().values())
         assert [row["epoch"] for row in history.epochs] == list(range(1, RECORDED.get(name, 2) + 1))
@@ -160,6 +173,7 @@ def test_contract(name: str, planted: Planted, splits: dict[str, ImageSet]) -> N
     assert len(made) == 3 * MADE.get(name, 1)
 
 
+@pytest.mark.usefixtures("fewer_detectors")
 @pytest.mark.parametrize("name", ROBUST)
 def test_killed_in_any_phase_it_ends_in_the_same_bytes(
     name: str, planted: Planted, splits: dict[str, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -532,3 +546,38 @@ def test_prototypes_by_hand() -> None:
     rows, labels = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0, 2])
     expected = torch.tensor([[2.0, 0.0], [4 / 3, 2 / 3], [0.0, 2.0]])
     assert torch.allclose(vibe.class_means(rows, labels, 3), expected)
+
+
+def test_how_odd_a_sample_is_among_trusted_images() -> None:
+    # Trusted are 1, 3, 4 and 5: three of four are 3 or higher, the 3 itself among them.
+    values = np.array([2.0, 9.0, 3.0, 1.0, 3.0, 4.0, 5.0], np.float32)
+    expected = [4 / 5, 1 / 5, 4 / 5, 4 / 4, 3 / 4, 2 / 4, 1 / 4]
+    assert default_defence.shares_as_high(values, 3).tolist() == pytest.approx(expected)
+
+
+def test_the_default_defence_says_what_it_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: dict[str, ImageSet] = {}
+
+    def fit(model: models.Classifier, data: ImageSet, recipe: Recipe, *, what: str, **_: Any) -> History:
+        trained[what] = data
+        return History.none()
+
+    # Networks that know the trigger from the start, and a purifier that does nothing.
+    monkeypatch.setattr(default_defence, "fit", fit)
+    monkeypatch.setattr(default_defence.fst, "purify", lambda model, *_, **__: model)
+    _, history = default_defence.train(lambda: deepcopy(planted.model), planted.data, planted.reserve, SHORT)
+    # The check tunes on the trusted images and five suspects.
+    assert len(trained.pop("default_defence/check")) == 305
+    counts = [len(data) for data in trained.values()]
+    assert list(trained) == ["default_defence/first", "default_defence/second", "default_defence/training"]
+    assert counts[0] == 1600 > counts[1] > counts[2] > 1200
+    truth = planted.poisoned.truth.mask
+    poison = {image.tobytes() for image in planted.data.gather(np.flatnonzero(truth))}
+    rest = trained["default_defence/second"]
+    assert sum(image.tobytes() in poison for image in rest.gather(np.arange(len(rest)))) < 5
+    assert history.found["suspects"] == pytest.approx(1 - counts[2] / 1600)
+    # The victim itself contradicts no label of the attacker's.
+    found = default_defence._check(planted.model, planted.reserve, planted.data.subset(np.flatnonzero(truth)), 5, 0)
+    assert found == {"contradicted": 0.0}
+    with pytest.raises(ParameterError, match=r"^false_alarms: 0\.01 given with 60 trusted images, allowed: a share of"):
+        default_defence.train(fresh, planted.data, planted.reserve.subset(np.arange(60)), SHORT, false_alarms=0.01)

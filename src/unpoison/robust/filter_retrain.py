@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..core.arrays import IntArray
 from ..core.errors import ParameterError, UserError
 from ..core.hyperparameters import Fraction
 from ..data.imageset import ImageSet
@@ -47,16 +48,19 @@ def train(
         ParameterError: no share, of a detector without a rule of its own.
         UserError: a class of which no sample is left.
     """
-    kept = ~suspects(scored, removed)
     index = np.arange(len(data)) if scored.index is None else scored.index
-    rest = data.subset(index[kept])
-    if len(emptied := np.setdiff1d(data.labels, rest.labels)):
-        names = ", ".join(repr(data.classes[label]) for label in emptied)
-        raise UserError(
-            f"scores/{scored.detector}: no sample left of class {names}; allowed: scores that leave some of each"
-        )
+    rest = left_of(data, index[~suspects(scored, removed)], f"scores/{scored.detector}")
     model = make_model()
     return model, fit(model, rest, recipe, seed=seed, what="filter_retrain", checkpoints=keep("filter_retrain"))
+
+
+def left_of(data: ImageSet, kept: IntArray, source: str) -> ImageSet:
+    """The samples `kept` [k] of a set. Raises UserError, which names the source of the choice, for a class without any."""
+    rest = data.subset(kept)
+    if len(emptied := np.setdiff1d(data.labels, rest.labels)):
+        names = ", ".join(repr(data.classes[label]) for label in emptied)
+        raise UserError(f"{source}: no sample left of class {names}; allowed: scores that leave some of each")
+    return rest
 
 
 def suspects(scored: Scored, removed: float | None) -> np.ndarray:

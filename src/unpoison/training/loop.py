@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -42,10 +42,12 @@ class History:
         epochs: a row per epoch, with epoch (from 1), loss (mean), accuracy (on the labels given), lr (of the last step).
         losses: loss of each sample in the batch it was trained in (augmented, training mode), float32 [epochs, n]; NaN
             where the recipe's `drop_last` left the sample out; of one that was there several times the largest.
+        found: what a method says of the data and of its model, by name.
     """
 
     epochs: list[dict[str, float]]
     losses: NDArray[np.float32]
+    found: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def none(cls) -> History:

@@ -1,0 +1,180 @@
+"""The project's own answer to "what should I run": pieces of it, put together once, without knowledge of the attack.
+
+1. A victim is trained on the set as received. Detectors score its samples by that victim, and trusted images beside them. A
+   sample is a suspect where a detector finds it as odd as few trusted images are, or flags it by a rule that looks at its class.
+2. The same again on what is left, without augmentation: poison that is rare now is found by what it was too frequent for.
+3. A new network is trained on the rest, and tuned on the trusted images unless that costs it accuracy on a fifth of them.
+4. A check: tuned for a moment on a few of the suspects whose labels it contradicts, does it give the others theirs again?
+
+Its pieces and settings were chosen on digits (docs/robust.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..compute.inference import features_of
+from ..core.arrays import Mask
+from ..core.errors import ParameterError
+from ..core.hyperparameters import Count, Fraction
+from ..core.seeding import numpy_rng
+from ..data.features import Features
+from ..data.imageset import ImageSet
+from ..detection import ac, beatrix, scan, spectre, ss
+from ..detection.detector import Detector, Suspect
+from ..models.classifier import Classifier
+from ..purification import fst
+from ..training.loop import History, fit
+from ..training.recipe import Recipe
+from .filter_retrain import left_of
+from .robust import Keep, Robust, keep_nothing
+
+CALIBRATED: dict[str, Detector] = {
+    "ac": ac.DETECTOR,
+    "ss": ss.DETECTOR,
+    "spectre": spectre.DETECTOR,
+    "beatrix": beatrix.DETECTOR,
+}
+"""Detectors whose scores are compared with those of trusted images."""
+RULED: dict[str, Detector] = {"scan": scan.DETECTOR, "ac": ac.DETECTOR}
+"""Detectors whose own rules count, as they look at whole classes, of which trusted images are no example."""
+TUNING: dict[str, Any] = {"batch_size": 32, "alpha": 0.2}
+"""Of Feature Shift Tuning."""
+RETUNING = Recipe(epochs=5, batch_size=128, lr=0.01, weight_decay=0.0, schedule="constant")
+"""Of the check, as in the published Retuning Attack (Min et al., NeurIPS 2024), which knows what is poisoned."""
+DROP = 0.02
+"""Most accuracy that tuning may cost."""
+LEAST = 50
+"""Fewest trusted images that a share of false alarms is read off."""
+
+
+def train(
+    make_model: Callable[[], Classifier],
+    data: ImageSet,
+    reserve: ImageSet,
+    recipe: Recipe,
+    keep: Keep = keep_nothing,
+    *,
+    seed: int = 0,
+    false_alarms: Fraction = 0.05,
+    checked: Count = 5,
+) -> tuple[Classifier, History]:
+    """Detect twice, filter, retrain, tune, check. All images are held in memory.
+
+    What was found is in the history: `suspects` (share of the samples), `contradicted` (suspects whose label the model does not
+        give)
+    and, of these without the few, `woken` (share that the model gives their label once it was tuned on the few).
+
+    Args:
+        make_model: maker of the network, freshly initialised.
+        data: the training set as received.
+        reserve: trusted, labelled images.
+        recipe: recipe of all three trainings.
+        keep: where the phases have their checkpoints.
+        seed: seed for the order of the images and their augmentation.
+        false_alarms: share of the trusted images that the detectors together would take for suspects, each time.
+        checked: suspects that the check tunes on.
+
+    Raises:
+        ParameterError: too few trusted images for the share of false alarms; divergence.
+        UserError: a class of which no sample is left.
+    """
+    if len(reserve) < LEAST or int(false_alarms * len(reserve)) < 1:
+        raise ParameterError(
+            f"false_alarms: {false_alarms} given with {len(reserve)} trusted images, allowed: a share of at least one of them, "
+            f"and {LEAST} or more (data.reserve)"
+        )
+    kept = np.arange(len(data))
+    for name, one in {"first": recipe, "second": replace(recipe, augment=())}.items():
+        victim, what = make_model(), f"default_defence/{name}"
+        rest = left_of(data, kept, "default_defence")
+        fit(victim, rest, one, seed=seed, what=what, checkpoints=keep(what))
+        kept = kept[~_suspects(victim, rest, reserve, false_alarms, seed)]
+    rest, what = left_of(data, kept, "default_defence"), "default_defence/training"
+    model = make_model()
+    history = fit(model, rest, recipe, seed=seed, what=what, checkpoints=keep(what))
+    model, tuned = _tuned(model, reserve, seed)
+    suspects = data.subset(np.setdiff1d(np.arange(len(data)), kept))
+    found = {"suspects": len(suspects) / len(data), "tuned": float(tuned)}
+    found |= _check(model, reserve, suspects, checked, seed)
+    return model, replace(history, found=found)
+
+
+def _suspects(victim: Classifier, data: ImageSet, reserve: ImageSet, false_alarms: float, seed: int) -> Mask:
+    """Mask of the samples [n] that look odd to a victim's detectors, or that their rules flag."""
+    count = len(data)
+    images = np.concatenate([data.gather(np.arange(count)), reserve.gather(np.arange(len(reserve)))])
+    both = ImageSet(images, np.concatenate([data.labels, reserve.labels]), data.classes)
+    features = features_of(victim, both, what="default_defence")
+    of_reserve = np.arange(count, len(both))
+    suspect = Suspect(
+        model=victim,
+        data=both,
+        features=features,
+        reserve=reserve,
+        reserve_features=Features(features.logits[of_reserve], features.penultimate[of_reserve]),
+    )
+    found = {name: one.score(suspect, seed=seed) for name, one in (CALIBRATED | RULED).items()}
+    # The least share, over the detectors, of trusted images that look as odd or odder: so few that of all trusted images that share
+    # would be flagged.
+    oddness = np.min([shares_as_high(found[name].values, count) for name in CALIBRATED], axis=0)
+    suspects: Mask = oddness[:count] <= np.quantile(oddness[count:], false_alarms, method="lower")
+    for name in RULED:
+        if (flagged := found[name].flagged) is not None:
+            suspects = suspects | flagged[:count]
+    return suspects
+
+
+def shares_as_high(values: NDArray[np.float32], count: int) -> NDArray[np.float64]:
+    """Of each score the share of the trusted images' that are as high or higher, where it is one itself, [n].
+
+    Args:
+        values: scores, those of trusted images behind the first `count`.
+        count: number of the others.
+    """
+    trusted = np.sort(values[count:])
+    higher = len(trusted) - np.searchsorted(trusted, values, side="left")
+    # A sample that is none of them counts as one more.
+    return (higher + (np.arange(len(values)) < count)) / (len(trusted) + (np.arange(len(values)) < count))
+
+
+def _tuned(model: Classifier, reserve: ImageSet, seed: int) -> tuple[Classifier, bool]:
+    """The model after Feature Shift Tuning, and true; as it is, and false, where that costs accuracy on trusted images held out."""
+    order = numpy_rng(seed, "default_defence/held_out").permutation(len(reserve))
+    held_out = reserve.subset(np.sort(order[: len(reserve) // 5]))
+    tried = fst.purify(model, reserve.subset(np.sort(order[len(reserve) // 5 :])), seed=seed, **TUNING)
+    before, after = ((_labels(one, held_out) == held_out.labels).mean() for one in (model, tried))
+    if after < before - DROP:
+        return model, False
+    return fst.purify(model, reserve, seed=seed, **TUNING), True
+
+
+def _check(model: Classifier, reserve: ImageSet, suspects: ImageSet, count: int, seed: int) -> dict[str, float]:
+    """How many suspects have a label that the model contradicts, and what share of them get it after a moment of tuning."""
+    contradicted = (
+        suspects.subset(np.flatnonzero(_labels(model, suspects) != suspects.labels)) if len(suspects) else suspects
+    )
+    found = {"contradicted": float(len(contradicted))}
+    if len(contradicted) < 2 * count:
+        return found
+    order = numpy_rng(seed, "default_defence/check").permutation(len(contradicted))
+    few, others = contradicted.subset(np.sort(order[:count])), contradicted.subset(np.sort(order[count:]))
+    images = [one.gather(np.arange(len(one))) for one in (reserve, few)]
+    mixed = ImageSet(np.concatenate(images), np.concatenate([reserve.labels, few.labels]), reserve.classes)
+    again = deepcopy(model)
+    fit(again, mixed, RETUNING, seed=seed, what="default_defence/check")
+    return found | {"woken": float((_labels(again, others) == others.labels).mean())}
+
+
+def _labels(model: Classifier, data: ImageSet) -> NDArray[np.int64]:
+    labels: NDArray[np.int64] = features_of(model, data, what="default_defence").logits[np.arange(len(data))].argmax(1)
+    return labels
+
+
+ROBUST = Robust(train=train)
