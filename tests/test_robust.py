@@ -476,7 +476,16 @@ def test_the_pool_grows_class_by_class_then_it_is_a_half(planted: Planted, monke
     monkeypatch.setattr(asd, "MixMatch", mixmatch)
     monkeypatch.setattr(asd, "fit", lambda *_, **__: History.none())
     data = planted.data.subset(np.arange(200))
-    asd.train(fresh, data, planted.reserve, replace(SHORT, epochs=120), seeds=3, growth=2, believed=0.4)
+    asd.train(
+        fresh,
+        data,
+        planted.reserve,
+        replace(SHORT, epochs=120),
+        seeds=3,
+        growth=2,
+        believed=0.4,
+        mixmatch_batch_size=16,
+    )
     both, pool = pools[0]
     model = planted.model
     entropies = losses.losses_of(model, both, losses.symmetric_cross_entropy, what="test")
@@ -514,15 +523,27 @@ def test_the_later_half_of_a_resnet_is_its_last_two_stages() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["dbd", "asd"])
-def test_a_pool_smaller_than_a_batch_is_refused(name: str, planted: Planted, splits: dict[str, ImageSet]) -> None:
-    inputs = inputs_of(name, planted, splits["train"], 40)
-    own = {"extractor_epochs": 1, "classifier_epochs": 1} if name == "dbd" else {"seeds": 2}
-    with pytest.raises(
-        ParameterError,
-        match=r"^mixmatch_batch_size: 64 given, allowed: 1 to 20, the samples whose labels are believed$",
-    ):
-        ROBUST[name].train(fresh, *inputs, replace(SHORT, epochs=1), **own)
+@pytest.mark.parametrize(
+    ("name", "own", "batch", "pool"),
+    [
+        ("dbd", {}, 64, "20 samples whose labels are believed"),
+        ("dbd", {"believed": 0.0}, 4, "0 samples whose labels are believed"),
+        ("dbd", {"believed": 1.0}, 4, "0 samples whose labels are guessed"),
+        ("asd", {"seeds": 2}, 64, "20 samples whose labels are believed"),
+        ("asd", {"seeds": 2, "believed": 1.0}, 4, "0 samples whose labels are guessed"),
+    ],
+)
+def test_a_batch_too_large_for_its_pool_is_refused_before_anything_is_trained(
+    name: str, own: dict[str, Any], batch: int, pool: str, planted: Planted, splits: dict[str, ImageSet]
+) -> None:
+    with pytest.raises(ParameterError, match=rf"^mixmatch_batch_size: {batch} given, allowed: up to the {pool}$"):
+        ROBUST[name].train(
+            _unmade, *inputs_of(name, planted, splits["train"], 40), SHORT, mixmatch_batch_size=batch, **own
+        )
+
+
+def _unmade() -> models.Classifier:
+    raise AssertionError("a network was made")
 
 
 def test_transport_keeps_the_classes_sizes() -> None:

@@ -25,7 +25,7 @@ from ..core.seeding import derive, numpy_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.loop import History, fit
-from ..training.mixmatch import MixMatch
+from ..training.mixmatch import MixMatch, check_pools
 from ..training.recipe import Recipe
 from .losses import losses_of, symmetric_cross_entropy
 from .robust import Keep, Robust, keep_nothing, own_keys
@@ -82,6 +82,9 @@ def train(
     trusted = reserve.subset(chosen)
     images = np.concatenate([data.gather(np.arange(len(data))), trusted.gather(np.arange(len(trusted)))])
     both = ImageSet(images, np.concatenate([data.labels, trusted.labels]), data.classes)
+    for count in (len(trusted), int(believed * len(both))):
+        with own_keys(batch_size="mixmatch_batch_size"):
+            check_pools(count, len(both), mixmatch_batch_size)
     adam = Recipe(
         epochs=recipe.epochs,
         batch_size=mixmatch_batch_size,

@@ -24,7 +24,7 @@ from ..models.classifier import Classifier
 from ..training.contrastive import train_features
 from ..training.hand import Hand, Loss, Objective
 from ..training.loop import History, fit
-from ..training.mixmatch import MixMatch
+from ..training.mixmatch import MixMatch, check_pools
 from ..training.recipe import Recipe
 from .losses import losses_of, symmetric_cross_entropy
 from .robust import Keep, Robust, Share, keep_nothing, own_keys
@@ -73,6 +73,9 @@ def train(
     Raises:
         ParameterError: a share of no sample or of all, fewer samples than a batch; divergence.
     """
+    # Before the long training of the features.
+    with own_keys(batch_size="mixmatch_batch_size"):
+        check_pools(int(believed * len(data)), len(data), mixmatch_batch_size)
     model = make_model()
     train_features(
         model,

@@ -57,6 +57,21 @@ def semi_supervised_loss(logits: Tensor, targets: Tensor, believed: int) -> tupl
     return entropies, squares
 
 
+def check_pools(believed: int, count: int, batch_size: int) -> None:
+    """Raises ParameterError where a batch is larger than the samples that are believed, or than the others.
+
+    Args:
+        believed: number of the former.
+        count: number of all.
+        batch_size: images of a kind in a step.
+    """
+    for kind, pool in (("believed", believed), ("guessed", count - believed)):
+        if pool < batch_size:
+            raise ParameterError(
+                f"batch_size: {batch_size} given, allowed: up to the {pool} samples whose labels are {kind}"
+            )
+
+
 class MixMatch(Hand):
     """Each batch of believed images is mixed with two views each of as many others, whose labels the network guesses.
 
@@ -102,11 +117,7 @@ class MixMatch(Hand):
         # Statistics of batch norm are each process's own until now; all are to find the same samples.
         self.here.average_buffers(self.model)
         self.mask = self.believed(epoch, self.model.eval())
-        for kind, count in (("believed", self.mask.sum()), ("guessed", (~self.mask).sum())):
-            if count < self.recipe.batch_size:
-                raise ParameterError(
-                    f"batch_size: {self.recipe.batch_size} given, allowed: 1 to {count}, the samples whose labels are {kind}"
-                )
+        check_pools(int(self.mask.sum()), len(self.mask), self.recipe.batch_size)
         self.model.train()
         self.ramp, self.epoch = self.weight * epoch / epochs, epoch
         self.others = _in_turn(torch.from_numpy(np.flatnonzero(~self.mask)), self.length(0), torch.default_generator)
