@@ -491,7 +491,7 @@ def test_the_pool_grows_class_by_class_then_it_is_a_half(planted: Planted, monke
     entropies = losses.losses_of(model, both, losses.symmetric_cross_entropy, what="test")
     assert len(both) == 230
     assert np.bincount(both.labels[200:]).tolist() == [3] * 10
-    for epoch, count in ((0, 0), (4, 0), (5, 2), (59, 22)):
+    for epoch, count in ((0, 0), (4, 0), (5, 2), (10, 4)):
         mask = pool(epoch, model)
         assert mask[200:].all()
         for label in range(10):
@@ -512,6 +512,12 @@ def test_the_pool_grows_class_by_class_then_it_is_a_half(planted: Planted, monke
     assert not mask[both.labels == 0].any()
     with pytest.raises(UserError, match=r"^asd: no trusted image of class '7' given, allowed: at least 1 of each"):
         asd.train(fresh, data, planted.reserve.subset(np.flatnonzero(planted.reserve.labels != 7)), SHORT)
+
+
+def test_the_lowest_of_each_class_are_no_more_than_a_share() -> None:
+    values, labels = np.array([0.3, 0.1, 0.2, 0.4, 0.9, 0.8], np.float32), np.array([5, 5, 5, 5, 2, 2])
+    assert asd.lowest_of_each_class(values, labels, 1, 0.5).tolist() == [5, 1]
+    assert asd.lowest_of_each_class(values, labels, 3, 0.5).tolist() == [5, 1, 2]
 
 
 def test_the_later_half_of_a_resnet_is_its_last_two_stages() -> None:

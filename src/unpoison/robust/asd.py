@@ -63,8 +63,8 @@ def train(
         keep: where the training has its checkpoints.
         seed: seed for the choice of trusted images, the order of the images and their augmentation.
         seeds: trusted images of each class, drawn from the reserve (10 as published).
-        growth: samples of each class by which the pool grows, eleven times in the first half of the epochs.
-        believed: share of the samples in the pool in the second half.
+        growth: samples of each class by which the pool grows, eleven times in the first half of the epochs, up to the share below.
+        believed: share of the samples in the pool in the second half of the epochs.
         meta_lr: learning rate of the moment of supervised training. It is an epoch of Adam on the later half of the network, in the
             last quarter of the epochs.
         mixmatch_steps: steps in an epoch (1,024 as published); null: as many as batches in the training set.
@@ -100,9 +100,8 @@ def train(
         mask = np.zeros(len(both), bool)
         if 2 * epoch < recipe.epochs:
             mask[len(data) :] = True
-            mask[
-                lowest_of_each_class(losses[: len(data)], data.labels, growth * (2 * GROWTHS * epoch // recipe.epochs))
-            ] = True
+            count = growth * (2 * GROWTHS * epoch // recipe.epochs)
+            mask[lowest_of_each_class(losses[: len(data)], data.labels, count, believed)] = True
             return mask
         if 4 * epoch >= 3 * recipe.epochs:
             # How much a moment of training on all labels lowers each loss: least counts.
@@ -127,10 +126,11 @@ def train(
         return model, fit(model, both, adam, seed=seed, what="asd", hand=hand, checkpoints=keep("asd"))
 
 
-def lowest_of_each_class(losses: NDArray[np.float32], labels: IntArray, count: int) -> IntArray:
-    """The `count` samples of each label with the lowest losses, or all where there are fewer, int64 [k]."""
+def lowest_of_each_class(losses: NDArray[np.float32], labels: IntArray, count: int, share: float) -> IntArray:
+    """The `count` samples of each label with the lowest losses, or that share of them where it is less, int64 [k]."""
     order = np.argsort(losses, kind="stable")
-    return np.concatenate([order[labels[order] == label][:count] for label in np.unique(labels)])
+    members = [order[labels[order] == label] for label in np.unique(labels)]
+    return np.concatenate([samples[: min(count, int(share * len(samples)))] for samples in members])
 
 
 def _of_each_class(reserve: ImageSet, count: int, seed: int) -> IntArray:
