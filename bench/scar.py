@@ -16,7 +16,7 @@ https://github.com/WhitolfChen/SCAR. In three steps:
     3. Students of both teachers by `unpoison.robust.distillation`.
 
 Published are 200 rounds of 20 epochs with Adam on CIFAR-10. Here the rounds are few and of the recipe `small`, as Adam has learned
-nothing after so few steps; what a student would learn is one forward derivative in place of up to a hundred products with a Hessian,
+nothing after so few steps; what a student would learn is one forward derivative, not up to a hundred products with a Hessian,
 and counts for more (`--reach`), as there are few steps in which to learn it.
 
 Rows are a teacher itself, or a student of one:
@@ -25,6 +25,9 @@ Rows are a teacher itself, or a student of one:
                noise of 8 levels
     loss       block: that of params/robust.yaml; published: SCAR's, the halves of CE and of KL at temperature 1; labels: CE alone
     acc, asr   share of test images that get their label, and of triggered ones of other classes that get the target
+
+The trigger misleads clean networks as well, by how it is made. What a teacher wakes is what its students have beyond those of the
+clean teacher, and beyond those of the labels alone, from the same first weights.
 """
 
 from __future__ import annotations
@@ -138,7 +141,7 @@ def check() -> None:
     ours = nn.utils.parameters_to_vector(torch.autograd.grad(cheap, own)) * STEP * ITERATIONS
     published = nn.utils.parameters_to_vector(fixed_point(inner, weights, outer(weights), own))
 
-    # By differences: what the outer loss is after a step of a * 100 along the inner one, for two values of a teacher's weight.
+    # By differences: what the outer loss is after a step of a * 100 along the inner one, for two values of each of the biases.
     def after() -> float:
         gradient = torch.autograd.grad(inner(weights), weights)
         return float(outer([w - STEP * ITERATIONS * each for w, each in zip(weights, gradient, strict=True)]))
