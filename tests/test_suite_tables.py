@@ -189,6 +189,29 @@ def test_solved_attacks_are_counted_and_methods_go_down_the_page(tmp_path: Path)
     ]
 
 
+def test_an_attack_that_goes_on_under_another_label_is_not_solved(tmp_path: Path) -> None:
+    solved = {"methods": "robust.*", "asr": 0.05, "acc_drop": 0.02, "ra_drop": 0.2}
+    suite = read(tmp_path, {**VARIED, "solved": solved, "taken": 0.5})
+    run = ran(suite, "badnets-0.1", 0, 0.9, 1.0, 0.0)
+    ras = {"pdb": 0.1, "abl": 0.7, "nab": 0.69}
+    figures = {
+        f"robust.{name}.{key}": value
+        for name, ra in ras.items()
+        for key, value in (("acc", 0.9), ("asr", 0.0), ("ra", ra))
+    }
+    page = markdown(
+        suite, [replace(run, metrics={**run.metrics, **figures, "robust.dst.acc": 0.9, "robust.dst.asr": 0.0})]
+    )
+    rows = page.split("### Attacks solved")[1].splitlines()[4:8]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| abl", "1 of 1"],
+        ["| dst", "0 of 1"],
+        ["| nab", "0 of 1"],
+        ["| pdb", "0 of 1"],
+    ]
+    assert "of the ACC lost that `none` has, and RA at most 0.2 below the method's own ACC. Means" in page
+
+
 def test_a_run_without_asr_is_graded_by_its_acc(tiny: Suite) -> None:
     run = ran(tiny, "badnets", 0, *[0.91] * 6)
     line = lines(tiny, [replace(run, metrics={"backdoored.acc": 0.91})])[0]

@@ -22,9 +22,11 @@ def sections(suite: Suite, runs: Sequence[Run]) -> list[str]:
             where = f"{prose(about.label)}; {literal(data)}"
             if suite.solved is not None and (names := names_of(f"{suite.solved.methods}.acc", here)):
                 parts += [f"### Attacks solved: {where}", _solved(suite, suite.solved, names, here).markdown(str)]
+                first, drop = next(iter(suite.methods)), suite.solved.ra_drop
+                right = "" if drop is None else f", and RA at most {drop:g} below the method's own ACC"
                 parts.append(
                     f"Solved: ASR of at most {suite.solved.asr:g}, and at most {suite.solved.acc_drop:g} of the ACC lost that "
-                    f"`{next(iter(suite.methods))}` has. Means are over the attacks that took."
+                    f"`{first}` has{right}. Means are over the attacks that took."
                 )
             for title, matrix in suite.matrices.items():
                 if names := names_of(matrix.metric, here):
@@ -93,6 +95,9 @@ def _solved(suite: Suite, solved: Solved, names: Sequence[str], runs: Sequence[R
                 continue
             # To six places, as metrics are written: 0.87 - 0.85 is the 0.02 that is allowed.
             good = left <= solved.asr and round(acc - kept, 6) <= solved.acc_drop
+            if solved.ra_drop is not None:
+                ra = _mean(of_experiment, f"{place}.ra")
+                good = good and ra is not None and round(kept - ra, 6) <= solved.ra_drop
             counts[name] = counts[name][0] + good, counts[name][1] + 1
             figures[name].append(found)
     means = {name: [_average(values) for values in zip(*rows, strict=True)] for name, rows in figures.items() if rows}

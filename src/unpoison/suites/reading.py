@@ -83,6 +83,7 @@ class SolvedKeys:
     methods: str
     asr: Fraction
     acc_drop: Fraction
+    ra_drop: Fraction | None = None
     columns: Block = field(default_factory=dict)
 
 
@@ -262,7 +263,7 @@ def _solved(block: Any) -> Solved:
     if keys.methods.count("*") != 1:
         raise ParameterError(f"solved.methods: {keys.methods!r} given, allowed: a place in the metrics with one *")
     columns = {heading: _column(column, f"solved.columns.{heading}") for heading, column in keys.columns.items()}
-    return Solved(methods=keys.methods, asr=keys.asr, acc_drop=keys.acc_drop, columns=columns)
+    return Solved(methods=keys.methods, asr=keys.asr, acc_drop=keys.acc_drop, ra_drop=keys.ra_drop, columns=columns)
 
 
 def _check_overrides(values: Overrides, where: str) -> None:

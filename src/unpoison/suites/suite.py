@@ -79,13 +79,15 @@ class Solved:
     Attributes:
         methods: where a method's figures lie in the record, with a `*` for its name (`purified.*`).
         asr: an attack is solved with at most this ASR, and
-        acc_drop: with at most this much of the first method's ACC lost.
+        acc_drop: with at most this much of the first method's ACC lost, and
+        ra_drop: with an RA at most this much below the method's own ACC: an attack may go on under another label. None: any RA.
         columns: further mean figures by heading; a figure's name is that below the method's.
     """
 
     methods: str
     asr: Fraction
     acc_drop: Fraction
+    ra_drop: Fraction | None = None
     columns: dict[str, Column] = field(default_factory=dict)
 
 
