@@ -52,6 +52,7 @@ TABLE = {
     "ibd_psc": Row({}, 0.7),  # 0.778
     "psbd": Row({"rate": 0.4}, 0.75),  # 0.866
     "sentinet": Row({"overlays": 20, "trusted": 40}, 0.6),  # 0.994
+    "ensemble": Row({}, 0.95),
 }
 # A share of five copies, and the probabilities of a network that is sure of everything.
 FEW_VALUES = ("scale_up",)
@@ -142,8 +143,10 @@ def test_trusted_images_that_detectors_need() -> None:
         "strip": 100,
         **dict.fromkeys(("frequency", "scan", "beatrix", "ibd_psc", "psbd"), 20),
         "sentinet": 110,
+        "ensemble": 50,
     }
     assert DETECTORS["scale_up"].needs_trusted(standardise="class") == 2
+    assert DETECTORS["ensemble"].needs_trusted(false_alarms=0.011) == 91
 
 
 def test_total_variation_golden() -> None:

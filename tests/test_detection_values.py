@@ -18,10 +18,12 @@ from unpoison import models
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import Scores
 from unpoison.detection import (
     DETECTORS,
     abl,
     beatrix,
+    ensemble,
     fct,
     frequency,
     ibd_psc,
@@ -32,7 +34,7 @@ from unpoison.detection import (
     spectre,
     ss,
 )
-from unpoison.detection.detector import Suspect
+from unpoison.detection.detector import Detector, Suspect
 from unpoison.evaluation.metrics import detection_metrics
 from unpoison.models.classifier import Backbone, Classifier
 from unpoison.training.bounds import Ascent, held
@@ -498,3 +500,34 @@ def test_a_class_of_one_sample_does_no_harm(name: str) -> None:
     scores = DETECTORS[name].score(suspect.subset(alone))
     assert np.isfinite(scores.values).all()
     assert detection_metrics(scores.values, poisoned[alone])["auroc"] > 0.85
+
+
+def test_how_odd_a_sample_is_among_trusted_images() -> None:
+    # Trusted are 1, 3, 4 and 5: three of four are 3 or higher, the 3 itself among them.
+    values = np.array([2.0, 9.0, 3.0, 1.0, 3.0, 4.0, 5.0], np.float32)
+    expected = [4 / 5, 1 / 5, 4 / 5, 4 / 4, 3 / 4, 2 / 4, 1 / 4]
+    assert ensemble.shares_as_high(values, 3).tolist() == pytest.approx(expected)
+
+
+def test_the_ensemble_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(values: Any, flagged: Any = None) -> Detector:
+        given = np.array(values, np.float32)
+        mask = None if flagged is None else np.array(flagged, bool)
+        return Detector(score=lambda suspect, *, seed: Scores(given, forward_passes=2, flagged=mask))
+
+    # Fifty trusted images with scores of 1 to 50, and of 50 to 1, behind four samples.
+    trusted = list(range(1, 51))
+    one = says([50.5, 10, 49.5, 0.5, *trusted])
+    other = says([10, 10, 0.5, 0.5, *reversed(trusted)])
+    monkeypatch.setattr(ensemble, "CALIBRATED", {"one": one, "other": other})
+    monkeypatch.setattr(ensemble, "RULED", {"rule": says([0] * 54, [False, False, False, True] + [False] * 50)})
+    suspect = of_features([[0.0]] * 4, [0] * 4, [[0.0]] * 50, [0] * 50)
+    scores = ensemble.score(suspect, false_alarms=0.04)
+    # Of 51 images the first is alone, the second among the upper 42 both times, the third among 2; the fourth the rule has.
+    least, mean = [1 / 51, 42 / 51, 2 / 51, 0.0], [43 / 102, 42 / 51, 53 / 102, 1.0]
+    expected = [1 - low - average / 51**2 for low, average in zip(least, mean, strict=True)]
+    assert scores.values == pytest.approx(expected, abs=1e-6)
+    # Two trusted images of fifty, the oddest to one and to the other, have a share of one in fifty.
+    assert scores.flagged is not None
+    assert scores.flagged.tolist() == [True, False, False, True]
+    assert scores.forward_passes == 4

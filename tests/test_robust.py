@@ -27,7 +27,7 @@ from unpoison.core.files import sha256_json
 from unpoison.core.hyperparameters import check
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Scored
-from unpoison.detection import ac, ss
+from unpoison.detection import ac, ensemble, ss
 from unpoison.robust import ROBUST, abl, asd, default_defence, dst, filter_retrain, losses, nab, pdb, vibe
 from unpoison.robust.distillation import distillation_loss
 from unpoison.training.hand import Hand
@@ -140,8 +140,8 @@ def test_every_method_has_a_row() -> None:
 @pytest.fixture
 def fewer_detectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not look at what is detected."""
-    monkeypatch.setattr(default_defence, "CALIBRATED", {"ss": ss.DETECTOR})
-    monkeypatch.setattr(default_defence, "RULED", {"ac": ac.DETECTOR})
+    monkeypatch.setattr(ensemble, "CALIBRATED", {"ss": ss.DETECTOR})
+    monkeypatch.setattr(ensemble, "RULED", {"ac": ac.DETECTOR})
 
 
 @pytest.mark.usefixtures("fewer_detectors")
@@ -575,13 +575,6 @@ def test_prototypes_by_hand() -> None:
     assert torch.allclose(vibe.class_means(rows, labels, 3), expected)
 
 
-def test_how_odd_a_sample_is_among_trusted_images() -> None:
-    # Trusted are 1, 3, 4 and 5: three of four are 3 or higher, the 3 itself among them.
-    values = np.array([2.0, 9.0, 3.0, 1.0, 3.0, 4.0, 5.0], np.float32)
-    expected = [4 / 5, 1 / 5, 4 / 5, 4 / 4, 3 / 4, 2 / 4, 1 / 4]
-    assert default_defence.shares_as_high(values, 3).tolist() == pytest.approx(expected)
-
-
 def test_the_default_defence_says_what_it_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: dict[str, ImageSet] = {}
 
@@ -606,5 +599,5 @@ def test_the_default_defence_says_what_it_found(planted: Planted, monkeypatch: p
     # The victim itself contradicts no label of the attacker's.
     found = default_defence._check(planted.model, planted.reserve, planted.data.subset(np.flatnonzero(truth)), 5, 0)
     assert found == {"contradicted": 0.0}
-    with pytest.raises(ParameterError, match=r"^false_alarms: 0\.01 given with 60 trusted images, allowed: a share of"):
+    with pytest.raises(ParameterError, match=r"^false_alarms: 0\.01 given with 60 trusted images, for which 100 are"):
         default_defence.train(fresh, planted.data, planted.reserve.subset(np.arange(60)), SHORT, false_alarms=0.01)

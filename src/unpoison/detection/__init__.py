@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from . import abl, ac, beatrix, cd, fct, frequency, ibd_psc, psbd, scale_up, scan, sentinet, spectre, ss, strip
+from . import (
+    abl,
+    ac,
+    beatrix,
+    cd,
+    ensemble,
+    fct,
+    frequency,
+    ibd_psc,
+    psbd,
+    scale_up,
+    scan,
+    sentinet,
+    spectre,
+    ss,
+    strip,
+)
 from .detector import Detector
 
 DETECTORS: dict[str, Detector] = {
@@ -20,6 +36,7 @@ DETECTORS: dict[str, Detector] = {
     "ibd_psc": ibd_psc.DETECTOR,
     "psbd": psbd.DETECTOR,
     "sentinet": sentinet.DETECTOR,
+    "ensemble": ensemble.DETECTOR,
 }
 INPUT_DETECTORS = {name: detector for name, detector in DETECTORS.items() if detector.single_inputs}
 """Those that also score single inputs at test time."""

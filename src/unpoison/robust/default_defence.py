@@ -1,7 +1,6 @@
 """The project's own answer to "what should I run": pieces of it, put together once, without knowledge of the attack.
 
-1. A victim is trained on the set as received. Detectors score its samples by that victim, and trusted images beside them. A
-   sample is a suspect where a detector finds it as odd as few trusted images are, or flags it by a rule that looks at its class.
+1. A victim is trained on the set as received, and the detector `ensemble` says which samples are suspects by that victim.
 2. The same again on what is left, without augmentation: poison that is rare now is found by what it was too frequent for.
 3. A new network is trained on the rest, and tuned on the trusted images unless that costs it accuracy on a fifth of them.
 4. A check: tuned for a moment on a few of the suspects whose labels it contradicts, does it give the others theirs again?
@@ -22,12 +21,12 @@ from numpy.typing import NDArray
 from ..compute.inference import features_of
 from ..core.arrays import Mask
 from ..core.errors import ParameterError
-from ..core.hyperparameters import Count, Fraction
+from ..core.hyperparameters import Count
 from ..core.seeding import numpy_rng
-from ..data.features import Features
 from ..data.imageset import ImageSet
-from ..detection import ac, beatrix, scan, spectre, ss
-from ..detection.detector import Detector, Suspect
+from ..detection import ensemble
+from ..detection.detector import Suspect
+from ..detection.ensemble import FalseAlarms
 from ..models.classifier import Classifier
 from ..purification import fst
 from ..training.loop import History, fit
@@ -35,23 +34,12 @@ from ..training.recipe import Recipe
 from .filter_retrain import left_of
 from .robust import Keep, Robust, keep_nothing
 
-CALIBRATED: dict[str, Detector] = {
-    "ac": ac.DETECTOR,
-    "ss": ss.DETECTOR,
-    "spectre": spectre.DETECTOR,
-    "beatrix": beatrix.DETECTOR,
-}
-"""Detectors whose scores are compared with those of trusted images."""
-RULED: dict[str, Detector] = {"scan": scan.DETECTOR, "ac": ac.DETECTOR}
-"""Detectors whose own rules count, as they look at whole classes, of which trusted images are no example."""
 TUNING: dict[str, Any] = {"batch_size": 32, "alpha": 0.2}
 """Of Feature Shift Tuning."""
 RETUNING = Recipe(epochs=5, batch_size=128, lr=0.01, weight_decay=0.0, schedule="constant")
 """Of the check, as in the published Retuning Attack (Min et al., NeurIPS 2024), which knows what is poisoned."""
 DROP = 0.02
 """Most accuracy that tuning may cost."""
-LEAST = 50
-"""Fewest trusted images that a share of false alarms is read off."""
 
 
 def train(
@@ -62,14 +50,13 @@ def train(
     keep: Keep = keep_nothing,
     *,
     seed: int = 0,
-    false_alarms: Fraction = 0.05,
+    false_alarms: FalseAlarms = 0.05,
     checked: Count = 5,
 ) -> tuple[Classifier, History]:
     """Detect twice, filter, retrain, tune, check. All images are held in memory.
 
-    What was found is in the history: `suspects` (share of the samples), `contradicted` (suspects whose label the model does not
-        give)
-    and, of these without the few, `woken` (share that the model gives their label once it was tuned on the few).
+    What was found is in the history: `suspects` (share of the samples), `tuned` (1 or 0), `contradicted` (suspects whose label the
+    model does not give) and, of these without the few, `woken` (share that it gives their label once it was tuned on the few).
 
     Args:
         make_model: maker of the network, freshly initialised.
@@ -78,17 +65,16 @@ def train(
         recipe: recipe of all three trainings.
         keep: where the phases have their checkpoints.
         seed: seed for the order of the images and their augmentation.
-        false_alarms: share of the trusted images that the detectors together would take for suspects, each time.
+        false_alarms: share of the trusted images that the ensemble would flag, each time.
         checked: suspects that the check tunes on.
 
     Raises:
         ParameterError: too few trusted images for the share of false alarms; divergence.
         UserError: a class of which no sample is left.
     """
-    if len(reserve) < LEAST or int(false_alarms * len(reserve)) < 1:
+    if len(reserve) < (least := ensemble.needs_trusted(false_alarms=false_alarms)):
         raise ParameterError(
-            f"false_alarms: {false_alarms} given with {len(reserve)} trusted images, allowed: a share of at least one of them, "
-            f"and {LEAST} or more (data.reserve)"
+            f"false_alarms: {false_alarms} given with {len(reserve)} trusted images, for which {least} are the least (data.reserve)"
         )
     kept = np.arange(len(data))
     for name, one in {"first": recipe, "second": replace(recipe, augment=())}.items():
@@ -107,41 +93,12 @@ def train(
 
 
 def _suspects(victim: Classifier, data: ImageSet, reserve: ImageSet, false_alarms: float, seed: int) -> Mask:
-    """Mask of the samples [n] that look odd to a victim's detectors, or that their rules flag."""
-    count = len(data)
-    images = np.concatenate([data.gather(np.arange(count)), reserve.gather(np.arange(len(reserve)))])
-    both = ImageSet(images, np.concatenate([data.labels, reserve.labels]), data.classes)
-    features = features_of(victim, both, what="default_defence")
-    of_reserve = np.arange(count, len(both))
-    suspect = Suspect(
-        model=victim,
-        data=both,
-        features=features,
-        reserve=reserve,
-        reserve_features=Features(features.logits[of_reserve], features.penultimate[of_reserve]),
-    )
-    found = {name: one.score(suspect, seed=seed) for name, one in (CALIBRATED | RULED).items()}
-    # The least share, over the detectors, of trusted images that look as odd or odder: so few that of all trusted images that share
-    # would be flagged.
-    oddness = np.min([shares_as_high(found[name].values, count) for name in CALIBRATED], axis=0)
-    suspects: Mask = oddness[:count] <= np.quantile(oddness[count:], false_alarms, method="lower")
-    for name in RULED:
-        if (flagged := found[name].flagged) is not None:
-            suspects = suspects | flagged[:count]
-    return suspects
-
-
-def shares_as_high(values: NDArray[np.float32], count: int) -> NDArray[np.float64]:
-    """Of each score the share of the trusted images' that are as high or higher, where it is one itself, [n].
-
-    Args:
-        values: scores, those of trusted images behind the first `count`.
-        count: number of the others.
-    """
-    trusted = np.sort(values[count:])
-    higher = len(trusted) - np.searchsorted(trusted, values, side="left")
-    # A sample that is none of them counts as one more.
-    return (higher + (np.arange(len(values)) < count)) / (len(trusted) + (np.arange(len(values)) < count))
+    """Mask of the samples [n] that the ensemble flags by a victim."""
+    features, of_reserve = (features_of(victim, one, what="default_defence") for one in (data, reserve))
+    suspect = Suspect(model=victim, data=data, features=features, reserve=reserve, reserve_features=of_reserve)
+    flagged = ensemble.score(suspect, seed=seed, false_alarms=false_alarms).flagged
+    assert flagged is not None
+    return flagged
 
 
 def _tuned(model: Classifier, reserve: ImageSet, seed: int) -> tuple[Classifier, bool]:
