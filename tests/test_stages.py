@@ -38,7 +38,7 @@ from unpoison.data.verdicts import load_verdict
 from unpoison.detection import DETECTORS
 from unpoison.detection.sample import draw_sample
 from unpoison.evaluation.metrics import detection_metrics
-from unpoison.robust import abl
+from unpoison.robust import abl, losses
 from unpoison.training import loop
 from unpoison.training.loop import History
 
@@ -217,10 +217,12 @@ def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return history
 
-    monkeypatch.setattr(abl, "fit", killed)
+    for module in (abl, losses):
+        monkeypatch.setattr(module, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         run_stages("train_robust@abl")
-    monkeypatch.setattr(abl, "fit", fit)
+    for module in (abl, losses):
+        monkeypatch.setattr(module, "fit", fit)
     run_stages("train_robust@abl", "evaluate", "report")
     assert trained == ["abl/isolation", "abl/training"]
     assert not (project / ".unpoison/train_robust_abl").exists(), "checkpoints are removed at the end"
