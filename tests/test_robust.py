@@ -122,7 +122,7 @@ def inputs_of(name: str, planted: Planted, clean: ImageSet, count: int) -> list[
     assert scored.flagged is not None
     there = {
         "data": planted.data.subset(index),
-        "reserve": planted.reserve,
+        "reserve": planted.reserve.subset(np.arange(min(len(planted.reserve), count // 4 + 50))),
         "variations": clean.subset(index),
         "backdoored": planted.model,
         "scores": replace(
@@ -575,6 +575,7 @@ def test_prototypes_by_hand() -> None:
     assert torch.allclose(vibe.class_means(rows, labels, 3), expected)
 
 
+@pytest.mark.usefixtures("fewer_detectors")
 def test_the_default_defence_says_what_it_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: dict[str, ImageSet] = {}
 
