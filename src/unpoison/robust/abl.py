@@ -17,14 +17,13 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from ..core.errors import ParameterError
 from ..core.hyperparameters import Epochs, Fraction, NonNegative, Positive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.bounds import Ascent, bounded
 from ..training.loop import History, cross_entropy, fit
 from ..training.recipe import Recipe
-from .losses import learned_first
+from .losses import isolated_count, learned_first
 from .robust import Keep, Robust, keep_nothing, own_keys
 
 
@@ -64,11 +63,7 @@ def train(
     Raises:
         ParameterError: a share of no sample, or of all but one; divergence.
     """
-    count = int(isolated * len(data))
-    if not 1 <= count <= len(data) - 2:
-        raise ParameterError(
-            f"isolated: {isolated} given, allowed: {1 / len(data):.2g} to {1 - 2 / len(data):.6g} of the {len(data)} samples"
-        )
+    count = isolated_count(isolated, len(data))
     model = make_model()
     lowest, isolation = learned_first(
         model,

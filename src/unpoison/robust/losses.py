@@ -16,6 +16,7 @@ from torch import Tensor
 from ..compute.checkpoints import Checkpoints
 from ..compute.inference import logits_of
 from ..core.arrays import IntArray
+from ..core.errors import ParameterError
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.bounds import Ascent, held
@@ -46,6 +47,16 @@ def symmetric_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def losses_of(model: Classifier, data: ImageSet, losses: Losses, *, what: str) -> NDArray[np.float32]:
     """The loss of each sample in evaluation mode, float32 [n]."""
     return losses(logits_of(model, data, what=what), torch.from_numpy(data.labels)).numpy()
+
+
+def isolated_count(isolated: float, count: int) -> int:
+    """How many of so many samples a share is. Raises ParameterError for none, or all but one."""
+    found = int(isolated * count)
+    if not 1 <= found <= count - 2:
+        raise ParameterError(
+            f"isolated: {isolated} given, allowed: {1 / count:.2g} to {1 - 2 / count:.6g} of the {count} samples"
+        )
+    return found
 
 
 def learned_first(

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,11 +31,8 @@ from ..training.contrastive import train_features
 from ..training.hand import Hand
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
-from .losses import learned_first
-from .robust import Keep, Robust, Share, keep_nothing
-
-# What `model.json` may hold.
-Value = Annotated[float, Ge(-1e6), Le(1e6)]
+from .losses import isolated_count, learned_first
+from .robust import Keep, Robust, Share, Value, keep_nothing
 
 
 def train(
@@ -83,11 +79,7 @@ def train(
     Raises:
         ParameterError: a share of no sample, or of all but one; a square that is larger than the image; divergence.
     """
-    count = int(isolated * len(data))
-    if not 1 <= count <= len(data) - 2:
-        raise ParameterError(
-            f"isolated: {isolated} given, allowed: {1 / len(data):.2g} to {1 - 2 / len(data):.6g} of the {len(data)} samples"
-        )
+    count = isolated_count(isolated, len(data))
     if size > min(data.image_size):
         raise ParameterError(f"size: {size} given, allowed: 1 to {min(data.image_size)}")
     model = make_model()

@@ -12,11 +12,9 @@ of them besides; here all images have the recipe's augmentation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 from torch import Tensor
 
 from ..core.errors import ParameterError
@@ -26,10 +24,7 @@ from ..models.classifier import Classifier
 from ..training.hand import Hand
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
-from .robust import Keep, Robust, keep_nothing
-
-# What `model.json` may hold.
-Value = Annotated[float, Ge(-1e6), Le(1e6)]
+from .robust import Keep, Robust, Value, keep_nothing
 
 
 def train(

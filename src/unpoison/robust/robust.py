@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 
 from ..compute.checkpoints import Checkpoints
 from ..core.errors import ParameterError
@@ -16,6 +16,8 @@ from ..training.loop import History
 
 Share = Annotated[float, Gt(0), Le(1)]
 """A part of a whole, or all of it."""
+Value = Annotated[float, Ge(-1e6), Le(1e6)]
+"""A value of a stamp's pixels that `model.json` may hold."""
 Keep = Callable[[str], Checkpoints | None]
 """The name of a phase of a training ("isolation") to its checkpoints, which the caller removes at the end; or to None."""
 
