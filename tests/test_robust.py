@@ -89,7 +89,14 @@ TABLE = {
         "prepared",
     ),
     "asd": Row(MIXED, replace(SHORT, epochs=4), 0.3, 0.2, "prepared"),
-    "nab": Row({"isolation_epochs": 3, "value": 1.0, "size": 4}, replace(SHORT, epochs=6, lr=0.01), 0.25, 0.3, "deep"),
+    # Isolates 39 to 41 of the 41 poisoned samples over three seeds, on one thread or two: ACC 0.38 to 0.43, ASR 0.05 to 0.10.
+    "nab": Row(
+        {"isolation_epochs": 2, "isolated": 0.2, "value": 1.0, "size": 4},
+        replace(SHORT, epochs=3, lr=0.003),
+        0.3,
+        0.2,
+        "prepared",
+    ),
     # Its network must tell a stamped image from another in every place of its last map: `deep` does, `fresh` hardly.
     "pdb": Row({"size": 4, "copies": 3}, replace(SHORT, epochs=6, lr=0.01), 0.25, 0.3, "deep"),
     "vibe": Row(

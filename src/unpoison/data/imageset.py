@@ -88,3 +88,8 @@ class ImageSet:
     def subset(self, index: IntArray) -> ImageSet:
         """The samples at `index` as a set of their own, in memory, without a digest: it is no artefact."""
         return ImageSet(self.gather(index), self.labels[index], self.classes)
+
+    def followed_by(self, other: ImageSet) -> ImageSet:
+        """Its samples, then those of another set of the same classes, in memory, without a digest."""
+        images = np.concatenate([one.gather(np.arange(len(one))) for one in (self, other)])
+        return ImageSet(images, np.concatenate([self.labels, other.labels]), self.classes)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ..compute.finite import check_finite
 from ..core.errors import ParameterError
 from ..data.features import Features
-from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from . import ac, beatrix, scan, spectre, ss
 from .detector import Detector, Suspect
@@ -43,8 +42,8 @@ def needs_trusted(*, false_alarms: float = 0.05) -> int:
 def score(suspect: Suspect, *, seed: int = 0, false_alarms: FalseAlarms = 0.05) -> Scores:
     """One less the share of trusted images that look as odd to the detector that finds the sample oddest; 1 where a rule flags it.
 
-    The detectors see the trusted images, with their labels, among the samples. Samples of equal shares are told apart by the mean
-    over the detectors.
+    Detectors that are calibrated see the trusted images, with their labels, among the samples; those whose rules count do not, as
+    the same images twice would tip the scales of a class. Samples of equal shares are told apart by the mean over the detectors.
 
     Args:
         seed: seed of the detectors.
@@ -57,25 +56,25 @@ def score(suspect: Suspect, *, seed: int = 0, false_alarms: FalseAlarms = 0.05) 
     if trusted < (least := needs_trusted(false_alarms=false_alarms)):
         raise ParameterError(f"ensemble: {trusted} images given, allowed: at least {least} in the trusted reserve")
     both = _with_trusted(suspect)
-    found = {name: one.score(both, seed=seed) for name, one in (CALIBRATED | RULED).items()}
-    shares = np.stack([shares_as_high(found[name].values, count) for name in CALIBRATED])
+    found = {name: one.score(both, seed=seed) for name, one in CALIBRATED.items()}
+    ruled = {name: one.score(suspect, seed=seed) for name, one in RULED.items()}
+    shares = np.stack([shares_as_high(scores.values, count) for scores in found.values()])
     oddest = shares.min(0)
     flagged = oddest[:count] <= np.quantile(oddest[count:], false_alarms, method="lower")
-    for name in RULED:
-        if (ruled := found[name].flagged) is not None:
-            oddest[:count][ruled[:count]] = 0
-            flagged = flagged | ruled[:count]
+    for scores in ruled.values():
+        if scores.flagged is not None:
+            oddest[:count][scores.flagged] = 0
+            flagged = flagged | scores.flagged
     # The mean share, which is at most 1, counts for less than a step of the least one.
     values = 1 - oddest[:count] - shares.mean(0)[:count] / (trusted + 1) ** 2
     rule = f"as odd as the oddest {100 * false_alarms:.3g} % of the trusted images, or flagged by {' or '.join(RULED)}"
-    passes = 1 + sum(one.forward_passes - 1 for one in found.values())
+    passes = 1 + sum(one.forward_passes - 1 for one in (*found.values(), *ruled.values()))
     return Scores(values.astype(np.float32), forward_passes=passes, flagged=flagged, rule=rule)
 
 
 def _with_trusted(suspect: Suspect) -> Suspect:
     """The same with the trusted images behind the samples."""
     data, reserve = suspect.data, suspect.reserve
-    images = [one.gather(np.arange(len(one))) for one in (data, reserve)]
     rows = [
         (of.logits[np.arange(len(one))], of.penultimate[np.arange(len(one))])
         for of, one in ((suspect.features, data), (suspect.reserve_features, reserve))
@@ -85,7 +84,7 @@ def _with_trusted(suspect: Suspect) -> Suspect:
         check_finite("ensemble", values, what)
     return Suspect(
         model=suspect.model,
-        data=ImageSet(np.concatenate(images), np.concatenate([data.labels, reserve.labels]), data.classes),
+        data=data.followed_by(reserve),
         features=Features(logits, penultimate),
         reserve=reserve,
         reserve_features=suspect.reserve_features,

@@ -12,8 +12,6 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Literal
 
-import numpy as np
-
 from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive
 from ..core.progress import progress
 from ..data.imageset import ImageSet
@@ -73,7 +71,7 @@ def purify(
     if relearn == "clean":
         check_share(network, scored, "clean_share", clean_share)
     else:
-        clean = reserve if relearn == "reserve" else _together(clean, reserve)
+        clean = reserve if relearn == "reserve" else clean.followed_by(reserve)
     check_batches(network, batch_size, clean, poison)
     recipe = Recipe(batch_size=batch_size, lr=lr, weight_decay=weight_decay)
     # One optimiser for both, as published: the momentum of the ascent is carried into the first steps of the descent.
@@ -90,12 +88,6 @@ def purify(
             watch.restore(network)
             break
     return network.eval()
-
-
-def _together(first: ImageSet, second: ImageSet) -> ImageSet:
-    """Two sets of the same classes as one, in memory."""
-    images = np.concatenate([data.gather(np.arange(len(data))) for data in (first, second)])
-    return ImageSet(images, np.concatenate([first.labels, second.labels]), first.classes)
 
 
 PURIFIER = Purifier(purify=purify, by="scores")

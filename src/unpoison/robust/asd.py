@@ -80,8 +80,7 @@ def train(
     """
     chosen = _of_each_class(reserve, seeds, seed)
     trusted = reserve.subset(chosen)
-    images = np.concatenate([data.gather(np.arange(len(data))), trusted.gather(np.arange(len(trusted)))])
-    both = ImageSet(images, np.concatenate([data.labels, trusted.labels]), data.classes)
+    both = data.followed_by(trusted)
     for count in (len(trusted), int(believed * len(both))):
         with own_keys(batch_size="mixmatch_batch_size"):
             check_pools(count, len(both), mixmatch_batch_size)

@@ -122,12 +122,7 @@ def train_generator(
         ParameterError: a training that diverges.
     """
     device = pick_device()
-    parts = [drawn(reserve, images, seed, "clean"), drawn(stamped, images, seed, "poisoned")]
-    data = ImageSet(
-        np.concatenate([part.gather(np.arange(len(part))) for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        reserve.classes,
-    )
+    data = drawn(reserve, images, seed, "clean").followed_by(drawn(stamped, images, seed, "poisoned"))
     wanted = F.softmax(logits_of(retuned, data, what="retuned model"), 1).to(device)
     every, labels = data.tensor().to(device), torch.from_numpy(data.labels).to(device)
     generator = Generator(purified, budget=budget / 255, seed=seed).to(device)
