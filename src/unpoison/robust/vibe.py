@@ -90,7 +90,7 @@ def train(
     rows = torch.from_numpy(features_of(model, data, what="vibe").penultimate[np.arange(len(data))])
     head, labels = model.head, torch.from_numpy(data.labels)
     prototypes = Prototypes(class_means(rows, labels, len(data.classes)), concentration, derive(seed, "vibe/shares"))
-    model.head = prototypes  # type: ignore[assignment]
+    model.head = prototypes.to(next(model.parameters()).device)  # type: ignore[assignment]
     try:
         history = fit(
             model,

@@ -96,7 +96,8 @@ def train_features(
     head, width = model.head, model.head.in_features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, f"{what}/projection"))
-        model.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))  # type: ignore[assignment]
+        projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+    model.head = projection.to(head.weight.device)  # type: ignore[assignment]
     try:
         fit(
             model,
