@@ -109,6 +109,8 @@ def main() -> list[Path]:
             metrics[family] = {name: grade_in_its_place(folder) for name, folder in folders.items()}
     for name, values in metrics.get("purified", {}).items():
         values.update(_passes(PURIFIED / name))
+    for name, values in metrics.get("robust", {}).items():
+        values.update(_found(ROBUST / name))
     stressed = _stressed(params, list(metrics.get("purified", ())), present)
     for name, tests in stressed.items():
         metrics["purified"][name].update(tests.figures)
@@ -156,6 +158,13 @@ def _passes(folder: Path) -> dict[str, int]:
         return {}
     with file_of(folder / models.DESCRIPTION):
         return {"passes": typed("made_by.passes.backward", passes["backward"], Whole)}
+
+
+def _found(folder: Path) -> dict[str, dict[str, float]]:
+    """`found`, figures of what a robust training came upon, where its model says any."""
+    found = models.read_about(folder).made_by.get("found")
+    with file_of(folder / models.DESCRIPTION):
+        return {} if found is None else {"found": typed("made_by.found", found, dict[str, float])}
 
 
 def _stressed(params: Params, purified: list[str], present: dict[str, str]) -> dict[str, Stressed]:

@@ -175,3 +175,6 @@ def test_subset_is_what_gather_gives() -> None:
     part = data.subset(np.array([4, 1]))
     assert (part.base == data.base[[4, 1]]).all()
     assert part.labels.tolist() == [4, 1]
+    both = part.followed_by(data)
+    assert (both.base == data.base[[4, 1, 0, 1, 2, 3, 4]]).all()
+    assert (both.labels.tolist(), both.classes) == ([4, 1, 0, 1, 2, 3, 4], data.classes)

@@ -520,7 +520,8 @@ def test_the_ensemble_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     one = says([50.5, 10, 49.5, 0.5, *trusted])
     other = says([10, 10, 0.5, 0.5, *reversed(trusted)])
     monkeypatch.setattr(ensemble, "CALIBRATED", {"one": one, "other": other})
-    monkeypatch.setattr(ensemble, "RULED", {"rule": says([0] * 54, [False, False, False, True] + [False] * 50)})
+    # Rules count among the samples alone.
+    monkeypatch.setattr(ensemble, "RULED", {"rule": says([0] * 4, [False, False, False, True])})
     suspect = of_features([[0.0]] * 4, [0] * 4, [[0.0]] * 50, [0] * 50)
     scores = ensemble.score(suspect, false_alarms=0.04)
     # Of 51 images the first is alone, the second among the upper 42 both times, the third among 2; the fourth the rule has.

@@ -162,6 +162,14 @@ def test_a_collapse_is_said_with_the_class(drawn: list[Figure]) -> None:
     assert page.markdown().count("collapsed") == 1
 
 
+def test_what_a_robust_training_found_is_said_without_the_truth_too(drawn: list[Figure]) -> None:
+    found = {"suspects": 0.21083, "tuned": 1.0, "woken": 0.0169}
+    metrics = {"backdoored": {"acc": 0.9}, "robust": {"default_defence": {"acc": 0.9, "found": found}}}
+    page = report(run_of(metrics=metrics))
+    assert "robust: default_defence found: suspects 0.2108, tuned 1, woken 0.0169." in page.markdown()
+    assert page.markdown().count("Woken: ") == 1
+
+
 def test_epochs_without_a_loss_are_not_drawn(drawn: list[Figure]) -> None:
     losses = np.ones((3, COUNT), np.float32)
     losses[1, MASK] = np.nan

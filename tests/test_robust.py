@@ -596,8 +596,9 @@ def test_the_default_defence_says_what_it_found(planted: Planted, monkeypatch: p
     _, history = default_defence.train(lambda: deepcopy(planted.model), planted.data, planted.reserve, SHORT)
     # The check tunes on the trusted images and five suspects.
     assert len(trained.pop("default_defence/check")) == 305
-    counts = [len(data) for data in trained.values()]
     assert list(trained) == ["default_defence/first", "default_defence/second", "default_defence/training"]
+    # Victims see all 300 trusted images, the last network none.
+    counts = [len(data) - of_reserve for data, of_reserve in zip(trained.values(), (300, 300, 0), strict=True)]
     assert counts[0] == 1600 > counts[1] > counts[2] > 1200
     truth = planted.poisoned.truth.mask
     poison = {image.tobytes() for image in planted.data.gather(np.flatnonzero(truth))}
@@ -609,3 +610,43 @@ def test_the_default_defence_says_what_it_found(planted: Planted, monkeypatch: p
     assert found == {"contradicted": 0.0}
     with pytest.raises(ParameterError, match=r"^false_alarms: 0\.01 given with 60 trusted images, for which 100 are"):
         default_defence.train(fresh, planted.data, planted.reserve.subset(np.arange(60)), SHORT, false_alarms=0.01)
+
+
+@pytest.mark.usefixtures("fewer_detectors")
+def test_the_default_defence_outlives_a_class_that_is_suspect_as_a_whole(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[ImageSet] = []
+    monkeypatch.setattr(default_defence, "fit", lambda model, data, *_, **__: trained.append(data) or History.none())
+    monkeypatch.setattr(default_defence.fst, "purify", lambda model, *_, **__: model)
+    monkeypatch.setattr(default_defence, "_suspects", lambda victim, data, *_: data.labels == 3)
+    _, history = default_defence.train(lambda: deepcopy(planted.model), planted.data, planted.reserve, SHORT)
+    assert history.found["suspects"] == (planted.data.labels == 3).mean()
+    # Of the class the trusted images are left. The last network sees those that are not held out, and of other classes none.
+    second, last = trained[1:3]
+    assert np.sum(second.labels == 3) == np.sum(planted.reserve.labels == 3)
+    assert 0 < np.sum(last.labels == 3) < np.sum(second.labels == 3)
+    assert np.sum(last.labels != 3) == np.sum(planted.data.labels != 3)
+
+
+@pytest.mark.parametrize(("woken", "cost", "tuned"), [(0.0, 0.01, 1), (0.0, 0.03, 0), (0.2, 0.03, 1), (0.2, 0.06, 0)])
+@pytest.mark.usefixtures("fewer_detectors")
+def test_the_default_defence_tunes_where_it_costs_little_or_a_backdoor_woke(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, woken: float, cost: float, tuned: int
+) -> None:
+    first, other = deepcopy(planted.model), deepcopy(planted.model)
+    monkeypatch.setattr(default_defence, "fit", lambda *_, **__: History.none())
+    monkeypatch.setattr(default_defence.fst, "purify", lambda *_, **__: other)
+    monkeypatch.setattr(default_defence, "_suspects", lambda victim, data, *_: np.zeros(len(data), bool))
+    monkeypatch.setattr(default_defence, "_check", lambda model, *_: {"woken": woken if model is not other else 0.05})
+
+    def labels(model: models.Classifier, data: ImageSet) -> np.ndarray:
+        wrong = np.arange(len(data)) < round(cost * len(data)) if model is other else False
+        return np.where(wrong, -1, data.labels)
+
+    monkeypatch.setattr(default_defence, "_labels", labels)
+    # A hundredth of the trusted images that are held out is one image at least.
+    reserve = planted.reserve.subset(np.arange(1500) % len(planted.reserve))
+    model, history = default_defence.train(lambda: first, planted.data, reserve, SHORT)
+    assert (model is other) == bool(tuned)
+    assert history.found == {"suspects": 0.0, "tuned": tuned, "woken": 0.05 if tuned else woken}

@@ -236,6 +236,15 @@ def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "scores": sha256_file(project / "data/scores/cd/scores.json"),
     }
     assert about["filter_retrain"]["made_by"]["stage"] == "train_robust_by@filter_retrain"
+    # What a method says that it found is graded with its model.
+    about["abl"]["made_by"]["found"] = {"suspects": 0.25}
+    write_json(project / "models/robust/abl/model.json", about["abl"])
+    run_stages("evaluate")
+    assert metrics_of(project)["robust"]["abl"]["found"] == {"suspects": 0.25}
+    about["abl"]["made_by"]["found"] = {"suspects": "many"}
+    write_json(project / "models/robust/abl/model.json", about["abl"])
+    with pytest.raises(UserError, match=r"^models/robust/abl/model.json: made_by.found: .*'many'"):
+        run_stages("evaluate")
 
 
 def test_a_student_of_another_network_and_another_teacher(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,8 +141,8 @@ def test_device_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("UNPOISON_DEVICE", "cpu")
     assert pick_device().type == "cpu"
     monkeypatch.setenv("UNPOISON_COMPILE", "yes")
-    with pytest.raises(UserError, match="UNPOISON_COMPILE: 'yes' given, allowed: 0, 1, auto"):
-        compiled(len, torch.device("cpu"), 1)
+    with pytest.raises(UserError, match="UNPOISON_COMPILE: 'yes' given, allowed: 0, 1"):
+        compiled(len)
     for wrong in ("toaster", "meta"):
         monkeypatch.setenv("UNPOISON_DEVICE", wrong)
         with pytest.raises(UserError, match=f"UNPOISON_DEVICE: '{wrong}' given, allowed: cpu, cuda"):

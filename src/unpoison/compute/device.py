@@ -73,29 +73,16 @@ def _keep_freed_memory() -> None:
             libc.mallopt(trim, 2**31 - 1)
 
 
-def compiled(function: Function, device: torch.device, images: int) -> Function:
-    """`function`, compiled where that pays off: on a GPU, for a million images and more.
-
-    Where nobody asked for it, a machine that cannot compile (it may have no C compiler) goes on without, with a warning.
-
-    Args:
-        function: function of the training loop that takes batches of one size.
-        device: device it runs on.
-        images: images it is trained on in all, over all epochs.
+def compiled(function: Function) -> Function:
+    """`function` of the training loop, which takes batches of one size: compiled where `UNPOISON_COMPILE` asks for it.
 
     Raises:
-        UserError: another value of `UNPOISON_COMPILE` than 0, 1, auto.
+        UserError: another value of `UNPOISON_COMPILE` than 0 and 1.
     """
-    given = os.environ.get("UNPOISON_COMPILE", "auto")
-    if given not in ("0", "1", "auto"):
-        raise UserError(f"UNPOISON_COMPILE: {given!r} given, allowed: 0, 1, auto")
-    if given == "0" or (given == "auto" and (device.type != "cuda" or images < 1_000_000)):
-        return function
-    # Here, not above: torch's compiler takes two seconds to import, and most runs do without.
-    import torch._dynamo
-
-    torch._dynamo.config.suppress_errors = given == "auto"
-    return cast(Function, torch.compile(function, dynamic=False))
+    given = os.environ.get("UNPOISON_COMPILE", "0")
+    if given not in ("0", "1"):
+        raise UserError(f"UNPOISON_COMPILE: {given!r} given, allowed: 0, 1")
+    return cast(Function, torch.compile(function, dynamic=False)) if given == "1" else function
 
 
 def autocast(device: torch.device) -> torch.autocast:

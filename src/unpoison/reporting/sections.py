@@ -27,6 +27,11 @@ SURROGATE = (
     "variations and stress tests were given was poisoned to stand in for one that there is not, and their figures are of it."
 )
 
+WOKEN = (
+    "Woken: share of the suspects whose labels the model contradicts that get these labels once it was tuned for a moment on a few "
+    "others of them. Where much of it wakes, a backdoor is left in the model."
+)
+
 
 def report(run: Run) -> Page:
     """The page of a run."""
@@ -96,6 +101,10 @@ def models(page: Page, run: Run) -> None:
                 f"{name} has collapsed: {fallen['share']:.1%} of the clean test images get class "
                 f"{run.class_name(int(fallen['class']))}. ASR and RA say nothing of such a model."
             )
+        if found := values.get("found"):
+            page.text(f"{name} found: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}.")
+            if "woken" in found:
+                page.text(WOKEN)
     if run.truth is None:
         page.text("ACC is accuracy on the test split. Nothing is known about an attack, so there is no ASR.")
         return

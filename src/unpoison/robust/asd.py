@@ -25,7 +25,7 @@ from ..core.seeding import derive, numpy_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.loop import History, fit
-from ..training.mixmatch import MixMatch, check_pools
+from ..training.mixmatch import MixMatch, adam, check_pools
 from ..training.recipe import Recipe
 from .losses import losses_of, symmetric_cross_entropy
 from .robust import Keep, Robust, keep_nothing, own_keys
@@ -84,15 +84,7 @@ def train(
     for count in (len(trusted), int(believed * len(both))):
         with own_keys(batch_size="mixmatch_batch_size"):
             check_pools(count, len(both), mixmatch_batch_size)
-    adam = Recipe(
-        epochs=recipe.epochs,
-        batch_size=mixmatch_batch_size,
-        optimizer="adam",
-        lr=mixmatch_lr,
-        weight_decay=0.0,
-        schedule="constant",
-        augment=recipe.augment,
-    )
+    mixing = adam(recipe, epochs=recipe.epochs, batch_size=mixmatch_batch_size, lr=mixmatch_lr)
 
     def pool(epoch: int, model: Classifier) -> NDArray[np.bool_]:
         losses = losses_of(model, both, symmetric_cross_entropy, what="asd")
@@ -104,7 +96,7 @@ def train(
             return mask
         if 4 * epoch >= 3 * recipe.epochs:
             # How much a moment of training on all labels lowers each loss: least counts.
-            moment = replace(adam, epochs=1, lr=meta_lr)
+            moment = replace(mixing, epochs=1, lr=meta_lr)
             tried = deepcopy(model)
             with own_keys(lr="meta_lr"):
                 fit(
@@ -120,9 +112,9 @@ def train(
         return mask
 
     model = make_model()
-    hand = MixMatch(both, adam, pool, steps=mixmatch_steps, temperature=sharpening, alpha=alpha, weight=weight)
+    hand = MixMatch(both, mixing, pool, steps=mixmatch_steps, temperature=sharpening, alpha=alpha, weight=weight)
     with own_keys(lr="mixmatch_lr", batch_size="mixmatch_batch_size"):
-        return model, fit(model, both, adam, seed=seed, what="asd", hand=hand, checkpoints=keep("asd"))
+        return model, fit(model, both, mixing, seed=seed, what="asd", hand=hand, checkpoints=keep("asd"))
 
 
 def lowest_of_each_class(losses: NDArray[np.float32], labels: IntArray, count: int, share: float) -> IntArray:

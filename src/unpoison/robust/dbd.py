@@ -24,7 +24,7 @@ from ..models.classifier import Classifier
 from ..training.contrastive import train_features
 from ..training.hand import Hand, Loss, Objective
 from ..training.loop import History, fit
-from ..training.mixmatch import MixMatch, check_pools
+from ..training.mixmatch import MixMatch, adam, check_pools
 from ..training.recipe import Recipe
 from .losses import losses_of, symmetric_cross_entropy
 from .robust import Keep, Robust, Share, keep_nothing, own_keys
@@ -87,20 +87,12 @@ def train(
         crop=crop,
         checkpoints=keep("dbd/extractor"),
     )
-    adam = Recipe(
-        epochs=classifier_epochs,
-        batch_size=mixmatch_batch_size,
-        optimizer="adam",
-        lr=mixmatch_lr,
-        weight_decay=0.0,
-        schedule="constant",
-        augment=recipe.augment,
-    )
+    mixing = adam(recipe, epochs=recipe.epochs, batch_size=mixmatch_batch_size, lr=mixmatch_lr)
     with own_keys(lr="mixmatch_lr", batch_size="mixmatch_batch_size"):
         head = fit(
             model,
             data,
-            adam,
+            replace(mixing, epochs=classifier_epochs),
             seed=seed,
             what="dbd/classifier",
             parameters=model.head.parameters(),
@@ -114,10 +106,9 @@ def train(
         mask[np.argsort(losses, kind="stable")[: int(believed * len(data))]] = True
         return mask
 
-    adam = replace(adam, epochs=recipe.epochs)
-    hand = MixMatch(data, adam, lowest, steps=mixmatch_steps, temperature=sharpening, alpha=alpha, weight=weight)
+    hand = MixMatch(data, mixing, lowest, steps=mixmatch_steps, temperature=sharpening, alpha=alpha, weight=weight)
     with own_keys(lr="mixmatch_lr", batch_size="mixmatch_batch_size"):
-        mixed = fit(model, data, adam, seed=seed, what="dbd/mixmatch", hand=hand, checkpoints=keep("dbd/mixmatch"))
+        mixed = fit(model, data, mixing, seed=seed, what="dbd/mixmatch", hand=hand, checkpoints=keep("dbd/mixmatch"))
     return model, History.in_turn(head, mixed)
 
 

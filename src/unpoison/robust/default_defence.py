@@ -2,9 +2,9 @@
 
 1. A victim is trained on the set as received and the trusted images; the detector `ensemble` says by it which samples are suspects.
 2. The same again on what is left, without augmentation: poison that is rare now is found by what it was too frequent for.
-3. A new network is trained on the rest and the trusted images, of which a fifth is held out from here on.
+3. A new network is trained on the rest, which trusted images refill where a class is nearly gone. A fifth of them is held out.
 4. A check: tuned for a moment on a few of the suspects whose labels it contradicts, does it give the others theirs again?
-5. It is tuned on the trusted images where that costs it little accuracy on the fifth, or some and a backdoor woke in the check.
+5. It is tuned on the trusted images where that costs little accuracy on the fifth, or some and a backdoor woke in the check.
 
 Its pieces and settings were chosen on digits and Fashion-MNIST (docs/robust.md).
 """
@@ -87,9 +87,8 @@ def train(
         fit(victim, rest.followed_by(reserve), one, seed=seed, what=what, checkpoints=keep(what))
         kept = kept[~_suspects(victim, rest, reserve, false_alarms, seed)]
     model, what = make_model(), "default_defence/training"
-    # Where all samples of a class are poisoned, the trusted images are all that is left of it.
     held_out, used = _fifth(reserve, seed)
-    rest = data.subset(kept).followed_by(used)
+    rest = _refilled(data.subset(kept), used)
     history = fit(model, rest, recipe, seed=seed, what=what, checkpoints=keep(what))
     suspects = data.subset(np.setdiff1d(np.arange(len(data)), kept))
     check = _check(model, reserve, suspects, checked, seed)
@@ -108,6 +107,15 @@ def _suspects(victim: Classifier, data: ImageSet, reserve: ImageSet, false_alarm
     flagged = ensemble.score(suspect, seed=seed, false_alarms=false_alarms).flagged
     assert flagged is not None
     return flagged
+
+
+def _refilled(data: ImageSet, trusted: ImageSet) -> ImageSet:
+    """The set with the trusted images of those classes of which it has fewer: all samples of a class may be poisoned.
+
+    Not of all classes: tuning on images that the network was trained on changes little.
+    """
+    there, given = (np.bincount(one.labels, minlength=len(data.classes)) for one in (data, trusted))
+    return data.followed_by(trusted.subset(np.flatnonzero((there < given)[trusted.labels])))
 
 
 def _fifth(reserve: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -129,7 +129,7 @@ def fit(
     optimizer = Optimizer(recipe, trained)
     schedule = rates(recipe, plan.steps_per_epoch)
     hand.check(recipe.epochs * plan.steps_per_epoch)
-    fast = plain if hand.eager else compiled(plain, device, recipe.epochs * len(data))
+    fast = plain if hand.eager else compiled(plain)
     # On the device: reading a loss in each step would make the CPU wait for the GPU.
     losses = torch.zeros(recipe.epochs, len(data), device=device)
     hand.start(model, here)

@@ -57,6 +57,19 @@ def semi_supervised_loss(logits: Tensor, targets: Tensor, believed: int) -> tupl
     return entropies, squares
 
 
+def adam(recipe: Recipe, *, epochs: int, batch_size: int, lr: float) -> Recipe:
+    """The recipe of a training by MixMatch: Adam at a constant learning rate, with another recipe's augmentation."""
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer="adam",
+        lr=lr,
+        weight_decay=0.0,
+        schedule="constant",
+        augment=recipe.augment,
+    )
+
+
 def check_pools(believed: int, count: int, batch_size: int) -> None:
     """Raises ParameterError where a batch is larger than the samples that are believed, or than the others.
 
