@@ -31,7 +31,7 @@ from unpoison.training.recipes import recipe_named
 
 PLAIN = "plain training"
 OWN: dict[str, dict[str, Any]] = {
-    "abl": {"isolation_epochs": 8, "unlearn_epochs": 8},
+    "abl": {"isolation_epochs": 8},
     "dst": {"crop": 0.7, "classifier_lr": 0.3},
     "dbd": {"extractor_epochs": 8, "crop": 0.7},
     "nab": {"isolation_epochs": 8},
