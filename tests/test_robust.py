@@ -43,8 +43,9 @@ def fresh() -> models.Classifier:
     return strided((16, 32, 64, 128), seed=1)
 
 
-def deep() -> models.Classifier:
-    return models.build("resnet18", num_classes=10, image_size=32, width=8, stem="conv3_pool", seed=1)
+def whole() -> models.Classifier:
+    """One whose last map is one pixel, which sees all of the image."""
+    return strided((16, 32, 64, 128, 128), seed=1)
 
 
 class Row(NamedTuple):
@@ -54,55 +55,52 @@ class Row(NamedTuple):
     recipe: Recipe
     acc: float
     asr: float
-    network: str = "fresh"
+    network: str = "prepared"
 
 
-# Adam, as so few steps of SGD teach nothing to a network that starts from random weights. ACC and ASR over seeds: of
-# distillation 0.43 and 0.46, 0.02 and 0.05; of filter_retrain 0.36, 0.36, 0.38 and 0.13, 0.09, 0.11; of abl 0.43, 0.35, 0.43 and
-# 0.00, 0.07, 0.01; of dst 0.27, 0.24, 0.20 and 0.15, 0.12, 0.01; of pdb 0.41, 0.38, 0.25
-# and 0.01, 0.00, 0.01.
-SHORT = Recipe(epochs=5, batch_size=48, lr=0.02, optimizer="adam", weight_decay=0.0)
+# Adam, as so few steps of SGD teach nothing to a network that starts from random weights. ACC and ASR over three seeds: of
+# distillation 0.43 to 0.44 and 0.03 to 0.06; of filter_retrain 0.39 to 0.43 and 0.08 to 0.09; of abl 0.32 to 0.38 and 0.01 to
+# 0.04; of dst 0.28 to 0.32 and 0.06 to 0.08; of pdb 0.29 to 0.37 and 0.01 to 0.03.
+SHORT = Recipe(epochs=3, batch_size=48, lr=0.003, optimizer="adam", weight_decay=0.0)
 MIXED = {"mixmatch_steps": 15, "mixmatch_batch_size": 16, "mixmatch_lr": 0.003}
+# From a network that knows the task, and that plain training of as many epochs on the same samples teaches the trigger: from random
+# weights most find too little in so short a training.
 TABLE = {
     "distillation": Row({"temperature": 2.0, "alpha": 0.7}, SHORT, 0.3, 0.2),
     "filter_retrain": Row({"removed": 0.1}, SHORT, 0.3, 0.2),
+    # What a network learns first shows in one that knows nothing yet.
     "abl": Row(
-        {"isolation_epochs": 5, "unlearn_epochs": 6, "isolated": 0.05, "unlearn_lr": 0.0015},
-        replace(SHORT, epochs=6, batch_size=32, lr=0.005),
-        0.3,
-        0.3,
+        {"isolation_epochs": 4, "unlearn_epochs": 6, "isolated": 0.05, "unlearn_lr": 0.0015},
+        replace(SHORT, epochs=4, batch_size=32, lr=0.005),
+        0.25,
+        0.2,
+        "fresh",
     ),
     # With labels of the samples that look clean, as few are enough: by contrast so short a training teaches little.
     "dst": Row(
-        {"clean_share": 0.7, "temperature": 0.3, "crop": 0.7, "classifier_epochs": 10, "classifier_lr": 0.3},
-        replace(SHORT, epochs=10, batch_size=128, lr=0.01),
-        0.16,
-        0.3,
+        {"clean_share": 0.7, "temperature": 0.3, "crop": 0.7, "classifier_epochs": 5, "classifier_lr": 0.3},
+        replace(SHORT, batch_size=128),
+        0.2,
+        0.2,
     ),
-    # Started from random weights these find too little in so short a training: from a network that knows the task, and that
-    # plain training on the same samples teaches the trigger.
     "dbd": Row(
         {"extractor_epochs": 1, "crop": 0.7, "classifier_epochs": 2, **MIXED},
-        replace(SHORT, epochs=2, lr=0.003),
+        replace(SHORT, epochs=2),
         0.3,
         0.2,
-        "prepared",
     ),
-    "asd": Row(MIXED, replace(SHORT, epochs=4), 0.3, 0.2, "prepared"),
+    "asd": Row(MIXED, replace(SHORT, epochs=4, lr=0.02), 0.3, 0.2),
     # Isolates 39 to 41 of the 41 poisoned samples over three seeds, on one thread or two: ACC 0.38 to 0.43, ASR 0.05 to 0.10.
     "nab": Row(
         {"isolation_epochs": 2, "isolated": 0.2, "value": 1.0, "size": 4},
-        replace(SHORT, epochs=3, lr=0.003),
+        SHORT,
         0.3,
         0.2,
-        "prepared",
     ),
-    # Its network must tell a stamped image from another in every place of its last map: `deep` does, `fresh` hardly.
-    "pdb": Row({"size": 4, "copies": 3}, replace(SHORT, epochs=6, lr=0.01), 0.25, 0.3, "deep"),
-    "vibe": Row(
-        {"extractor_epochs": 1, "crop": 0.7, "every": 2}, replace(SHORT, epochs=4, lr=0.003), 0.2, 0.2, "prepared"
-    ),
-    "default_defence": Row({}, replace(SHORT, epochs=3, lr=0.003), 0.25, 0.2, "prepared"),
+    # Its network must tell a stamped image from another in every place of its last map, which is one pixel then.
+    "pdb": Row({"size": 4, "copies": 2}, replace(SHORT, epochs=5, lr=0.01), 0.2, 0.2, "whole"),
+    "vibe": Row({"extractor_epochs": 1, "crop": 0.7, "every": 2}, replace(SHORT, epochs=4), 0.2, 0.2),
+    "default_defence": Row({}, SHORT, 0.25, 0.2),
 }
 PHASES = {"abl": 3, "dst": 2, "dbd": 3, "nab": 3, "vibe": 2, "default_defence": 3}
 """Trainings one after another, of methods that have several."""
@@ -118,8 +116,8 @@ RECORDED = {"abl": 6, "dbd": 4, "nab": 4}
 def networks(splits: dict[str, ImageSet]) -> dict[str, Callable[[], models.Classifier]]:
     """Makers of networks; `prepared` knows the task."""
     prepared = fresh()
-    fit(prepared, splits["train"].subset(np.arange(1500)), replace(SHORT, epochs=4), seed=3, what="prepared")
-    return {"fresh": fresh, "deep": deep, "prepared": lambda: deepcopy(prepared)}
+    fit(prepared, splits["train"].subset(np.arange(1500)), replace(SHORT, epochs=4, lr=0.02), seed=3, what="prepared")
+    return {"fresh": fresh, "whole": whole, "prepared": lambda: deepcopy(prepared)}
 
 
 def inputs_of(name: str, planted: Planted, clean: ImageSet, count: int) -> list[Any]:
@@ -229,7 +227,7 @@ def test_plain_training_teaches_the_trigger_to_a_network_that_knows_the_task(
 ) -> None:
     model = networks["prepared"]()
     assert planted.asr(model) < 0.2
-    fit(model, planted.data.subset(np.arange(1500)), replace(SHORT, epochs=4, lr=0.003), seed=0, what="plain")
+    fit(model, planted.data.subset(np.arange(1500)), SHORT, seed=0, what="plain")
     assert planted.asr(model) > 0.8
 
 
@@ -528,7 +526,7 @@ def test_the_lowest_of_each_class_are_no_more_than_a_share() -> None:
 
 
 def test_the_later_half_of_a_resnet_is_its_last_two_stages() -> None:
-    model = deep()
+    model = models.build("resnet18", num_classes=10, image_size=32, width=8, stem="conv3_pool", seed=1)
     later = {id(value) for value in asd._later_half(model)}
     names = {name for name, value in model.named_parameters() if id(value) in later}
     assert names == {

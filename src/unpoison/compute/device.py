@@ -79,10 +79,20 @@ def compiled(function: Function) -> Function:
     Raises:
         UserError: another value of `UNPOISON_COMPILE` than 0 and 1.
     """
+    return cast(Function, torch.compile(function, dynamic=False)) if _compiling() else function
+
+
+def uncompiled(function: Function) -> Function:
+    """`function`, which a compiled one calls and that cannot be compiled itself. Raises as `compiled`."""
+    # Only where it is needed: this imports torch's compiler, which takes two seconds.
+    return cast(Function, torch.compiler.disable(function)) if _compiling() else function
+
+
+def _compiling() -> bool:
     given = os.environ.get("UNPOISON_COMPILE", "0")
     if given not in ("0", "1"):
         raise UserError(f"UNPOISON_COMPILE: {given!r} given, allowed: 0, 1")
-    return cast(Function, torch.compile(function, dynamic=False)) if given == "1" else function
+    return given == "1"
 
 
 def autocast(device: torch.device) -> torch.autocast:

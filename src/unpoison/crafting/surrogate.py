@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import models
-from ..compute.device import pick_device
+from ..compute.device import uncompiled
 from ..compute.inference import frozen
 from ..core.errors import file_of
 from ..core.files import sha256_file
@@ -131,11 +131,11 @@ def _madry(context: Context, epsilon: float, step: float, steps: int) -> loop.Lo
         model.train()
         return perturbed
 
-    # Compilation, which is for GPUs, cannot follow a gradient that is taken within the loss.
-    uncompiled = torch.compiler.disable(examples) if pick_device().type == "cuda" else examples
+    # A compiled loss cannot follow a gradient that is taken within it.
+    searched = uncompiled(examples)
 
     def loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        perturbed = uncompiled(model, images, labels)
+        perturbed = searched(model, images, labels)
         return loop.cross_entropy(model, perturbed, labels, label_smoothing=context.recipe.label_smoothing)
 
     return loss

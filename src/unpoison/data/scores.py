@@ -106,7 +106,13 @@ class Scored:
 
 
 def isolate(scored: Scored, clean_share: float, poison_share: float) -> tuple[ImageSet, ImageSet]:
-    """The samples that look clean and those that look poisoned: the lowest and the highest scores.
+    """The samples that look clean and those that look poisoned: the sets of `ends`."""
+    clean, poison = ends(scored, clean_share, poison_share)
+    return scored.data.subset(clean), scored.data.subset(poison)
+
+
+def ends(scored: Scored, clean_share: float, poison_share: float) -> tuple[IntArray, IntArray]:
+    """Which samples have the lowest scores and which the highest, as indices by rising score.
 
     Of n samples these are int(n * share), whatever the scores: among equal ones the first samples rank lower.
 
@@ -127,7 +133,7 @@ def isolate(scored: Scored, clean_share: float, poison_share: float) -> tuple[Im
             f"poison_share: {poison_share} given, allowed: at most {1 - clean_share:g}, what clean_share leaves"
         )
     order = np.argsort(scored.values, kind="stable")
-    return scored.data.subset(order[:clean]), scored.data.subset(order[count - poison :])
+    return order[:clean], order[count - poison :]
 
 
 def save_scores(

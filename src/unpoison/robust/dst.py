@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.hyperparameters import Epochs, Fraction, NonNegative, Positive
 from ..data.imageset import ImageSet
-from ..data.scores import Scored, isolate
+from ..data.scores import Scored, ends
 from ..models.classifier import Classifier
 from ..training.contrastive import train_features
 from ..training.hand import Hand, Loss, Objective
@@ -71,10 +71,9 @@ def train(
     """
     # What was not scored has no part in it.
     data = scored.data
-    clean, poison = isolate(scored, clean_share, poison_share)
-    order = np.argsort(scored.values, kind="stable")
+    clean, poison = ends(scored, clean_share, poison_share)
     trusted = torch.zeros(len(data), dtype=torch.bool)
-    trusted[order[: len(clean)]] = True
+    trusted[clean] = True
 
     def same(labels: Tensor, samples: Tensor) -> Tensor:
         # Rows alone: what looks clean counts all of its label as its likes, suspects among them; a suspect no image but itself.
@@ -93,19 +92,19 @@ def train(
         weight=temperature / BASE_TEMPERATURE,
         checkpoints=keep("dst/extractor"),
     )
-    ends = np.sort(np.concatenate([order[: len(clean)], order[len(data) - len(poison) :]]))
+    split = np.sort(np.concatenate([clean, poison]))
     classifier = Recipe(
         epochs=classifier_epochs, batch_size=recipe.batch_size, lr=classifier_lr, weight_decay=0.0, schedule="constant"
     )
     with own_keys(lr="classifier_lr"):
         history = fit(
             model,
-            data.subset(ends),
+            data.subset(split),
             classifier,
             seed=seed,
             what="dst/classifier",
             parameters=model.head.parameters(),
-            hand=_Mixed(trusted[torch.from_numpy(ends)], unlearn_weight, crop),
+            hand=_Mixed(trusted[torch.from_numpy(split)], unlearn_weight, crop),
             checkpoints=keep("dst/classifier"),
         )
     return model, history
