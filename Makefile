@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's, and the library the one that lies here.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
-.PHONY: setup git repro report costs params test test-slow fuzz suite suite-table suite-sheet lint bench clean
+.PHONY: setup git repro report costs params test test-slow fuzz suite suite-table suite-sheet lint bench clean clean-scratch
 
 setup: $(READY)
 
@@ -82,6 +82,10 @@ bench: setup
 	$(RUN) python bench/purification.py
 	$(RUN) python bench/attacks_in_training.py
 	$(RUN) python bench/sampler.py
+
+# Unfinished and reusable work of no run that goes on now: variations, assets, checkpoints. It is made again where it is needed.
+clean-scratch: setup
+	@$(RUN) python -m unpoison.core.scratch "$${UNPOISON_SCRATCH:-.unpoison}"
 
 clean:
 	rm -rf $(VENV) .unpoison .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ from torchvision.transforms.functional import to_tensor
 
 from pairs import ROOT, arguments, by_turns, report, row, timed
 from unpoison.compute.device import pick_device
+from unpoison.core.content_store import ContentStore
 from unpoison.data.imageset import ImageSet
 from unpoison.sources import digits
 from unpoison.variations.colour import match_colours
@@ -77,7 +78,7 @@ def ways_of(images: int, loop: int) -> tuple[str, dict[str, Callable[[], float]]
     ours = data.subset(np.arange(images))
     return what, {
         "plain": lambda: loop / timed(lambda: plain(theirs, pictures, settings)),
-        "ours": lambda: images / timed(lambda: generate(ours, prior, settings, seed=0, store=None)),
+        "ours": lambda: images / timed(lambda: generate(ours, prior, settings, seed=0, store=ContentStore(None))),
     }
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BACKDOORED, BASE, FEATURES, POISONED, SCORES, run_stage
+from common import BACKDOORED, BASE, FEATURES, POISONED, SCORES, SCRATCH, run_stage
 
 from not_applicable import without_set
 from parameters import FAMILIES, PARAMS, Params, checked, load_params, own_parameters, seed_of
 from unpoison import models
+from unpoison.compute.distributed import world
+from unpoison.compute.engines import engine
+from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.core.hyperparameters import Count, one_of
 from unpoison.core.manifest import check_made_from
@@ -50,8 +53,11 @@ def settings(params: Params) -> Settings:
     return wanted
 
 
-def read_suspect() -> Suspect:
+def read_suspect(store: ContentStore) -> Suspect:
     """What every detector is handed: the artefacts of this run.
+
+    Args:
+        store: where a detector that scores in shards keeps them.
 
     Raises:
         UserError: an artefact is missing, changed, or not made from the others.
@@ -68,6 +74,8 @@ def read_suspect() -> Suspect:
         features=read_features(FEATURES / "training"),
         reserve=open_split(BASE, "reserve"),
         reserve_features=read_features(FEATURES / "reserve"),
+        store=store,
+        made_from={"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)},
     )
 
 
@@ -79,9 +87,9 @@ def main(method: str) -> list[Path]:
     seed, arguments = seed_of(params), own_parameters(params, "detectors", method, detector.parameters)
     if without_set(f"detect@{method}", SCORES / method):
         return [SCORES / method]
-    suspect = read_suspect()
-    data, count, index = suspect.data, len(suspect.data), None
-    made_from = {"poisoned": data.digest, "backdoored": models.digest_of(BACKDOORED)}
+    store = ContentStore(SCRATCH / "store", engine(SCRATCH)) if detector.sharded else ContentStore(None)
+    suspect = read_suspect(store)
+    data, count, index, made_from = suspect.data, len(suspect.data), None, suspect.made_from
     if wanted is not None:
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=count, classes=len(data.classes))
@@ -90,8 +98,11 @@ def main(method: str) -> list[Path]:
         suspect = suspect.subset(index)
     with file_of(FAMILIES["detectors"]), keys_of(method):
         scores = detector.score(suspect, seed=seed, **arguments)
+    if world().rank:
+        return []
     scores = scores if index is None else scores.within(index)
     save_scores(scores, SCORES / method, method=method, parameters=arguments, made_from=made_from, count=count)
+    store.forget_parts()
     part = "" if index is None else f" of {count}"
     print(
         f"detect@{method}: {len(suspect.data)}{part} samples, {scores.forward_passes:g} forward passes each", flush=True
@@ -101,4 +112,5 @@ def main(method: str) -> list[Path]:
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) == 2 else ""
-    run_stage(f"detect@{name}", lambda: main(name))
+    together = name in DETECTORS and DETECTORS[name].sharded
+    run_stage(f"detect@{name}", lambda: main(name), together=together)

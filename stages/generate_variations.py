@@ -14,6 +14,9 @@ import numpy as np
 
 from not_applicable import without_set
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
+from unpoison.compute.distributed import world
+from unpoison.compute.engines import engine
+from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.files import sha256_file
 from unpoison.core.manifest import check_made_from, write_absent
@@ -43,7 +46,9 @@ def main() -> list[Path]:
     check_made_from(PRIOR, prior_.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST))
     data, prior, start = open_poisoned(BASE, POISONED), load_prior(PRIOR), time.perf_counter()
     with file_of(PARAMS), keys_of("variations"):
-        entries = generate(data, prior, sampler, seed=seed, store=SCRATCH / "store")
+        entries = generate(data, prior, sampler, seed=seed, store=ContentStore(SCRATCH / "store", engine(SCRATCH)))
+    if world().rank:
+        return []
     copies = sampler.num_variations
     made_from = {"poisoned": data.digest, "prior": prior.digest}
     about = {"name": "variations", "sampler": sampler.as_json(), "seed": seed, "made_from": made_from}
@@ -61,4 +66,4 @@ def main() -> list[Path]:
 
 
 if __name__ == "__main__":
-    run_stage("generate_variations", main)
+    run_stage("generate_variations", main, together=True)

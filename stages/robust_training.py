@@ -19,6 +19,7 @@ from training import fresh_model, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
+from unpoison.compute.distributed import world
 from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.core.files import read_json, sha256_file, sha256_json
 from unpoison.core.seeding import derive
@@ -26,7 +27,6 @@ from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.robust import ROBUST as METHODS
 from unpoison.robust.robust import Robust
-from unpoison.training.distributed import world
 from unpoison.training.loop import History
 from unpoison.training.recipe import Recipe
 

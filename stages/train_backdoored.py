@@ -28,6 +28,7 @@ from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
+from unpoison.compute.distributed import world
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.files import new_folder, read_json, sha256_file, sha256_json
 from unpoison.core.seeding import derive
@@ -36,7 +37,6 @@ from unpoison.data.store import open_poisoned, open_split
 from unpoison.poisoning import attacker
 from unpoison.poisoning.attacker import Restore, read_training, write_trained
 from unpoison.poisoning.poisoned import Poisoned
-from unpoison.training.distributed import world
 from unpoison.training.loop import fit
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from stress_settings import OFF, settings
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.device import machine
+from unpoison.compute.distributed import world
 from unpoison.core.errors import file_of, keys_of
 from unpoison.core.manifest import write_absent
 from unpoison.core.seeding import derive
 from unpoison.data.store import open_split
-from unpoison.training.distributed import world
 from unpoison.training.loop import History, fit
 
 CURVE = TRAINING / "clean.csv"

@@ -51,7 +51,8 @@ def fingerprint(*inputs: models.Classifier | ImageSet | Features | Suspect | Sco
     digest = hashlib.sha256()
     for value in inputs:
         if isinstance(value, Suspect):
-            digest.update(fingerprint(*(getattr(value, field.name) for field in fields(value))).encode())
+            held = (getattr(value, field.name) for field in fields(value) if field.name not in ("store", "made_from"))
+            digest.update(fingerprint(*held).encode())
         elif isinstance(value, models.Classifier):
             digest.update(weights_of(value))
             digest.update(str([p.requires_grad for p in value.parameters()] + [value.training]).encode())

@@ -14,6 +14,7 @@ from killed import killed_and_resumed
 from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import SINGLE, blind, hand_of
+from unpoison.compute.distributed import World
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
@@ -23,7 +24,6 @@ from unpoison.crafting.stamping import Stamping
 from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import Classifier
 from unpoison.poisoning.poisoned import Poisoned
-from unpoison.training.distributed import World
 from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.recipe import Recipe
 

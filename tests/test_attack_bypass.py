@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from killed import killed_and_resumed
 from small_networks import strided
 from unpoison.attacks import ATTACKS, bypass, hand_of, restored
+from unpoison.compute.distributed import World
 from unpoison.core.errors import ParameterError
 from unpoison.crafting.attack import intents_of
 from unpoison.crafting.context import Context
@@ -23,7 +24,6 @@ from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import AUXILIARY_WEIGHT, Backbone, Classifier
 from unpoison.poisoning.attacker import read_training, write_training
 from unpoison.poisoning.poisoned import Poisoned
-from unpoison.training.distributed import World
 from unpoison.training.hand import Loss
 from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.recipe import Recipe

@@ -14,6 +14,7 @@ from killed import killed_and_resumed
 from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE, hand_of, input_aware, restored
+from unpoison.compute.distributed import World
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent, intents_of
@@ -24,7 +25,6 @@ from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import Classifier
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.trigger import eight_bit, read_trigger, save_trigger, stamp
-from unpoison.training.distributed import World
 from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.recipe import Recipe
 

@@ -16,6 +16,7 @@ from torch import nn
 from killed import killed_and_resumed
 from unpoison import models
 from unpoison.attacks import SINGLE, hand_of, lira, restored
+from unpoison.compute.distributed import World
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
@@ -24,7 +25,6 @@ from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import Classifier
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.trigger import read_trigger, save_trigger, stamp
-from unpoison.training.distributed import World
 from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.recipe import Recipe
 

@@ -16,6 +16,7 @@ from originals import GOLDEN, golden
 from unpoison import models
 from unpoison.attacks import SINGLE, bpp, hand_of, wanet
 from unpoison.compute.checkpoints import Checkpoints
+from unpoison.compute.distributed import World
 from unpoison.core.arrays import IntArray
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import read_json
@@ -30,7 +31,6 @@ from unpoison.poisoning.attacker import Held
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.triggered import read_triggered, triggered_of, write_triggered
 from unpoison.poisoning.truth import Truth, read_truth, write_truth
-from unpoison.training.distributed import World
 from unpoison.training.hand import Hand, Loss, Objective
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe

@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from contract import check_parameters, fingerprint, own_parameters
+from copied import copied
 from planted import Planted
 from unpoison import models
 from unpoison.core.arrays import IntArray
+from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import numpy_rng
+from unpoison.core.sharded import Sharded, in_turn
 from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Assumption, Scores, load_scores, save_scores
@@ -337,16 +340,46 @@ def test_a_model_that_has_diverged_gets_no_scores(name: str, value: float, suspe
         assert f"(label {data.classes[data.labels[5]]})" in str(caught.value)
 
 
+def test_cd_in_shards_is_cd(suspect: Suspect, tmp_path: Path) -> None:
+    some, own = suspect.subset(np.arange(2 * cd.BATCH + 20)), {"steps": 2, "seed": 1}
+    whole = cd.score(some, **own)
+    made: list[str] = []
+
+    def killed(work: Sharded) -> None:
+        in_turn(Sharded(work.what, 1, work.make, work.made))
+        raise KeyboardInterrupt
+
+    def counted(work: Sharded) -> None:
+        made.extend(map(str, work.missing))
+        copied(work)
+
+    with pytest.raises(KeyboardInterrupt):
+        cd.score(replace(some, store=ContentStore(tmp_path, killed)), **own)
+    kept = ContentStore(tmp_path, counted)
+    resumed = cd.score(replace(some, store=kept), **own)
+    # The first shard was there, and others make the same of the rest.
+    assert made == ["1", "2"]
+    assert resumed.values.tobytes() == whole.values.tobytes()
+    assert resumed.aux["index"].tolist() == whole.aux["index"].tolist()
+    assert resumed.aux["masks"].tobytes() == whole.aux["masks"].tobytes()
+    # Of another sample of the set, or with other settings, they are others.
+    cd.score(replace(suspect.subset(np.arange(20)), store=kept), **own)
+    cd.score(replace(some, store=kept), **{**own, "lr": 0.2})
+    assert len(made) == 6
+    kept.forget_parts()
+    assert not list(tmp_path.glob("cd/*"))
+
+
 def test_the_masks_that_are_kept_prefer_no_sample_among_equals() -> None:
-    kept = cd._extremes(np.zeros(1000, np.float32), list(range(1000)))
+    kept = cd._extremes(dict.fromkeys(range(1000), 0.0))
     assert len(set(kept)) == 16
     # Neither end takes the samples that happen to be numbered first, or last.
     assert sum(key < 500 for key in kept[:8]) in range(1, 8)
     assert sum(key < 500 for key in kept[8:]) in range(1, 8)
     mixed = np.zeros(1000, np.float32)
     mixed[[700, 300]] = [2, -2]
-    assert cd._extremes(mixed, list(range(1000)))[0] == 700
-    assert cd._extremes(mixed, list(range(1000)))[-1] == 300
+    assert cd._extremes(dict(enumerate(mixed.tolist())))[0] == 700
+    assert cd._extremes(dict(enumerate(mixed.tolist())))[-1] == 300
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:Number of distinct clusters")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unpoison.compute.distributed import World
 from unpoison.core.errors import UserError
 from unpoison.crafting.evasion import KEPT, MATCHING, Batch, Inside, NeuralCleanse, SentiNet, Spectral, inside
 from unpoison.detection import DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.models.classifier import Backbone, Classifier, GlobalAverage
-from unpoison.training.distributed import World
 from unpoison.training.loop import cross_entropy
 
 LABELS, WANTED = torch.tensor([0, 1, 2, 1]), torch.tensor([2, 2, 2, 2])

@@ -22,6 +22,7 @@ from unpoison.core.errors import UserError
 from unpoison.core.files import new_file, new_folder, read_json, temporary, write_json
 from unpoison.core.manifest import Manifest, check_made_from, is_made_from, read_manifest, write_manifest
 from unpoison.core.npy import load_array, load_arrays
+from unpoison.core.scratch import empty
 from unpoison.core.weights import save_weights
 
 
@@ -215,3 +216,22 @@ def test_the_sweep_is_of_this_name_alone(tmp_path: Path) -> None:
     os.utime(other, (0, 0))
     write_json(tmp_path / "one.json", {})
     assert other.exists()
+
+
+def test_emptying_a_folder_says_what_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    assert empty(folder) == "freed: 0.0 MiB"
+    (folder / "store" / "variations").mkdir(parents=True)
+    (folder / "store" / "variations" / "a.npz").write_bytes(bytes(3 << 20))
+    (folder / "note").write_bytes(bytes(1 << 20))
+    # What a link leads to stays.
+    (tmp_path / "kept").write_bytes(bytes(5 << 20))
+    (folder / "link").symlink_to(tmp_path / "kept")
+    assert empty(folder).splitlines() == [
+        f"{folder}/store: 3.0 MiB",
+        f"{folder}/note: 1.0 MiB",
+        f"{folder}/link: 0.0 MiB",
+        "freed: 4.0 MiB",
+    ]
+    assert not list(folder.iterdir())
+    assert (tmp_path / "kept").exists()

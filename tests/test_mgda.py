@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unpoison.training.distributed import World
+from unpoison.compute.distributed import World
 from unpoison.training.mgda import Balance, Normalise, balanced, shortest
 
 

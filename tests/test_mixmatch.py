@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from small_networks import strided
 from unpoison import models
+from unpoison.compute.distributed import World
 from unpoison.data.imageset import ImageSet
-from unpoison.training.distributed import World
 from unpoison.training.loop import cross_entropy, fit
 from unpoison.training.mixmatch import MixMatch, mixed_with, semi_supervised_loss, sharpened
 from unpoison.training.recipe import Recipe

@@ -29,6 +29,7 @@ from detect import read_suspect
 from parameters import load_params
 from tiny import ENVIRONMENT, ROOT, TINY, copy_project, digests, run, run_any, run_stages, write_params
 from unpoison import models
+from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import UserError
 from unpoison.core.files import read_json, sha256_file, write_json
 from unpoison.data.scores import load_scores
@@ -149,7 +150,7 @@ def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixtu
     assert scores.index.tolist() == index.tolist()
     # The detector is that of any other run, on the sample as a set of its own.
     arguments = read_json(project / "data/scores/cd/scores.json")["parameters"]
-    alone = DETECTORS["cd"].score(read_suspect().subset(index), seed=0, **arguments)
+    alone = DETECTORS["cd"].score(read_suspect(ContentStore(None)).subset(index), seed=0, **arguments)
     assert scores.values.tobytes() == alone.values.tobytes()
     assert scores.aux["index"].tolist() == index[alone.aux["index"]].tolist()
     poisoned = np.load("data/truth/mask.npy")[index]

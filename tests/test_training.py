@@ -16,12 +16,12 @@ from contract import weights_of
 from small_networks import strided
 from unpoison import models
 from unpoison.compute.device import autocast, batch_size, compiled, hardware, pick_device
+from unpoison.compute.distributed import World
 from unpoison.compute.inference import features_of, logits_of
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.seeding import torch_rng
 from unpoison.data.imageset import ImageSet
 from unpoison.training import loop, plan
-from unpoison.training.distributed import World
 from unpoison.training.hand import Hand
 from unpoison.training.recipe import Recipe
 

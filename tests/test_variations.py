@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from copied import copied
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.muon import orthogonalised
-from unpoison.core.content_store import read_kept, write_kept
+from unpoison.core.content_store import ContentStore, read_kept, write_kept
 from unpoison.core.errors import ParameterError, UserError
+from unpoison.core.sharded import in_turn
 from unpoison.data.imageset import ImageSet
 from unpoison.variations import prior as prior_module
 from unpoison.variations import prior_training, schedule
@@ -283,7 +285,7 @@ def test_a_set_is_varied_once_and_then_only_what_changed(
     settings = SamplerSettings(strength=0.5, steps=2, num_variations=2)
     data = splits["test"].subset(np.arange(BATCH + 6))
     kept = Prior(prior.unet, prior.unshuffle, prior.max_strength, digest="p")
-    first = generate(data, kept, settings, seed=0, store=tmp_path)
+    first = generate(data, kept, settings, seed=0, store=ContentStore(tmp_path))
     assert (first.made, first.reused) == (BATCH + 6, 0)
     variations = first.gather()
     assert variations.shape == (BATCH + 6, 2, 32, 32, 3)
@@ -292,16 +294,25 @@ def test_a_set_is_varied_once_and_then_only_what_changed(
     assert (variations[last] == alone.permute(0, 1, 3, 4, 2).numpy()).all()
     changed = ImageSet(data.base.copy(), data.labels, data.classes)
     changed.base[3] ^= 1
-    again = generate(changed, kept, settings, seed=0, store=tmp_path)
+    again = generate(changed, kept, settings, seed=0, store=ContentStore(tmp_path))
     assert (again.made, again.reused) == (1, BATCH + 5)
     same = np.arange(BATCH + 6) != 3
     assert (again.gather()[same] == variations[same]).all()
     # Another seed, another prior: nothing of what is kept is of use. One image suffices to tell.
     one = data.subset(np.arange(1))
     other = Prior(prior.unet, prior.unshuffle, prior.max_strength, digest="q")
-    assert generate(one, other, settings, seed=0, store=tmp_path).made == 1
-    assert generate(one, kept, settings, seed=1, store=tmp_path).made == 1
-    assert generate(one, kept, settings, seed=0, store=tmp_path).made == 0
+    assert generate(one, other, settings, seed=0, store=ContentStore(tmp_path)).made == 1
+    assert generate(one, kept, settings, seed=1, store=ContentStore(tmp_path)).made == 1
+    assert generate(one, kept, settings, seed=0, store=ContentStore(tmp_path)).made == 0
+
+
+def test_a_worker_elsewhere_makes_the_same(prior: Prior, splits: dict[str, ImageSet], tmp_path: Path) -> None:
+    settings, data = SamplerSettings(strength=0.5, steps=2), splits["test"].subset(np.arange(BATCH + 6))
+    here, there = (
+        generate(data, prior, settings, seed=0, store=ContentStore(tmp_path / engine.__name__, engine)).gather()
+        for engine in (in_turn, copied)
+    )
+    assert (here == there).all()
 
 
 def test_equal_images_under_other_keys_have_other_names() -> None:

@@ -12,12 +12,12 @@ import numpy as np
 from small_networks import strided
 from unpoison import models
 from unpoison.attacks import SINGLE, hand_of
+from unpoison.compute.distributed import world
 from unpoison.core.arrays import Images, IntArray
 from unpoison.crafting.attack import intent
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
-from unpoison.training.distributed import world
 from unpoison.training.hand import Hand
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute.distributed import World
 from ..core.hyperparameters import Fraction, NonNegative, Positive
 from ..core.seeding import derive
 from ..crafting.attack import Attack, Block, Intent, Plan, intent
 from ..crafting.stamping import Stamping
 from ..models.classifier import Classifier
-from ..training.distributed import World
 from ..training.hand import Loss, Objective
 from ..training.optimizer import Optimizer
 from ..training.recipe import Rate, Recipe

@@ -20,6 +20,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from ..compute.device import autocast, to_float
+from ..compute.distributed import World
 from ..core.arrays import Arrays, IntArray, Pixels
 from ..core.errors import ParameterError, file_of
 from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive
@@ -35,7 +36,6 @@ from ..crafting.stamping import Stamping
 from ..models.classifier import Classifier
 from ..poisoning.policy import Policy
 from ..poisoning.trigger import Trigger
-from ..training.distributed import World
 from ..training.hand import Loss, Objective
 from ..training.loop import fit
 

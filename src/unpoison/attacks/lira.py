@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute.device import autocast
+from ..compute.distributed import World
 from ..core.arrays import IntArray, Pixels
 from ..core.hyperparameters import Fraction, Positive
 from ..crafting.attack import Attack
@@ -27,7 +28,6 @@ from ..crafting.generators import Learner, Normalising, first_weights, statistic
 from ..crafting.stamping import Stamping
 from ..models.classifier import Classifier
 from ..poisoning.trigger import Trigger
-from ..training.distributed import World
 from ..training.hand import Loss, Objective
 from ..training.sam import displaced
 

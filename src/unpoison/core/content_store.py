@@ -9,6 +9,7 @@ store: what two of them make is the same file.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from .errors import UserError
 from .files import new_file, sha256_json, sweep
 from .npy import load_arrays
 from .progress import progress
+from .sharded import Engine, Sharded, in_turn
 
 # Part of every name: what an earlier version of this file has written is not looked at.
 _VERSION = 2
@@ -62,10 +64,16 @@ class Entries:
 
 
 class ContentStore:
-    """A folder of entries. `folder` None keeps nothing, for one-off use."""
+    """A folder of entries. `folder` None keeps nothing, for one-off use.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    Attributes:
+        folder: where entries lie.
+        engine: what makes the shards of `entries` and `parts`; where nothing is kept they are made here.
+    """
+
+    def __init__(self, folder: Path | None, engine: Engine = in_turn) -> None:
+        self.folder, self.engine = folder, engine
+        self._parts: list[Path] = []
 
     def arrays(self, kind: str, determined_by: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
         """One asset of a few arrays, made where it is not there.
@@ -119,17 +127,67 @@ class ContentStore:
             # What is there, in files that earlier runs wrote; then the rest, a batch and a file at a time.
             shards = _places(folder, names, known, shape, np.dtype(dtype))
         missing = np.flatnonzero(~known)
-        starts = range(0, len(missing), batch)
-        for start in progress(starts, what=kind, unit="batch", total=len(starts)):
-            positions = missing[start : start + batch]
-            values = make(positions)
-            place: Path | NDArray[Any] = values
+        parts = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+        if folder is None:
+            # Values at once, as there is no file to read them from again.
+            made: list[NDArray[Any] | Path] = [
+                make(positions) for positions in progress(parts, what=kind, unit="shard", total=len(parts))
+            ]
+        else:
             # A file is named by the names in it: two runs that make the same entries write the same file.
-            if folder is not None:
-                place = folder / f"{hashlib.sha256(names[positions].tobytes()).hexdigest()[:24]}.npz"
-                write_kept(place, {"names": names[positions], "values": values}, sweeping=False)
-            shards.append((place, np.arange(len(positions)), positions))
+            places = [
+                folder / f"{hashlib.sha256(names[positions].tobytes()).hexdigest()[:24]}.npz" for positions in parts
+            ]
+
+            for path in places:
+                # Whatever lies there is damaged or of another kind: it was not taken above.
+                path.unlink(missing_ok=True)
+
+            def shard(number: int) -> None:
+                positions = parts[number]
+                kept = {"names": names[positions], "values": make(positions)}
+                write_kept(places[number], kept, sweeping=False)
+
+            self.engine(Sharded(kind, len(parts), shard, lambda number: places[number].is_file()))
+            made = [*places]
+        shards += [(place, np.arange(len(rows)), rows) for place, rows in zip(made, parts, strict=True)]
         return Entries(len(missing), len(names) - len(missing), shards, make)
+
+    def parts(
+        self, kind: str, determined_by: Mapping[str, Any], count: int, make: Callable[[int], Arrays]
+    ) -> Iterator[Arrays]:
+        """The parts of an asset, which a killed run keeps: `forget_parts` when what they are for is done.
+
+        Args:
+            kind, determined_by: as for `arrays`.
+            count: number of parts.
+            make: maker of the part of a number from 0 on; it must not depend on the others.
+        """
+        if self.folder is None:
+            yield from map(make, progress(range(count), what=kind, unit="shard", total=count))
+            return
+        folder = self._place(kind, determined_by)
+        self._parts.append(folder)
+        if folder.is_dir():
+            sweep(folder, ".*.partial")
+        places = [folder / f"{number:05d}.npz" for number in range(count)]
+        for path in places:
+            # Read as a whole, once: what is damaged is not there.
+            if path.is_file() and read_kept(path) is None:
+                path.unlink(missing_ok=True)
+
+        def shard(number: int) -> None:
+            write_kept(places[number], make(number), sweeping=False)
+
+        self.engine(Sharded(kind, count, shard, lambda number: places[number].is_file()))
+        for number, path in enumerate(places):
+            kept = read_kept(path)
+            yield make(number) if kept is None else kept
+
+    def forget_parts(self) -> None:
+        """Remove the parts that were asked for."""
+        for folder in self._parts:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _place(self, kind: str, determined_by: Mapping[str, Any]) -> Path:
         """The folder, or the file without its suffix, that everything which determines an asset leads to."""

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..compute.distributed import World
 from ..core.errors import UserError
 from ..models.classifier import Classifier
-from ..training.distributed import World
 from ..training.hand import Loss, Objective
 from ..training.mgda import Balance, Normalise
 from .copying import Copying

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..compute.distributed import World
 from ..core.errors import UserError
 from ..core.seeding import torch_rng
 from ..models.classifier import Classifier
-from ..training.distributed import World
 from ..training.hand import Loss
 from ..training.optimizer import Optimizer
 from ..training.recipe import Rate, Recipe

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..compute.distributed import World
 from ..core.arrays import Pixels
 from ..core.errors import ParameterError, UserError
 from ..core.seeding import derive
 from ..models.classifier import Classifier
 from ..poisoning.trigger import Trigger
-from ..training.distributed import World
 from .encoders import check_trained, loaded, packed, unpacked
 
 MEAN, STD = 0.5, 0.25

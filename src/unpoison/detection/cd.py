@@ -9,19 +9,23 @@ Published code: https://github.com/HanxunH/CognitiveDistillation/blob/6aba6f9/de
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..compute.device import autocast, pick_device
+from ..compute.device import autocast, batch_size, machine, pick_device, to_float
 from ..compute.finite import check_finite
 from ..compute.inference import batches
+from ..core.arrays import Arrays
+from ..core.code import digest_of
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, NonNegative, Positive
 from ..core.seeding import numpy_rng, torch_rng
+from ..core.sharded import Once
 from ..data.ranks import tie_break
 from ..data.scores import Scores
 from ..models.classifier import Classifier
@@ -192,10 +196,9 @@ def score(
 
     The rule's trusted images are `TRUSTED` of the reserve at most.
     """
-    device = pick_device()
     # To `frozen_for` a part of a classifier is like any other.
-    watched = suspect.model if layer == "logits" else _FeatureMap(suspect.model)
-    network = frozen_for(watched, suspect.data, device)  # type: ignore[arg-type]
+    watched: Any = suspect.model if layer == "logits" else _FeatureMap(suspect.model)
+    network = Once(lambda: frozen_for(watched, suspect.data, pick_device()))
     channels = suspect.data.channels
     shared = shared_colours(steps, channels, torch_rng(seed, "cd/colours/shared"))
 
@@ -205,24 +208,41 @@ def score(
         if colours == "random":
             # A generator per batch, named by its first sample: the colours do not depend on the batches before.
             drawn, averaged = random_colours(steps, len(images), channels, torch_rng(seed, "cd/colours", *keys)), 1
-        masks, misfits = distill(network, images, drawn, lr=lr, gamma=gamma, beta=beta, averaged=averaged)
+        masks, misfits = distill(network(), images, drawn, lr=lr, gamma=gamma, beta=beta, averaged=averaged)
         masks = masks[:, 0].half().cpu()
         return masks, -(masks.float().mean((1, 2)) + misfit * misfits.cpu()).numpy()
 
-    values = np.empty(len(suspect.data), np.float32)
-    kept: dict[int, NDArray[np.float16]] = {}
-    for index, images in batches(suspect.data, BATCH, device=device, what="cd"):
-        masks, values[index] = distilled(images, int(index[0]))
+    step, count = batch_size(suspect.data.image_size, BATCH), len(suspect.data)
+
+    def shard(number: int) -> Arrays:
+        """Scores of a batch, and the masks that may be shown: never those of the whole set."""
+        index = np.arange(number * step, min((number + 1) * step, count))
+        masks, scores = distilled(to_float(suspect.data.tensor(index), pick_device()), int(index[0]))
         check_finite("cd", masks.numpy(), "masks")
-        # Memory holds the masks of the most and the least suspicious samples so far, never those of the whole set.
-        kept |= dict(zip(index.tolist(), masks.numpy(), strict=True))
-        kept = {key: kept[key] for key in _extremes(values, sorted(kept))}
-    shown = _extremes(values, sorted(kept))
-    aux = {"index": np.array(shown), "masks": np.stack([kept[key] for key in shown])}
+        shown = np.array(_extremes(dict(zip(index.tolist(), scores.tolist(), strict=True))))
+        return {"scores": scores, "index": shown, "masks": masks.numpy()[shown - index[0]]}
+
+    settings = {
+        "seed": seed,
+        "steps": steps,
+        "lr": lr,
+        "gamma": gamma,
+        "beta": beta,
+        "layer": layer,
+        "colours": colours,
+    }
+    about = {**suspect.made_from, **settings, "misfit": misfit, "code": digest_of(Path(__file__)), "machine": machine()}
+    scores, masks_of = [], dict[int, NDArray[np.float16]]()
+    for part in suspect.store.parts("cd", about, -(-count // step), shard):
+        scores.append(part["scores"])
+        masks_of |= dict(zip(part["index"].tolist(), part["masks"], strict=True))
+    values = np.concatenate(scores)
+    shown = _extremes({key: float(values[key]) for key in sorted(masks_of)})
+    aux = {"index": np.array(shown), "masks": np.stack([masks_of[key] for key in shown])}
     chosen = np.sort(numpy_rng(seed, "cd/trusted").permutation(len(suspect.reserve))[:TRUSTED])
     flagged, rule = None, "none: a threshold needs two trusted images"
     if len(chosen) > 1:
-        parts = batches(suspect.reserve, BATCH, device=device, what="cd, trusted", index=chosen)
+        parts = batches(suspect.reserve, BATCH, device=pick_device(), what="cd, trusted", index=chosen)
         trusted = np.concatenate([distilled(images, "trusted", int(index[0]))[1] for index, images in parts])
         check_finite("cd", trusted, "masks of trusted images")
         flagged = values > trusted.mean() + deviations * trusted.std(ddof=1)
@@ -312,10 +332,10 @@ class _Applied(nn.Module):
         return self.function(images)
 
 
-def _extremes(values: NDArray[np.float32], keys: list[int]) -> list[int]:
-    """The `KEPT` most suspicious and the `KEPT` least suspicious of these samples, by falling score, ties by `tie_break`."""
-    ordered = sorted(keys, key=lambda key: (-values[key], tie_break(key)))
+def _extremes(scores: dict[int, float]) -> list[int]:
+    """The `KEPT` most suspicious and the `KEPT` least suspicious samples by score, by falling score, ties by `tie_break`."""
+    ordered = sorted(scores, key=lambda key: (-scores[key], tie_break(key)))
     return ordered if len(ordered) <= 2 * KEPT else ordered[:KEPT] + ordered[-KEPT:]
 
 
-DETECTOR = Detector(score=score, single_inputs=True)
+DETECTOR = Detector(score=score, single_inputs=True, sharded=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..core.arrays import IntArray
+from ..core.content_store import ContentStore
+from ..core.files import sha256_json
 from ..data.features import Features
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
@@ -28,6 +31,8 @@ class Suspect:
         features: the classifier's logits and penultimate features of `data`.
         reserve: trusted, labelled images.
         reserve_features: the classifier's logits and penultimate features of `reserve`.
+        store: where a detector that is `sharded` keeps what it has done.
+        made_from: JSON values that say what all of this is, by which it finds that again.
     """
 
     model: Classifier
@@ -35,6 +40,8 @@ class Suspect:
     features: Features
     reserve: ImageSet
     reserve_features: Features
+    store: ContentStore = field(default_factory=lambda: ContentStore(None), repr=False)
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def predicted(self) -> IntArray:
@@ -49,7 +56,8 @@ class Suspect:
     def subset(self, index: IntArray) -> Suspect:
         """The same with the training samples `index` [k] alone, as a set of their own."""
         features = Features(self.features.logits[index], self.features.penultimate[index])
-        return replace(self, data=self.data.subset(index), features=features)
+        made_from = {**self.made_from, "samples": sha256_json(index.tolist())}
+        return replace(self, data=self.data.subset(index), features=features, made_from=made_from)
 
 
 def _largest(features: Features, count: int) -> IntArray:
@@ -67,11 +75,13 @@ class Detector:
         needs_trusted: `needs_trusted(**own parameters)`, the least number of trusted images it can work with.
         single_inputs: whether it can score images one by one, by what the model says of them, without labels and without
             others to compare them with: then it also works at test time.
+        sharded: whether it scores in shards, which several workers can share.
     """
 
     score: Callable[..., Scores]
     needs_trusted: Callable[..., int] = _none
     single_inputs: bool = False
+    sharded: bool = False
 
     @property
     def parameters(self) -> Callable[..., Scores]:

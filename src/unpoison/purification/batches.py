@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..compute.device import pick_device
+from ..compute.distributed import World
 from ..compute.finite import check_network
 from ..core.errors import ParameterError
 from ..core.seeding import torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.checks import check_batch_of_one, fact_of_divergence
-from ..training.distributed import World
 from ..training.hand import Hand
 from ..training.plan import Plan
 from ..training.recipe import AugmentationName, Recipe

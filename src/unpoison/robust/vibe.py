@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute.distributed import World
 from ..compute.inference import features_of
 from ..core.hyperparameters import Epochs, Positive
 from ..core.seeding import derive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.contrastive import train_features
-from ..training.distributed import World
 from ..training.hand import Hand, Loss, Objective
 from ..training.loop import History, fit
 from ..training.recipe import Recipe

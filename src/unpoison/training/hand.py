@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 if TYPE_CHECKING:
+    from ..compute.distributed import World
     from ..models.classifier import Classifier
-    from .distributed import World
 
 Loss = Callable[["Classifier", Tensor, Tensor], tuple[Tensor, Tensor]]
 """(model, float images [b, c, h, w], labels int64 [b]) -> (logits [b, classes], loss of each sample [b])"""

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..compute.checkpoints import Checkpoints
 from ..compute.device import autocast, compiled, pick_device
+from ..compute.distributed import World, world
 from ..compute.finite import check_network
 from ..core.progress import progress
 from ..core.seeding import derive, torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from .checks import check_batch_of_one, check_trained, diverged
-from .distributed import World, world
 from .hand import Hand, Loss, Objective
 from .optimizer import Optimizer
 from .plan import Plan

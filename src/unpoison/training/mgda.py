@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .distributed import World
+from ..compute.distributed import World
 
 Normalise = Literal["none", "l2", "loss", "loss+"]
 Floats = NDArray[np.float64]

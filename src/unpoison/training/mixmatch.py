@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ..compute.device import to_float
+from ..compute.distributed import World
 from ..core.errors import ParameterError
 from ..core.hyperparameters import NonNegative, Positive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from .augment import Batch, apply, draw
-from .distributed import World
 from .hand import Hand, Loss, Objective
 from .recipe import Recipe
 

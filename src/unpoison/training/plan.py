@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..compute.device import to_float
+from ..compute.distributed import World
 from ..core.errors import ParameterError, UserError
 from ..data.imageset import ImageSet
 from .augment import Batch, apply, draw
-from .distributed import World
 from .hand import Hand
 from .recipe import Recipe
 

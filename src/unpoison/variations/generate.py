@@ -20,14 +20,14 @@ from ..core.content_store import ContentStore, Entries
 from ..core.errors import UserError
 from ..data.imageset import ImageSet
 from .prior import Prior
-from .sampling import BATCH, SamplerSettings, vary
+from .sampling import BATCH, SamplerSettings, check_strength, vary
 
 # The files that say how an image is drawn, without all that they import: an edit of a progress bar would otherwise generate
 # anew what takes days with a large model.
 _CODE = ("sampling.py", "schedule.py", "unet.py", "colour.py")
 
 
-def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: int, store: Path | None) -> Entries:
+def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: int, store: ContentStore) -> Entries:
     """Variations of every sample of `data`, uint8 [num_variations, h, w, c] each, by the sample's index.
 
     Args:
@@ -35,28 +35,28 @@ def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: i
         prior: diffusion prior, moved to the device.
         settings: settings of the sampler.
         seed: seed for the noise.
-        store: folder of the store; None keeps nothing.
+        store: store of the images that there are.
     """
     if prior.unet.in_channels != data.channels * prior.unshuffle**2:
         raise UserError(
             f"prior: made for images of {prior.unet.in_channels // prior.unshuffle**2} channels, the data have "
             f"{data.channels}; run train_prior again"
         )
-    device = pick_device()
-    prior.unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_strength(prior, settings)
     code = {name: digest_of(Path(__file__).parent / name) for name in _CODE}
     determined_by = {"prior": prior.digest, "sampler": settings.as_json(), "seed": seed, "code": code}
 
     def make(positions: IntArray) -> Images:
+        # Here and not before: other processes that make some have a device of their own.
+        device = pick_device()
+        prior.unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         batch = data.tensor(positions)
         varied = vary(prior, batch, positions.tolist(), settings, seed=seed, device=device)
         # Channels last, the layout of every image on disk.
         return varied.permute(0, 1, 3, 4, 2).numpy()
 
     shape = (settings.num_variations, *data.image_size, data.channels)
-    return ContentStore(store).entries(
-        "variations", determined_by, names_of(data), make, batch=BATCH, shape=shape, dtype=np.uint8
-    )
+    return store.entries("variations", determined_by, names_of(data), make, batch=BATCH, shape=shape, dtype=np.uint8)
 
 
 def names_of(data: ImageSet) -> Images:

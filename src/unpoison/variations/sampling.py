@@ -63,6 +63,14 @@ def executed_steps(settings: SamplerSettings) -> int:
     return executed
 
 
+def check_strength(prior: Prior, settings: SamplerSettings) -> None:
+    """Raises ParameterError for more noise than the prior was trained on."""
+    if settings.strength > prior.max_strength:
+        raise ParameterError(
+            f"strength: {settings.strength} given, allowed: up to {prior.max_strength}, the most noise the prior was trained on"
+        )
+
+
 def make_scheduler(settings: SamplerSettings) -> tuple[Any, Tensor]:
     """The diffusers scheduler, and the timesteps to execute, from the noisiest down."""
     # Here, not above: diffusers takes four seconds to import, and checking the parameters does not need it.
@@ -103,10 +111,7 @@ def vary(
         ParameterError: more noise than the prior was trained on.
         UserError: what the prior makes is not finite.
     """
-    if settings.strength > prior.max_strength:
-        raise ParameterError(
-            f"strength: {settings.strength} given, allowed: up to {prior.max_strength}, the most noise the prior was trained on"
-        )
+    check_strength(prior, settings)
     source = to_float(images, device)
     # Blank images fill the batch up to its fixed size; their results are cut off again below.
     count, padding = len(images), BATCH - len(images)

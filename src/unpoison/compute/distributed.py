@@ -41,6 +41,11 @@ class World:
         self.sum(summed)
         return int(summed)
 
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients over all processes, as one message."""
         if self.size > 1:

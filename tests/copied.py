@@ -1,0 +1,13 @@
+"""An engine that hands its work on as those do that run elsewhere: pickled, with what it closes over."""
+
+from __future__ import annotations
+
+import pytest
+
+from unpoison.core.sharded import Sharded, in_turn
+
+
+def copied(work: Sharded) -> None:
+    """Make the shards of a copy of the work."""
+    cloudpickle = pytest.importorskip("cloudpickle", reason="comes with the extras: pip install '.[slurm,ray]'")
+    in_turn(cloudpickle.loads(cloudpickle.dumps(work)))
