@@ -97,14 +97,16 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
     present = {"poisoned": poisoned, "backdoored": checkpoint.digest_of(BACKDOORED)}
     found["model"] = checkpoint.read_about(BACKDOORED).model_dump()
     found["losses"] = inputs.read_losses(TRAINING / "losses" / "losses.npy", data)
-    curves = {"backdoored": TRAINING / "backdoored.csv"}
+    curves, trained = {"backdoored": TRAINING / "backdoored.csv"}, dict[str, Path]()
     if is_made_from(CLEAN, checkpoint.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST)):
         curves["clean"] = TRAINING / "clean.csv"
     if is_made_from(STUDENT, checkpoint.DESCRIPTION, **made_from_teacher(teacher, poisoned)):
-        curves["student"] = TRAINING / "student.csv"
+        curves["student"], trained["student"] = TRAINING / "student.csv", STUDENT
+        found["teacher"] = "" if teacher == BACKDOORED else str(teacher)
     for path in sorted((TRAINING / "robust").glob("*.csv")):
         if is_made_from(ROBUST / path.stem, checkpoint.DESCRIPTION, poisoned=poisoned):
-            curves[f"robust: {path.stem}"] = path
+            curves[f"robust: {path.stem}"], trained[f"robust: {path.stem}"] = path, ROBUST / path.stem
+    found["networks"] = {name: checkpoint.read_about(folder).network.model_dump() for name, folder in trained.items()}
     found["curves"] = {
         name: inputs.read_curve(path, ["epoch", "accuracy"], shares=["accuracy"])
         for name, path in curves.items()

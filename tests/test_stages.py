@@ -228,7 +228,11 @@ def test_robust_methods(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained == ["abl/isolation", "abl/training"]
     assert not (project / ".unpoison/train_robust_abl").exists(), "checkpoints are removed at the end"
     assert set(metrics_of(project)["robust"]) == {"abl", "filter_retrain"}
-    assert "| robust: filter_retrain |" in (project / "reports/summary.md").read_text()
+    summary = (project / "reports/summary.md").read_text()
+    assert "| robust: filter_retrain |" in summary
+    assert "| network of robust: abl | name compact, width 8" in summary
+    # The student's is the victim's, which the page names as that of the run.
+    assert "network of student" not in summary
     about = {name: read_json(project / f"models/robust/{name}/model.json") for name in ("abl", "filter_retrain")}
     assert [model["network"]["name"] for model in about.values()] == ["compact", "compact"]
     received = about["abl"]["made_from"]
@@ -275,6 +279,10 @@ def test_a_student_of_another_network_and_another_teacher(project: Path, capsys:
     }
     assert "student" in metrics_of(project)
     received = open_poisoned(Path("data/base"), Path("data/poisoned"))
+    run_stages("report")
+    summary = (project / "reports/summary.md").read_text()
+    assert "| teacher of student | teacher |" in summary
+    assert "| network of student | name compact, width 8" in summary
     assert "student" in report._found(received, True, Path("teacher"))["curves"]
     assert "student" not in report._found(received, True, Path("models/backdoored"))["curves"]
     # Another teacher in the same folder: the student that lies there is not his.

@@ -48,6 +48,8 @@ class Run:
         truth: ground truth; None for data of unknown origin.
         triggered: triggered test images by trigger.
         model: description of the backdoored model (`model.json`).
+        networks: networks of the models that defences trained, by the models' names, as `model.json` describes them.
+        teacher: folder of the student's teacher; "" where it is the backdoored model.
         sampler: settings of the variations.
         variations: variations of the training set.
         metrics: metrics that `evaluate` wrote; None where they are of another run, or absent.
@@ -68,6 +70,8 @@ class Run:
     truth: Truth | None = None
     triggered: Mapping[str, Triggered] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
+    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    teacher: str = ""
     sampler: Mapping[str, Any] | None = None
     variations: ImageSet | None = None
     metrics: Mapping[str, Any] | None = None

@@ -60,7 +60,12 @@ def what_was_run(page: Page, run: Run) -> None:
     rows = [("data", _data(run)), ("attack", _attack(run))]
     if run.model is not None:
         network, made_by = run.model["network"], run.model["made_by"]
-        rows.append(("network", _inline({"name": network["name"], **network["arguments"]})))
+        rows.append(("network", _network(network)))
+        # Of others that were trained those that are not the victim's.
+        others = {name: _network(other) for name, other in run.networks.items()}
+        rows += [(f"network of {name}", other) for name, other in others.items() if other != _network(network)]
+        if run.teacher:
+            rows.append(("teacher of student", run.teacher))
         rows.append(("training", _inline(made_by.get("recipe", {}))))
     if run.sampler is not None:
         rows.append(("variations", _inline(run.sampler)))
@@ -69,6 +74,11 @@ def what_was_run(page: Page, run: Run) -> None:
             (name, str(made_by.get(key, "not recorded"))) for name, key in (("seed", "seed"), ("trained on", "machine"))
         ]
     page.table(Table(("", "setting"), rows, frozenset({1})))
+
+
+def _network(described: Mapping[str, Any]) -> str:
+    """A network by name and arguments."""
+    return _inline({"name": described["name"], **described["arguments"]})
 
 
 def models(page: Page, run: Run) -> None:
