@@ -115,9 +115,10 @@ def check_all(params: Params) -> None:
             f"{PARAMS}: variations.strength: {sampler.strength} given, allowed: up to prior.max_strength "
             f"{recipe.max_strength}"
         )
-    if with_variations(params) and not data.most("public"):
+    split = train_prior.images_of(params).name
+    if with_variations(params) and split in ("public", "reserve") and not data.most(split):
         raise UserError(
-            f"{PARAMS}: data.public: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
+            f"{PARAMS}: data.{split}: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
         )
     _check_methods(params, data)
     check_sizes(params, data, recipe)

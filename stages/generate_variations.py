@@ -14,6 +14,7 @@ import numpy as np
 
 from not_applicable import without_set
 from parameters import OFF, PARAMS, Params, checked, load_params, seed_of, with_variations
+from train_prior import images_of
 from unpoison.compute.distributed import world
 from unpoison.compute.engines import engine
 from unpoison.core.content_store import ContentStore
@@ -43,15 +44,22 @@ def main() -> list[Path]:
         return [VARIATIONS]
     if without_set("generate_variations", VARIATIONS):
         return [VARIATIONS]
-    check_made_from(PRIOR, prior_.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST))
-    data, prior, start = open_poisoned(BASE, POISONED), load_prior(PRIOR), time.perf_counter()
+    data, source, start = open_poisoned(BASE, POISONED), images_of(params), time.perf_counter()
+    trained_on = data.digest if source == POISONED else sha256_file(BASE / store.MANIFEST)
+    check_made_from(PRIOR, prior_.DESCRIPTION, **{source.name: trained_on})
+    prior = load_prior(PRIOR)
     with file_of(PARAMS), keys_of("variations"):
         entries = generate(data, prior, sampler, seed=seed, store=ContentStore(SCRATCH / "store", engine(SCRATCH)))
     if world().rank:
         return []
     copies = sampler.num_variations
     made_from = {"poisoned": data.digest, "prior": prior.digest}
-    about = {"name": "variations", "sampler": sampler.as_json(), "seed": seed, "made_from": made_from}
+    about = {
+        "name": "variations",
+        "sampler": {**sampler.as_json(), "prior": str(source)},
+        "seed": seed,
+        "made_from": made_from,
+    }
     with new_base(VARIATIONS, data.classes, {"train": data.labels.repeat(copies)}, {}, about) as base:
         for samples, images in entries.blocks():
             rows = (samples[:, None] * copies + np.arange(copies)).ravel()

@@ -134,7 +134,11 @@ def test_silence_ends(elsewhere: Callable[[Sharded], None], tmp_path: Path, monk
             {"UNPOISON_ENGINE": "torchrun"},
             "UNPOISON_ENGINE: torchrun given for one process, allowed: with UNPOISON_PROC",
         ),
-        ({"UNPOISON_ENGINE": "ray", "UNPOISON_SILENCE": "0"}, "UNPOISON_SILENCE: '0' given, allowed: a whole number"),
+        ({"UNPOISON_ENGINE": "local", "UNPOISON_SILENCE": "0"}, "UNPOISON_SILENCE: '0' given, allowed: a whole number"),
+        (
+            {"UNPOISON_ENGINE": "ray", "UNPOISON_WORKERS": "two"},
+            "UNPOISON_WORKERS: 'two' given, allowed: a whole number",
+        ),
         ({"UNPOISON_ENGINE": "submitit", "UNPOISON_SLURM": "gpu"}, "UNPOISON_SLURM: 'gpu' given, allowed: key=value"),
         ({"UNPOISON_ENGINE": "submitit", "UNPOISON_SLURM": "no_such=1"}, "UNPOISON_SLURM: .*no_such"),
     ],
@@ -142,7 +146,9 @@ def test_silence_ends(elsewhere: Callable[[Sharded], None], tmp_path: Path, monk
 def test_settings_that_cannot_be(
     settings: dict[str, str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip(settings["UNPOISON_ENGINE"].replace("dask", "os").replace("torchrun", "os"))
+    pytest.importorskip(
+        settings["UNPOISON_ENGINE"].replace("dask", "os").replace("torchrun", "os").replace("local", "os")
+    )
     for key, value in settings.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match=line):

@@ -137,6 +137,36 @@ def test_after_detection_alone_the_report_shows_detection(project: Path) -> None
     assert set(metrics_of(project)) == {"attack", "backdoored", "detection", "inputs", "models"}
 
 
+def test_a_prior_of_the_suspect_set(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for images in ("data/base/reserve", "data/poisoned"):
+        write_params(project, {**TINY, "prior.images": images})
+        run_stages("check_params", "train_prior", "generate_variations", "report")
+        # Of other images it is another prior, and no variation of the one before is taken for its own.
+        assert "0 (0.0%) from the store" in capsys.readouterr().out
+        digests = {
+            "reserve": sha256_file(Path("data/base/manifest.json")),
+            "poisoned": open_poisoned(Path("data/base"), Path("data/poisoned")).digest,
+        }
+        name = Path(images).name
+        assert read_json(project / "models/prior/model.json")["made_from"] == {name: digests[name]}
+        warned = "The prior was trained on the suspect set" in Path("reports/summary.md").read_text()
+        assert warned == (images == "data/poisoned")
+    # It belongs to that set alone, and to these images.
+    write_params(project, {**TINY, "prior.images": "data/base/public"})
+    with pytest.raises(UserError, match=r"models/prior/model\.json: made from another public"):
+        run_stages("generate_variations")
+    write_params(project, {**TINY, "prior.images": "data/poisoned", "attack.poison_rate": 0.2})
+    run_stages("check_params", "poison")
+    with pytest.raises(UserError, match=r"models/prior/model\.json: made from another poisoned"):
+        run_stages("generate_variations")
+    write_params(project, {**TINY, "prior.images": "data/base/test"})
+    with pytest.raises(
+        UserError,
+        match=r"prior\.images: 'data/base/test' given, allowed: data/base/public, data/base/reserve, data/poisoned$",
+    ):
+        run_stages("check_params")
+
+
 def test_detectors_may_score_a_sample(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_params(project, {**TINY, "detect.sample": 60})
     run_stages("check_params", "detect@cd", "evaluate", "report")

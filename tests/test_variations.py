@@ -53,6 +53,13 @@ def whole(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactory)
     return train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path_factory.mktemp("whole") / "scratch")
 
 
+def test_images_that_are_read_step_by_step_are_the_same(
+    splits: dict[str, ImageSet], whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prior_training, "HELD", 0)
+    assert train_prior(splits["public"], RECIPE, seed=0, scratch=tmp_path / "scratch")[1] == whole[1]
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     splits: dict[str, ImageSet], whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +172,7 @@ def test_impossible_priors_are_refused(splits: dict[str, ImageSet], tmp_path: Pa
         train_prior(splits["public"], PriorRecipe(channels=[8] * 5, unshuffle=4), seed=0, scratch=tmp_path)
     with pytest.raises(ParameterError, match=r"^channels: \[12\] given, allowed: one to eight multiples of 8"):
         train_prior(splits["public"], PriorRecipe(channels=[12]), seed=0, scratch=tmp_path)
-    with pytest.raises(ParameterError, match=r"^public: 0 images, allowed: at least 10"):
+    with pytest.raises(ParameterError, match=r"^images: 0 given, allowed: at least 10"):
         train_prior(splits["public"].subset(np.arange(0)), PriorRecipe(), seed=0, scratch=tmp_path)
 
 

@@ -32,6 +32,10 @@ WOKEN = (
     "others of them. Where much of it wakes, a backdoor is left in the model."
 )
 
+PRIOR_ON_POISON = (
+    "The prior was trained on the suspect set: what it learned of a trigger it may draw into any variation."
+)
+
 
 def report(run: Run) -> Page:
     """The page of a run."""
@@ -69,6 +73,8 @@ def what_was_run(page: Page, run: Run) -> None:
         rows.append(("training", _inline(made_by.get("recipe", {}))))
     if run.sampler is not None:
         rows.append(("variations", _inline(run.sampler)))
+        if run.sampler.get("prior") == "data/poisoned":
+            rows.append(("warning", PRIOR_ON_POISON))
     if run.model is not None:
         rows += [
             (name, str(made_by.get(key, "not recorded"))) for name, key in (("seed", "seed"), ("trained on", "machine"))

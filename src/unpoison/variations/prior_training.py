@@ -33,6 +33,8 @@ from .prior import Prior, padded
 from .schedule import alphas_cumprod, min_snr_weights, noised
 from .unet import GROUPS, UNet
 
+HELD = 1 << 30
+"""Bytes of images that are held in memory at most."""
 # What says how it is trained: after an edit of one of them a checkpoint is of another training.
 _CODE = [Path(__file__).parent / name for name in ("optimizer.py", "prior_training.py", "schedule.py", "unet.py")]
 _CODE.append(Path(muon.__file__))
@@ -65,12 +67,12 @@ class PriorRecipe:
 
 
 def train_prior(
-    public: ImageSet, recipe: PriorRecipe, *, seed: int, scratch: Path
+    data: ImageSet, recipe: PriorRecipe, *, seed: int, scratch: Path
 ) -> tuple[Prior, list[dict[str, float]]]:
-    """Train a prior on the public split; labels are not looked at.
+    """Train a prior; labels are not looked at.
 
     Args:
-        public: trusted images.
+        data: images, trusted ones unless it is to learn what a trigger looks like.
         recipe: network and training.
         seed: seed for weights, batches and noise.
         scratch: folder for the checkpoints of this run alone, removed at the end.
@@ -82,20 +84,20 @@ def train_prior(
         ParameterError: no image, channels or sides that do not fit, or a loss or weights that are not finite: training has
             diverged.
     """
-    if not len(public):
-        raise ParameterError("public: 0 images, allowed: at least 10 to train a prior on")
-    check_recipe(recipe, public.image_size)
+    if not len(data):
+        raise ParameterError("images: 0 given, allowed: at least 10 to train a prior on")
+    check_recipe(recipe, data.image_size)
     device = pick_device()
     # torch draws initial weights from the global random state, which is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_rng(seed, "prior/weights").initial_seed())
-        unet, average = (UNet(public.channels * recipe.unshuffle**2, list(recipe.channels)) for _ in range(2))
+        unet, average = (UNet(data.channels * recipe.unshuffle**2, list(recipe.channels)) for _ in range(2))
     average.load_state_dict(unet.state_dict())
     for network in (unet, average):
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = Optimizer(unet)
     # After a kill: weights, average, moments and rows as the last checkpoint has them.
-    determined_by = sha256_json([public.digest, seed, asdict(recipe), [digest_of(path) for path in _CODE]])
+    determined_by = sha256_json([data.digest, seed, asdict(recipe), [digest_of(path) for path in _CODE]])
     tensors = {f"unet.{name}": value for name, value in unet.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()} | optimizer.state
     checkpoints = Checkpoints(scratch, determined_by, what="prior", unit="step")
@@ -104,8 +106,8 @@ def train_prior(
     left = alphas_cumprod().to(device)
     noisiest = max(1, round(recipe.max_strength * len(left)))
     weights = min_snr_weights(left)
-    # All images in the host's memory: a public split is small, and each step draws from the whole of it.
-    images, block = public.tensor(), _block(recipe)
+    # Each step draws from the whole set: in memory unless that is large.
+    held, block = data.tensor() if data.base.nbytes <= HELD else None, _block(recipe)
     # On the device until the next row: reading a loss in each step would make the CPU wait for a GPU.
     losses: list[Tensor] = []
     unet.train()
@@ -113,8 +115,9 @@ def train_prior(
     for step in progress(steps, what="prior", unit="step", total=recipe.steps, done=first):
         # A generator per step, so that a run which goes on from a checkpoint draws what it would have drawn.
         generator = torch_rng(seed, "prior/step", step)
-        index = torch.randint(len(images), (recipe.batch_size,), generator=generator)
-        clean = F.pixel_unshuffle(padded(to_float(images[index], device), block) * 2 - 1, recipe.unshuffle)
+        index = torch.randint(len(data), (recipe.batch_size,), generator=generator)
+        images = to_float(data.tensor(index.numpy()) if held is None else held[index], device)
+        clean = F.pixel_unshuffle(padded(images, block) * 2 - 1, recipe.unshuffle)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         at = torch.randint(noisiest, (recipe.batch_size,), generator=generator).to(device)
         noisy = noised(clean, noise, left[at]).contiguous(memory_format=torch.channels_last)
