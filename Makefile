@@ -44,9 +44,10 @@ costs: setup
 params: setup
 	$(RUN) python stages/method_params.py
 
-# One thread per worker: two pools of threads on the same cores wait for each other.
+# One thread per worker: two pools of threads on the same cores wait for each other. Files in the order of tests/conftest.py: with the
+# longest at the end one worker would be left alone with it.
 test: setup
-	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
+	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # One published table. SCALE: the suite's first if not given; DATA=folder or archive of images; EXPERIMENTS="badnets
 # blended-0.1": only these; FRESH=1: everything again.

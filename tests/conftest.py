@@ -31,6 +31,27 @@ def with_value(block: Mapping[str, Any], path: Sequence[str], value: Any) -> dic
     return dict(changed)
 
 
+LONGEST = (
+    "stages",
+    "pipeline",
+    "robust",
+    "purification",
+    "engines",
+    "detection",
+    "suite_runs",
+    "sizes",
+    "models",
+    "distributed",
+)
+"""Files of tests that take the longest, in this order."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: workers that take file after file then end at about the same time."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session")
 def splits() -> dict[str, ImageSet]:
     return make_splits()

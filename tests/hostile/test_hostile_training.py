@@ -237,7 +237,7 @@ PRIORS = [
     ),
     ("prior-rate-beyond-float32", {"prior": {"lr": 1e39}}, Refused(r"^lr: 1e\+39 given; ")),
     ("prior-batch-of-a-terabyte", {"prior": {"batch_size": 10**9}}, Refused("^batch_size: 1000000000 given; ")),
-    ("prior-without-images", {"images": 0}, Refused("^public: 0 images, allowed: at least 10")),
+    ("prior-without-images", {"images": 0}, Refused("^images: 0 given, allowed: at least 10")),
     ("more-steps-than-the-schedule", {"sampler": {"steps": 5000}}, Refused("^steps: 5000 given; .*equal to 1000")),
     ("a-billion-variations", {"sampler": {"num_variations": 10**9}}, Refused("^num_variations: 1000000000 given; ")),
     ("strength-that-is-no-number", {"sampler": {"strength": NAN}}, Refused("^strength: nan given; ")),
