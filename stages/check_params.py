@@ -29,6 +29,7 @@ import robust_methods
 import stress_settings
 import train_prior
 from by_artefact import artefacts_of
+from control import WITHOUT
 from parameters import (
     FAMILIES,
     PARAMS,
@@ -66,6 +67,7 @@ from unpoison.sources import digits
 
 SECTIONS = [
     "seed",
+    "control",
     "data",
     "attack",
     "model",
@@ -97,6 +99,7 @@ def check_all(params: Params) -> None:
     for family, methods in METHODS.items():
         _check_blocks(params, family, methods)
     _check_attack(params, data, seed)
+    why_without_control(params)
     for name, keys in (("distill", ("model", "teacher", "train")), ("robust", ("by", "methods", "model"))):
         for key in section(params, name):
             if key not in keys:
@@ -256,12 +259,24 @@ def attacks_in_use(params: Params) -> dict[str, Any]:
     return {name: own.get(name) for name in {wanted.attack for wanted in chosen.intents}}
 
 
+def why_without_control(params: Params) -> str | None:
+    """Which parameter leaves a run without the network that is trained on the clean set; None where none does."""
+    wanted = params.get("control")
+    if not isinstance(wanted, bool):
+        raise UserError(f"{PARAMS}: control: {wanted!r} given, allowed: true, false")
+    # Of data of unknown origin no clean set is known.
+    if poison.settings(params).name == "none":
+        return "attack.name: none"
+    return None if wanted or stress_settings.settings(params).reactivation else "control: false"
+
+
 def main() -> list[Path]:
     params = load_params()
     check_all(params)
     with new_folder(CHECKED) as staging:
         write_stage_code(staging, params)
         write_json(staging / "attack.json", attacks_in_use(params))
+        write_json(staging / WITHOUT.name, {"because": why_without_control(params)})
     return [CHECKED]
 
 

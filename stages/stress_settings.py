@@ -13,8 +13,6 @@ from unpoison.core.errors import UserError
 from unpoison.core.hyperparameters import Count, Epochs, NonNegative, Positive
 from unpoison.training.recipe import AugmentationName
 
-OFF = "stress.reactivation: false"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -28,7 +26,7 @@ class Settings:
         lr: learning rate of retuning.
         augment: augmentations of the trusted images, drawn once.
         points: networks on the line to the backdoored model, both ends among them.
-        reactivation: whether the reactivation attack is run, for which a clean model is trained.
+        reactivation: whether the reactivation attack is run, for which the clean model is trained whatever `control` says.
         images: clean and as many poisoned images of its generator.
         query_epochs: epochs of its generator.
         query_lr: learning rate of its generator.

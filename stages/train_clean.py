@@ -1,4 +1,4 @@
-"""Train the victim's network by the victim's recipe on the clean training set, for the reactivation attack, which needs it."""
+"""Train the victim's network by the victim's recipe on the clean training set: the control of every attack."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 from common import BASE, CLEAN, TRAINING, run_stage
 
+from control import why_without
 from parameters import PARAMS, load_params, seed_of
-from stress_settings import OFF, settings
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.device import machine
@@ -28,9 +28,9 @@ CURVE = TRAINING / "clean.csv"
 def main() -> list[Path]:
     params = load_params()
     seed, network, recipe = seed_of(params), network_of(params), recipe_of(params, "train")
-    if not settings(params).reactivation:
+    if (why := why_without()) is not None:
         if not world().rank:
-            write_absent(CLEAN, OFF)
+            write_absent(CLEAN, why)
             write_curve(CURVE, History.none())
         return [CLEAN, CURVE]
     data = open_split(BASE, "train")

@@ -223,6 +223,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("stress.methods", "ft", r"stress\.methods: 'ft' given; input should be a valid list"),
     ("stress.points", 1, r"stress\.points: 1 given; input should be greater than or equal to 2"),
     ("stress.budget", 0, r"stress\.budget: 0 given; input should be "),
+    ("control", 1, r"control: 1 given, allowed: true, false"),
     ("stress.reactivation", 1, r"stress\.reactivation: 1 given; input should be a valid boolean"),
     ("stress.rate", 1, r"stress\.rate: unknown key, allowed: methods, poisoned"),
     ("robust.methods", ["fst"], r"robust\.methods: 'fst' given, allowed: distillation"),

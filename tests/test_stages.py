@@ -379,7 +379,7 @@ def test_a_method_that_builds_on_scores_is_no_method_of_the_reserve(project: Pat
 
 
 def test_a_purified_model_is_tested(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert read_json(project / "models/clean/absent.json")["because"] == "stress.reactivation: false"
+    assert read_json(project / "models/clean/absent.json")["because"] == "control: false"
     assert (project / "reports/training/clean.csv").read_text() == "epoch,loss,accuracy,lr\n"
     assert (project / "reports/curves/connectivity.csv").read_text() == "t\n"
     before = metrics_of(project)
@@ -427,6 +427,29 @@ def test_a_purified_model_is_tested(project: Path, capsys: pytest.CaptureFixture
         run_stages("stress@fst")
 
 
+def test_the_control_of_an_attack(project: Path) -> None:
+    before = (project / "models/backdoored/model.safetensors").read_bytes()
+    write_params(project, {**TINY, "control": True})
+    run_stages("check_params", "train_clean", "evaluate", "report")
+    assert read_json(project / "models/clean/model.json")["made_by"]["recipe"]["epochs"] == 2
+    assert (project / "models/clean/model.safetensors").read_bytes() != before
+    # ASR of a network that saw no trigger is that of the trigger itself.
+    control = metrics_of(project)["clean"]
+    assert set(control) >= {"acc", "asr", "ra"}
+    assert "der" not in control
+    line = f"Its ASR, {control['asr']:.3f}, is what the trigger does without a backdoor"
+    assert line in (project / "reports/summary.md").read_text()
+    # Another attack has the same one.
+    path = project / "data/checked/control.json"
+    before = path.read_bytes()
+    write_params(project, {**TINY, "control": True, "attack.name": "blended", "attack.poison_rate": 0.05})
+    run_stages("check_params")
+    assert path.read_bytes() == before
+    path.write_text('{"because": 3}')
+    with pytest.raises(UserError, match=r"^data/checked/control\.json: because: 3 given; "):
+        run_stages("train_clean")
+
+
 def test_branches_that_are_off_are_left_out(project: Path) -> None:
     off = {"purify.methods": [], "detect.methods": [], "detect.inputs": [], "detect.models": []}
     write_params(project, {**TINY, **off, "variations.enabled": False})
@@ -442,9 +465,11 @@ def test_branches_that_are_off_are_left_out(project: Path) -> None:
 
 
 def test_attack_none_needs_no_truth(project: Path) -> None:
-    write_params(project, {**TINY, "attack.name": "none"})
+    write_params(project, {**TINY, "attack.name": "none", "control": True})
     run_stages()
     assert set(metrics_of(project)["backdoored"]) == {"acc"}
+    # Of a set of unknown origin no clean one is known.
+    assert read_json(project / "models/clean/absent.json")["because"] == "attack.name: none"
     assert "detection" not in metrics_of(project)
     page = (project / "reports/index.html").read_text()
     assert "unknown origin" in page

@@ -148,6 +148,33 @@ def test_a_matrix_leaves_out_attacks_that_did_not_take(tmp_path: Path) -> None:
     assert "### FPR" not in markdown(suite, [replace(run, metrics={"backdoored.acc": 0.9}) for run in runs])
 
 
+def test_the_control_stands_beside_the_asr_of_the_victim(tmp_path: Path) -> None:
+    matrices = {f"ASR by {rows}": {"metric": "robust.*.asr", "rows": rows} for rows in ("attacks", "methods")}
+    suite = read(tmp_path, {**VARIED, "matrices": matrices})
+    runs = [
+        replace(run, metrics={**run.metrics, **figures})
+        for run, figures in (
+            (ran(suite, "badnets-0.1", 0, 0.9, 0.8, 0.2), {"robust.abl.asr": 0.25, "clean.asr": 0.5}),
+            # Of an earlier run, which had none.
+            (ran(suite, "blended-0.4", 0, 0.9, 0.8, 0.2), {"robust.abl.asr": 0.75}),
+        )
+    ]
+    page = markdown(suite, runs)
+    assert page.split("### ASR by attacks: 200 digits; digits\n\n")[1].splitlines()[:5] == [
+        "| attack | poison_rate | ASR | control | abl |",
+        "|---|---:|---:|---:|---:|",
+        "| badnets | 0.1 | 0.800 | 0.500 | 0.250 |",
+        "| blended | 0.4 | 0.800 | – | 0.750 |",
+        "| **mean** of 2 |  |  |  | 0.500 |",
+    ]
+    assert page.split("### ASR by methods: 200 digits; digits\n\n")[1].splitlines()[2:5] == [
+        "| ASR of the victim | 0.800 | 0.800 |  |  |",
+        "| ASR of the control | 0.500 | – |  |  |",
+        "| abl | 0.250 | 0.750 | 0.500 | 0.250 |",
+    ]
+    assert "Control: a network like the victim's" in page
+
+
 def test_solved_attacks_are_counted_and_methods_go_down_the_page(tmp_path: Path) -> None:
     solved = {
         "methods": "purified.*",

@@ -43,6 +43,7 @@ ENVIRONMENT = {
 }
 # Overrides as `dvc exp run -S` takes them: keys of params.yaml, or FILE:KEY.
 TINY: dict[str, Any] = {
+    "control": False,
     "data.digits.train": 200,
     "data.digits.test": 60,
     "data.reserve": 60,

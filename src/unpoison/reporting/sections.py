@@ -130,6 +130,11 @@ def models(page: Page, run: Run) -> None:
         "that still get their true label. ACC without target: on clean test images of other classes than the target, as "
         "D-BR reports it."
     )
+    if "asr" in graded.get("clean", {}):
+        page.text(
+            "clean is the control: the same network, trained on the clean set. Its ASR, "
+            f"{graded['clean']['asr']:.3f}, is what the trigger does without a backdoor, and is left by a perfect defence."
+        )
     if words := _holds(columns, graded):
         page.text(words)
     _triggers(page, run.metrics)

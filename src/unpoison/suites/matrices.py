@@ -12,6 +12,8 @@ from ..reporting.page import Table
 from .record import Run
 from .suite import Matrix, Solved, Suite
 
+CONTROL = "clean.asr"
+
 
 def sections(suite: Suite, runs: Sequence[Run]) -> list[str]:
     """Heading, table and notes of each of the suite's matrices at each scale with such figures."""
@@ -31,6 +33,11 @@ def sections(suite: Suite, runs: Sequence[Run]) -> list[str]:
             for title, matrix in suite.matrices.items():
                 if names := names_of(matrix.metric, here):
                     parts += [f"### {prose(title)}: {where}", _table(suite, matrix, names, here).markdown(str)]
+    if parts and any(CONTROL in run.metrics for run in runs):
+        parts.append(
+            "Control: a network like the victim's that was trained on the clean set. Its ASR is what the trigger does without "
+            "a backdoor; a defence cannot be asked for less."
+        )
     if parts and suite.taken is not None:
         below = f"ASR below {suite.taken:g}"
         parts.append(f"† {below}: the attack did not take. Such rows are in neither mean nor worst case.")
@@ -44,37 +51,41 @@ def names_of(metric: str, runs: Iterable[Run]) -> list[str]:
 
 
 def _table(suite: Suite, matrix: Matrix, names: Sequence[str], runs: Sequence[Run]) -> Table:
-    asr_of, body, taken = f"{_undefended(suite)}.asr", [], []
+    of_victim = {"ASR": f"{_undefended(suite)}.asr"}
+    if any(CONTROL in run.metrics for run in runs):
+        of_victim["control"] = CONTROL
+    body, taken = [], []
     for experiment, about in suite.experiments.items():
         of_experiment = [run for run in runs if run.experiment == experiment]
         means = {name: _mean(of_experiment, matrix.metric.replace("*", name)) for name in names}
         if not any(value is not None for value in means.values()):
             continue
-        asr = _mean(of_experiment, asr_of)
+        own = {head: _mean(of_experiment, metric) for head, metric in of_victim.items()}
+        asr = own["ASR"]
         if took := suite.taken is None or (asr is not None and asr >= suite.taken):
             taken.append(means)
         first = literal(about.name) + ("" if took else " †")
         value = [literal(about.value)] if suite.vary else []
-        body.append([first, *value, "–" if asr is None else f"{asr:.3f}", *_cells(means, names)])
+        body.append([first, *value, *map(_cell, own.values()), *_cells(means, names)])
     columns = {name: [row[name] for row in taken if row[name] is not None] for name in names}
     whole = {name: [value for value in values if value is not None] for name, values in columns.items()}
-    blank = [""] * (2 if suite.vary else 1)
+    varied = [literal(suite.vary.rpartition(".")[2])] if suite.vary else []
+    blank = [""] * (len(varied) + len(of_victim))
     for title, of in (("mean", statistics.fmean), ("worst", max if matrix.lower_is_better else min)):
         summary = {name: of(values) if values else None for name, values in whole.items()}
         body.append([f"**{title}** of {len(taken)}", *blank, *_cells(summary, names)])
     for title, published in matrix.published.items():
         first = f"{prose(title)} ({code(published.source)})"
         body.append([first, *blank, *_cells(published.figures, names)])
-    varied = [literal(suite.vary.rpartition(".")[2])] if suite.vary else []
     if matrix.rows == "methods":
-        # The attacks' own columns, up to their ASR, become the head.
-        own = len(varied) + 2
-        head = [" ".join(filter(None, row[: own - 1])) for row in body]
-        across = [[literal(name), *(row[own + place] for row in body)] for place, name in enumerate(names)]
-        return Table(
-            ["method", *head], [["ASR of the victim", *(row[own - 1] for row in body)], *across], frozenset({0})
-        )
-    return Table(["attack", *varied, "ASR", *map(literal, names)], body)
+        # The attacks' own columns become the head, and their ASR the first rows.
+        labels = 1 + len(varied)
+        head = [" ".join(filter(None, row[:labels])) for row in body]
+        titles = {"ASR": "ASR of the victim", "control": "ASR of the control"}
+        rows = [*(titles[name] for name in of_victim), *map(literal, names)]
+        across = [[title, *(row[labels + place] for row in body)] for place, title in enumerate(rows)]
+        return Table(["method", *head], across, frozenset({0}))
+    return Table(["attack", *varied, *of_victim, *map(literal, names)], body)
 
 
 def _solved(suite: Suite, solved: Solved, names: Sequence[str], runs: Sequence[Run]) -> Table:
