@@ -351,6 +351,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "parameters",
         "training",
         "by_artefact",
+        "control",
         "robust_methods",
         "robust_networks",
         "robust_training",
