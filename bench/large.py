@@ -91,6 +91,7 @@ def write_params(archive: Path, folder: Path) -> None:
         "params/detectors.yaml",
         "params/purifiers.yaml",
         "params/robust.yaml",
+        "params/variations.yaml",
     ]
     contents: dict[str, Any] = {name: yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in files}
     given = contents["params.yaml"]
@@ -99,7 +100,7 @@ def write_params(archive: Path, folder: Path) -> None:
     given["train"] |= {"epochs": 1, "batch_size": 256, "lr": 0.01}
     given["distill"]["train"] |= {"epochs": 1, "batch_size": 256, "lr": 0.01}
     given["prior"] |= {"steps": 20, "unshuffle": 8, "channels": [8, 8]}
-    given["variations"] |= {"steps": 2}
+    contents["params/variations.yaml"]["sdedit"] |= {"steps": 2}
     given["purify"] = {"methods": ["fst"]}
     contents["params/purifiers.yaml"]["fst"] |= {"epochs": 1}
     contents["params/detectors.yaml"]["cd"] |= {"steps": 1}

@@ -30,11 +30,11 @@ TINY: dict[str, dict[str, Any]] = {
         "prior.steps": 20,
         "prior.channels": [8, 8],
         "prior.unshuffle": 4,
-        "variations.steps": 4,
         "distill.train.epochs": 2,
     },
     "params/detectors.yaml": {"cd.steps": 2},
     "params/purifiers.yaml": {"ft.epochs": 1, "fst.epochs": 1},
+    "params/variations.yaml": {"sdedit.steps": 4},
 }
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,17 +31,18 @@ from unpoison.variations.colour import match_colours
 from unpoison.variations.generate import generate
 from unpoison.variations.prior import Prior
 from unpoison.variations.prior_training import PriorRecipe, train_prior
-from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler
+from unpoison.variations.sampling import BATCH, Settings
+from unpoison.variations.sdedit import make_scheduler
 
 SPLITS = {"train": 4 * BATCH, "public": 100}
 LOOP = 64  # images of the plain loop, which are enough: each takes as long as any other
 
 
 @torch.no_grad()
-def plain(prior: Prior, pictures: list[Image.Image], settings: SamplerSettings) -> list[Image.Image]:
+def plain(prior: Prior, pictures: list[Image.Image], settings: Settings, own: dict[str, Any]) -> list[Image.Image]:
     device, varied = pick_device(), []
     for picture in pictures:
-        scheduler, timesteps = make_scheduler(settings)
+        scheduler, timesteps = make_scheduler(**own)
         source = to_tensor(picture)[None].to(device)
         latent = prior.encode(source)
         x = scheduler.add_noise(latent, torch.randn_like(latent), timesteps[:1])
@@ -64,9 +66,18 @@ def ways_of(images: int, loop: int) -> tuple[str, dict[str, Callable[[], float]]
     data = splits["train"]
     with tempfile.TemporaryDirectory() as scratch:
         # One step of one batch: rates and the like do not matter.
-        recipe = PriorRecipe(**{**params["prior"], "steps": 1, "checkpoint_every": 1})
+        recipe = PriorRecipe(
+            **{
+                **{key: value for key, value in params["prior"].items() if key != "images"},
+                "steps": 1,
+                "checkpoint_every": 1,
+            }
+        )
         prior, _ = train_prior(splits["public"], recipe, seed=0, scratch=Path(scratch) / "prior")
-    settings = SamplerSettings(**{key: value for key, value in params["variations"].items() if key != "enabled"})
+    settings = Settings(
+        **{key: value for key, value in params["variations"].items() if key not in ("enabled", "method")}
+    )
+    own = yaml.safe_load((ROOT / "params" / "variations.yaml").read_text(encoding="utf-8"))["sdedit"]
     # A copy, as the sampler lays its network out anew; contiguous, as networks are by default.
     theirs = Prior(
         deepcopy(prior.unet).to(device=pick_device(), memory_format=torch.contiguous_format),
@@ -74,11 +85,13 @@ def ways_of(images: int, loop: int) -> tuple[str, dict[str, Callable[[], float]]
         prior.max_strength,
     )
     pictures = [Image.fromarray(image) for image in data.gather(np.arange(loop))]
-    what = f"{settings.scheduler}, {len(make_scheduler(settings)[1])} passes"
+    what = f"{own['scheduler']}, {len(make_scheduler(**own)[1])} passes"
     ours = data.subset(np.arange(images))
     return what, {
-        "plain": lambda: loop / timed(lambda: plain(theirs, pictures, settings)),
-        "ours": lambda: images / timed(lambda: generate(ours, prior, settings, seed=0, store=ContentStore(None))),
+        "plain": lambda: loop / timed(lambda: plain(theirs, pictures, settings, own)),
+        "ours": lambda: (
+            images / timed(lambda: generate(ours, "sdedit", prior, settings, own, seed=0, store=ContentStore(None)))
+        ),
     }
 
 

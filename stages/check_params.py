@@ -29,9 +29,9 @@ import robust_methods
 import stress_settings
 import train_prior
 from by_artefact import artefacts_of
-from control import WITHOUT
 from parameters import (
     FAMILIES,
+    OFF,
     PARAMS,
     Params,
     load_params,
@@ -64,6 +64,8 @@ from unpoison.poisoning.policy import check_classes
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 from unpoison.sources import digits
+from unpoison.variations import VARIATIONS
+from without import WITHOUT
 
 SECTIONS = [
     "seed",
@@ -86,6 +88,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "detectors": DETECTORS | INSPECTORS,
     "purifiers": PURIFIERS,
     "robust": ROBUST,
+    "variations": VARIATIONS,
 }
 
 
@@ -112,14 +115,11 @@ def check_all(params: Params) -> None:
     for name in ("train", "distill.train"):
         recipe_of(params, name)
     report.settings(params)
-    recipe, sampler = train_prior.settings(params), generate_variations.settings(params)
-    if sampler.strength > recipe.max_strength:
-        raise UserError(
-            f"{PARAMS}: variations.strength: {sampler.strength} given, allowed: up to prior.max_strength "
-            f"{recipe.max_strength}"
-        )
+    recipe, sampler = train_prior.settings(params), generate_variations.chosen_of(params)
     split = train_prior.images_of(params).name
-    if with_variations(params) and split in ("public", "reserve") and not data.most(split):
+    if with_variations(params):
+        sampler.check(recipe.max_strength)
+    if why_without_prior(params) is None and split in ("public", "reserve") and not data.most(split):
         raise UserError(
             f"{PARAMS}: data.{split}: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
         )
@@ -270,13 +270,23 @@ def why_without_control(params: Params) -> str | None:
     return None if wanted or stress_settings.settings(params).reactivation else "control: false"
 
 
+def why_without_prior(params: Params) -> str | None:
+    """Which parameter leaves a run without a prior; None where none does."""
+    if not with_variations(params):
+        return OFF
+    chosen = generate_variations.chosen_of(params)
+    return None if chosen.method.pipeline is None else f"variations.method: {chosen.name}"
+
+
 def main() -> list[Path]:
     params = load_params()
     check_all(params)
     with new_folder(CHECKED) as staging:
         write_stage_code(staging, params)
         write_json(staging / "attack.json", attacks_in_use(params))
-        write_json(staging / WITHOUT.name, {"because": why_without_control(params)})
+        reasons = {"control": why_without_control(params), "prior": why_without_prior(params)}
+        for branch, why in reasons.items():
+            write_json(staging / WITHOUT.name / f"{branch}.json", {"because": why})
     return [CHECKED]
 
 

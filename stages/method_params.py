@@ -28,6 +28,7 @@ from unpoison.detection import DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
+from unpoison.variations import VARIATIONS
 
 HEADER = """\
 # {Family}: the methods' own parameters, with their published defaults. Written by `make params` from the signatures in
@@ -39,6 +40,7 @@ METHODS: dict[str, tuple[str, Mapping[str, Any], str]] = {
     "detectors": ("detection/ and inspection", DETECTORS | INSPECTORS, "cd.steps=100"),
     "purifiers": ("purification", PURIFIERS, "fst.alpha=0.2"),
     "robust": ("robust", ROBUST, "distillation.alpha=0.7"),
+    "variations": ("variations", VARIATIONS, "sdedit.steps=10"),
 }
 WIDTH, COLUMN = 132, 30
 

@@ -21,6 +21,7 @@ FAMILIES = {
     "detectors": Path("params/detectors.yaml"),
     "purifiers": Path("params/purifiers.yaml"),
     "robust": Path("params/robust.yaml"),
+    "variations": Path("params/variations.yaml"),
 }
 """The methods' own parameters: a block per method in the file of its family."""
 

@@ -24,6 +24,7 @@ from unpoison.core.files import write_json
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.models.networks import NETWORKS
+from unpoison.variations import VARIATIONS
 
 WHOLE = (
     "prepare",
@@ -31,7 +32,6 @@ WHOLE = (
     "stamp_test",
     "extract",
     "train_prior",
-    "generate_variations",
     "distill_student",
     "train_clean",
     "stress",
@@ -42,6 +42,7 @@ WHOLE = (
 
 METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "poison": ("unpoison.attacks", ATTACKS),
+    "generate_variations": ("unpoison.variations", VARIATIONS),
     "train_robust": ("unpoison.robust", robust_methods.BY_SET),
     "train_robust_by": ("unpoison.robust", robust_methods.BY_ARTEFACT),
     "purify": ("unpoison.purification", purifying.BY_RESERVE),
@@ -70,7 +71,7 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
         params: all parameters, which must be right.
 
     Returns:
-        By the stage's name as in `dvc.yaml` (`detect@cd`); `poison@NAME` for each attack.
+        By the stage's name as in `dvc.yaml` (`detect@cd`); `poison@NAME` and `generate_variations@NAME` for each method.
     """
     # A table imports all that is in it, and a new entry is to rerun nothing: what counts is the entry that is run. Of methods
     # that is the stage's own, of networks those of the models that the stage makes or reads, of recipes their values.

@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 from common import BASE, CLEAN, TRAINING, run_stage
 
-from control import why_without
 from parameters import PARAMS, load_params, seed_of
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
@@ -21,6 +20,7 @@ from unpoison.core.manifest import write_absent
 from unpoison.core.seeding import derive
 from unpoison.data.store import open_split
 from unpoison.training.loop import History, fit
+from without import why_without
 
 CURVE = TRAINING / "clean.csv"
 
@@ -28,7 +28,7 @@ CURVE = TRAINING / "clean.csv"
 def main() -> list[Path]:
     params = load_params()
     seed, network, recipe = seed_of(params), network_of(params), recipe_of(params, "train")
-    if (why := why_without()) is not None:
+    if (why := why_without("control")) is not None:
         if not world().rank:
             write_absent(CLEAN, why)
             write_curve(CURVE, History.none())

@@ -13,13 +13,14 @@ from common import BASE, POISONED, PRIOR, SCRATCH, TRAINING, run_stage
 import pandas as pd
 
 from not_applicable import without_set
-from parameters import OFF, PARAMS, Params, checked, load_params, section, seed_of, with_variations
+from parameters import PARAMS, Params, checked, load_params, section, seed_of
 from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.core.files import new_file, sha256_json
 from unpoison.core.manifest import write_absent
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.variations.prior import save_prior
 from unpoison.variations.prior_training import PriorRecipe, check_recipe, train_prior
+from without import why_without
 
 CURVE = TRAINING / "prior.csv"
 IMAGES = (BASE / "public", BASE / "reserve", POISONED)
@@ -45,8 +46,8 @@ def main() -> list[Path]:
     seed, recipe = seed_of(params), settings(params)
     rows: list[dict[str, float]] = []
     folder = images_of(params)
-    if not with_variations(params):
-        write_absent(PRIOR, OFF)
+    if (why := why_without("prior")) is not None:
+        write_absent(PRIOR, why)
     elif folder != POISONED or not without_set("train_prior", PRIOR):
         images = open_poisoned(BASE, POISONED) if folder == POISONED else open_split(BASE, folder.name)
         key = sha256_json([images.digest, str(folder), seed, asdict(recipe)])[:16]

@@ -27,6 +27,7 @@ from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
+from unpoison.variations import VARIATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "src" / "unpoison"
@@ -35,12 +36,14 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 # Tables, which import all that is in them. A stage depends on what it takes from one, so that a new entry reruns nothing.
 TABLES = {
-    LIBRARY / family / "__init__.py" for family in ("attacks", "detection", "inspection", "purification", "robust")
+    LIBRARY / family / "__init__.py"
+    for family in ("attacks", "detection", "inspection", "purification", "robust", "variations")
 }
 TABLES |= {LIBRARY / "models" / "networks.py", LIBRARY / "training" / "recipes.py"}
 # Stage to the folder of its methods, the template that names one, and the methods that it can run.
 FAMILIES = {
     "poison": ("attacks", "${attack.name}", ATTACKS),
+    "generate_variations": ("variations", "${variations.method}", VARIATIONS),
     "detect": ("detection", "${item}", DETECTORS),
     "detect_inputs": ("detection", "${item}", INPUT_DETECTORS),
     "inspect_model": ("inspection", "${item}", INSPECTORS),
@@ -301,7 +304,7 @@ def test_every_training_is_kept_by_the_cache() -> None:
 @pytest.mark.parametrize("stage", DEFENCES)
 def test_defences_cannot_see_the_answer(stage: str) -> None:
     answers = ["data/truth", "data/attacker", "data/triggered", "data/base/test", "reports", "data/checked/attack.json"]
-    answers += ["data/checked/control.json"]
+    answers += ["data/checked/without/control.json"]
     # And what is made of the truth, or of the training set as it was before the attack.
     answers += ["data/stress", "models/clean"]
     code = ("poison", "stamp_test.json", "stress.json", "evaluate.json", "report.json")
@@ -351,7 +354,6 @@ def test_every_stage_script_is_a_stage() -> None:
         "parameters",
         "training",
         "by_artefact",
-        "control",
         "robust_methods",
         "robust_networks",
         "robust_training",
@@ -362,6 +364,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "stage_code",
         "stress_settings",
         "teacher",
+        "without",
     }
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)
     assert all(stage["desc"] for stage in STAGES.values())
@@ -440,6 +443,7 @@ def table_of(page: str) -> list[list[str]]:
         ("detection", {*DETECTORS, *INSPECTORS}),
         ("purification", set(PURIFIERS)),
         ("robust", set(ROBUST)),
+        ("variations", set(VARIATIONS)),
         ("data", set(SOURCES)),
     ],
 )

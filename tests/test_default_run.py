@@ -61,9 +61,10 @@ def test_the_lock_file_is_of_this_tree(tmp_path: Path) -> None:
     # after a changed comment.
     params = load_params(ROOT)
     write_stage_code(tmp_path / CHECKED, params)
+    methods = {"poison": params["attack"]["name"], "generate_variations": params["variations"]["method"]}
     changed = set()
     for stage in set(LOCK) - {"check_params"}:
-        path = code_file(f"poison@{params['attack']['name']}" if stage == "poison" else stage)
+        path = code_file(f"{stage}@{methods[stage]}" if stage in methods else stage)
         locked = {dep["path"]: dep["md5"] for dep in LOCK[stage]["deps"]}
         changed |= {stage} if locked.get(path.as_posix()) != md5_of(tmp_path / path) else set()
         changed |= {

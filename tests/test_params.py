@@ -38,7 +38,7 @@ def test_default_is_valid() -> None:
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("sead", 1, r"sead: unknown key, allowed: seed, data"),
+    ("sead", 1, r"sead: unknown key, allowed: seed, control, data"),
     ("seed", -1, r"seed: -1 given, allowed: a whole number from 0"),
     ("seed", True, r"seed: True given"),
     ("train", "fast", r"train: 'fast' given, allowed: a block of keys"),
@@ -151,9 +151,9 @@ BAD: list[tuple[str, Any, str]] = [
         r"distill\.teacher: 'models/clean' given, which other stages write; allowed: m",
     ),
     ("distill.teacher", "./models/purified/ft", r"'\./models/purified/ft' given, which other stages write; allowed: m"),
-    ("variations.strength", 0.7, r"variations\.strength: 0\.7 given, allowed: up to prior\.max_strength 0\.6"),
-    ("variations.strength", 0.01, r"variations\.strength: 0\.01 given"),
-    ("variations.scheduler", "euler", r"variations\.scheduler: 'euler' given; input should be 'ddim' or 'dpmsolver"),
+    ("variations.method", "sde", r"variations\.method: 'sde' given, allowed: sdedit, pure_gen, "),
+    ("variations.method", None, r"variations\.method: None given, allowed: sdedit, pure_gen, "),
+    ("variations.strength", 0.5, r"variations\.strength: unknown key, allowed: num_variations, color_transfer"),
     (
         "params/robust.yaml:distillation.alpha",
         2,

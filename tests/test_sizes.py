@@ -26,7 +26,7 @@ COMMON: dict[str, Any] = {
     "prior.batch_size": 2,
     "prior.channels": [8, 8],
     "prior.unshuffle": 8,
-    "variations.steps": 2,
+    "params/variations.yaml:sdedit.steps": 2,
     "distill.train.epochs": 1,
     "params/purifiers.yaml:ft.epochs": 1,
     "params/purifiers.yaml:fst.epochs": 1,

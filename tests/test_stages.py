@@ -440,13 +440,13 @@ def test_the_control_of_an_attack(project: Path) -> None:
     line = f"Its ASR, {control['asr']:.3f}, is what the trigger does without a backdoor"
     assert line in (project / "reports/summary.md").read_text()
     # Another attack has the same one.
-    path = project / "data/checked/control.json"
+    path = project / "data/checked/without/control.json"
     before = path.read_bytes()
     write_params(project, {**TINY, "control": True, "attack.name": "blended", "attack.poison_rate": 0.05})
     run_stages("check_params")
     assert path.read_bytes() == before
     path.write_text('{"because": 3}')
-    with pytest.raises(UserError, match=r"^data/checked/control\.json: because: 3 given; "):
+    with pytest.raises(UserError, match=r"^data/checked/without/control\.json: because: 3 given; "):
         run_stages("train_clean")
 
 

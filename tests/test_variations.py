@@ -20,20 +20,35 @@ from unpoison.core.content_store import ContentStore, read_kept, write_kept
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.sharded import in_turn
 from unpoison.data.imageset import ImageSet
+from unpoison.variations import VARIATIONS, prior_training, schedule
 from unpoison.variations import prior as prior_module
-from unpoison.variations import prior_training, schedule
 from unpoison.variations.colour import match_colours
 from unpoison.variations.generate import generate, names_of
 from unpoison.variations.optimizer import Optimizer
 from unpoison.variations.prior import Prior, load_prior, save_prior
 from unpoison.variations.prior_training import PriorRecipe, train_prior
-from unpoison.variations.sampling import BATCH, SamplerSettings, make_scheduler, vary
+from unpoison.variations.sampling import BATCH, Settings, check_strength
+from unpoison.variations.sampling import vary as vary_by
+from unpoison.variations.sdedit import make_scheduler
 
 RECIPE = PriorRecipe(steps=12, batch_size=16, channels=[8, 8], unshuffle=4, checkpoint_every=4)
 CPU = torch.device("cpu")
 Trained = tuple[Prior, list[dict[str, float]]]
+ONE, TWO, RAW = Settings(), Settings(num_variations=2), Settings(color_transfer=False)
 # Of diffusers and NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def sampler(strength: float = 0.6, steps: int = 10, scheduler: str = "ddim") -> dict[str, Any]:
+    """Parameters of `sdedit`."""
+    return {"strength": strength, "steps": steps, "scheduler": scheduler}
+
+
+def vary(
+    prior: Prior, images: Tensor, keys: list[int], own: dict[str, Any], settings: Settings = ONE, *, seed: int = 0
+) -> Tensor:
+    """Variations by `sdedit`."""
+    return vary_by(VARIATIONS["sdedit"], prior, images, keys, settings, own, seed=seed, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +193,12 @@ def test_impossible_priors_are_refused(splits: dict[str, ImageSet], tmp_path: Pa
 
 def test_more_noise_than_the_prior_knows_is_refused(prior: Prior, splits: dict[str, ImageSet]) -> None:
     modest = Prior(prior.unet, prior.unshuffle, max_strength=0.4)
-    with pytest.raises(ParameterError, match=r"^strength: 0\.6 given, allowed: up to 0\.4, the most noise"):
-        vary(modest, splits["test"].tensor(np.arange(2)), [0, 1], SamplerSettings(), seed=0, device=CPU)
+    with pytest.raises(
+        ParameterError, match=r"^strength: 0\.6 given, allowed: up to prior\.max_strength 0\.4, the most"
+    ):
+        generate(splits["test"], "sdedit", modest, ONE, sampler(), seed=0, store=ContentStore(None))
+    with pytest.raises(ParameterError, match=r"^again: 0\.5 given, allowed: up to prior\.max_strength 0\.4, the most"):
+        check_strength(0.4, {"strength": 0.4, "again": 0.5})
 
 
 def test_loss_weights_stop_at_five() -> None:
@@ -188,7 +207,7 @@ def test_loss_weights_stop_at_five() -> None:
 
 
 def test_schedule_is_that_of_the_samplers() -> None:
-    samplers, left = make_scheduler(SamplerSettings())[0], schedule.alphas_cumprod()
+    samplers, left = make_scheduler(**sampler())[0], schedule.alphas_cumprod()
     assert torch.allclose(left, samplers.alphas_cumprod, atol=1e-6)
     clean, noise, at = torch.rand(3, 12, 4, 4), torch.randn(3, 12, 4, 4), torch.tensor([0, 499, 999])
     noised = schedule.noised(clean, noise, left[at])
@@ -241,37 +260,35 @@ def test_encode_and_decode_are_inverse(prior: Prior) -> None:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
 def test_variation_depends_on_image_and_key_only(scheduler: str, prior: Prior, splits: dict[str, ImageSet]) -> None:
-    settings = SamplerSettings(strength=0.5, steps=4, scheduler=scheduler, num_variations=2)
+    own = sampler(0.5, 4, scheduler)
     images, keys = splits["test"].tensor(np.arange(5)), [10, 11, 12, 13, 14]
-    together = vary(prior, images, keys, settings, seed=0, device=CPU)
+    together = vary(prior, images, keys, own, TWO)
     assert together.shape == (5, 2, 3, 32, 32)
     order = [3, 0, 4]
-    apart = vary(prior, images[order], [keys[i] for i in order], settings, seed=0, device=CPU)
+    apart = vary(prior, images[order], [keys[i] for i in order], own, TWO)
     assert torch.equal(apart, together[order])
     assert not torch.equal(together[:, 0], together[:, 1])
-    assert not torch.equal(vary(prior, images, keys, settings, seed=1, device=CPU), together)
+    assert not torch.equal(vary(prior, images, keys, own, TWO, seed=1), together)
 
 
 def test_batch_is_full_and_the_same_anywhere_in_it(prior: Prior, splits: dict[str, ImageSet]) -> None:
-    settings = SamplerSettings(strength=0.5, steps=4)
     images = splits["train"].tensor(np.arange(BATCH))
-    full = vary(prior, images, list(range(BATCH)), settings, seed=0, device=CPU)
-    last = vary(prior, images[-1:], [BATCH - 1], settings, seed=0, device=CPU)
+    full = vary(prior, images, list(range(BATCH)), sampler(0.5, 4))
+    last = vary(prior, images[-1:], [BATCH - 1], sampler(0.5, 4))
     assert torch.equal(full[-1], last[0])
 
 
 def test_strength_starts_where_it_says_and_more_of_it_changes_more(prior: Prior, splits: dict[str, ImageSet]) -> None:
     for name in ("ddim", "dpmsolver++"):
-        timesteps = make_scheduler(SamplerSettings(strength=0.6, steps=10, scheduler=name))[1]
+        timesteps = make_scheduler(**sampler(0.6, 10, name))[1]
         assert len(timesteps) == 6
         assert abs(int(timesteps[0]) - 600) <= 1
     with pytest.raises(ParameterError, match=r"^strength: 0\.05 given; with steps 10 no step"):
-        make_scheduler(SamplerSettings(strength=0.05, steps=10))
+        make_scheduler(**sampler(0.05, 10))
     images = splits["test"].tensor(np.arange(16))
     distance = []
     for strength in (0.1, 0.4, 0.8):
-        settings = SamplerSettings(strength=strength, color_transfer=False)
-        made = vary(prior, images, list(range(16)), settings, seed=0, device=CPU)[:, 0]
+        made = vary(prior, images, list(range(16)), sampler(strength), RAW)[:, 0]
         distance.append((made.float() - images.float()).abs().mean().item())
     assert distance == sorted(distance)
 
@@ -289,34 +306,36 @@ def test_colour_transfer_golden() -> None:
 def test_a_set_is_varied_once_and_then_only_what_changed(
     prior: Prior, splits: dict[str, ImageSet], tmp_path: Path
 ) -> None:
-    settings = SamplerSettings(strength=0.5, steps=2, num_variations=2)
+    own = sampler(0.5, 2)
     data = splits["test"].subset(np.arange(BATCH + 6))
     kept = Prior(prior.unet, prior.unshuffle, prior.max_strength, digest="p")
-    first = generate(data, kept, settings, seed=0, store=ContentStore(tmp_path))
+    first = generate(data, "sdedit", kept, TWO, own, seed=0, store=ContentStore(tmp_path))
     assert (first.made, first.reused) == (BATCH + 6, 0)
     variations = first.gather()
     assert variations.shape == (BATCH + 6, 2, 32, 32, 3)
     last = np.array([BATCH + 5])
-    alone = vary(prior, data.tensor(last), last.tolist(), settings, seed=0, device=CPU)
+    alone = vary(prior, data.tensor(last), last.tolist(), own, TWO)
     assert (variations[last] == alone.permute(0, 1, 3, 4, 2).numpy()).all()
     changed = ImageSet(data.base.copy(), data.labels, data.classes)
     changed.base[3] ^= 1
-    again = generate(changed, kept, settings, seed=0, store=ContentStore(tmp_path))
+    again = generate(changed, "sdedit", kept, TWO, own, seed=0, store=ContentStore(tmp_path))
     assert (again.made, again.reused) == (1, BATCH + 5)
     same = np.arange(BATCH + 6) != 3
     assert (again.gather()[same] == variations[same]).all()
     # Another seed, another prior: nothing of what is kept is of use. One image suffices to tell.
     one = data.subset(np.arange(1))
     other = Prior(prior.unet, prior.unshuffle, prior.max_strength, digest="q")
-    assert generate(one, other, settings, seed=0, store=ContentStore(tmp_path)).made == 1
-    assert generate(one, kept, settings, seed=1, store=ContentStore(tmp_path)).made == 1
-    assert generate(one, kept, settings, seed=0, store=ContentStore(tmp_path)).made == 0
+    assert generate(one, "sdedit", other, TWO, own, seed=0, store=ContentStore(tmp_path)).made == 1
+    assert generate(one, "sdedit", kept, TWO, own, seed=1, store=ContentStore(tmp_path)).made == 1
+    assert generate(one, "sdedit", kept, TWO, own, seed=0, store=ContentStore(tmp_path)).made == 0
 
 
 def test_a_worker_elsewhere_makes_the_same(prior: Prior, splits: dict[str, ImageSet], tmp_path: Path) -> None:
-    settings, data = SamplerSettings(strength=0.5, steps=2), splits["test"].subset(np.arange(BATCH + 6))
+    data = splits["test"].subset(np.arange(BATCH + 6))
     here, there = (
-        generate(data, prior, settings, seed=0, store=ContentStore(tmp_path / engine.__name__, engine)).gather()
+        generate(
+            data, "sdedit", prior, ONE, sampler(0.5, 2), seed=0, store=ContentStore(tmp_path / engine.__name__, engine)
+        ).gather()
         for engine in (in_turn, copied)
     )
     assert (here == there).all()
@@ -344,8 +363,7 @@ def test_sides_that_do_not_fit_are_padded_and_cut_back(shape: tuple[int, int, in
     latents = again.encode(floats)
     assert latents.shape == (12, 4 * shape[2], -(-shape[0] // 8) * 4, -(-shape[1] // 8) * 4)
     assert torch.allclose(again.decode(latents, shape[:2]), floats, atol=1e-6)
-    settings = SamplerSettings(strength=0.5, steps=2, color_transfer=False)
-    varied = vary(again, data.tensor(np.arange(3)), [0, 1, 2], settings, seed=0, device=CPU)
+    varied = vary(again, data.tensor(np.arange(3)), [0, 1, 2], sampler(0.5, 2), RAW)
     assert varied.shape == (3, 1, shape[2], shape[0], shape[1])
 
 
@@ -387,6 +405,5 @@ def test_variations_that_are_not_finite_become_no_image(
 ) -> None:
     broken = deepcopy(prior)
     broken.unet.conv_out.bias.data[0] = value
-    settings = SamplerSettings(strength=0.5, steps=2, scheduler=scheduler)
-    with pytest.raises(UserError, match="variations: 2 of 2 images are not finite, allowed: those of a prior"):
-        vary(broken, splits["test"].tensor(np.arange(2)), [0, 1], settings, seed=0, device=CPU)
+    with pytest.raises(UserError, match="variations: 2 of 2 images are not finite, allowed: those of a model"):
+        vary(broken, splits["test"].tensor(np.arange(2)), [0, 1], sampler(0.5, 2, scheduler))

@@ -54,7 +54,7 @@ TINY: dict[str, Any] = {
     "prior.channels": [8, 8],
     "prior.unshuffle": 4,
     "prior.checkpoint_every": 5,
-    "variations.steps": 4,
+    "params/variations.yaml:sdedit.steps": 4,
     "distill.train.epochs": 2,
     "purify.methods": ["fst"],
     "params/purifiers.yaml:fst.epochs": 1,

@@ -28,8 +28,9 @@ from unpoison.evaluation.metrics import accuracy, collapse, detection_metrics, r
 from unpoison.purification import PURIFIERS
 from unpoison.training.loop import fit
 from unpoison.training.recipes import recipe_named
+from unpoison.variations import VARIATIONS
 from unpoison.variations.prior_training import PriorRecipe, train_prior
-from unpoison.variations.sampling import SamplerSettings, executed_steps, vary
+from unpoison.variations.sampling import Settings, check_strength, vary
 
 # Of diffusers and NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -103,10 +104,15 @@ def varies(folder: Path) -> list[int]:
     data = noise(given.get("images", 4), *given.get("shape", (8, 8, 3)))
     own = {"steps": 1, "batch_size": 2, "channels": [8], "unshuffle": 1, **given.get("prior", {})}
     recipe = PriorRecipe(**check(own, PriorRecipe))
-    sampler = SamplerSettings(**check({"steps": 1, "strength": 1.0, **given.get("sampler", {})}, SamplerSettings))
-    executed_steps(sampler)
+    name, own = given.get("method", "sdedit"), {"steps": 1, "strength": 1.0, **given.get("sampler", {})}
+    settings = Settings(**check({"num_variations": own.pop("num_variations", 1)}, Settings))
+    method = VARIATIONS[name]
+    sampler = method.whole(check(own, method.parameters))
+    method.evaluations(**sampler)
+    check_strength(recipe.max_strength, sampler)
     prior, _ = train_prior(data, recipe, seed=0, scratch=folder / "scratch")
-    made = vary(prior, data.tensor(np.arange(2)), [0, 1], sampler, seed=0, device=torch.device("cpu"))
+    images, device = data.tensor(np.arange(2)), torch.device("cpu")
+    made = vary(method, prior, images, [0, 1], settings, sampler, seed=0, device=device)
     return list(made.shape)
 
 

@@ -1,14 +1,15 @@
 """Variations of a whole data set; those generated before come from the store.
 
-A variation is found by its image's bytes and its sample key, and by what all of them depend on: the prior, the sampler's
-settings, the seed and the sampler's code. A change of the attack or its rate therefore generates only the images that
-changed.
+A variation is found by its image's bytes and its sample key, and by what all of them depend on: the method and its parameters, the
+model, the seed and the sampler's code. A change of the attack or its rate therefore generates only the images that changed.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,39 +20,67 @@ from ..core.code import digest_of
 from ..core.content_store import ContentStore, Entries
 from ..core.errors import UserError
 from ..data.imageset import ImageSet
+from . import VARIATIONS
+from .pipelines import Pipeline
 from .prior import Prior
-from .sampling import BATCH, SamplerSettings, check_strength, vary
+from .sampling import BATCH, Settings, check_strength, vary
 
 # The files that say how an image is drawn, without all that they import: an edit of a progress bar would otherwise generate
 # anew what takes days with a large model.
-_CODE = ("sampling.py", "schedule.py", "unet.py", "colour.py")
+_CODE = ("sampling.py", "denoising.py", "colour.py")
+_OF_PRIOR = ("schedule.py", "unet.py", "similarity.py")
+_OF_PIPELINE = ("pipelines.py",)
 
 
-def generate(data: ImageSet, prior: Prior, settings: SamplerSettings, *, seed: int, store: ContentStore) -> Entries:
+def generate(
+    data: ImageSet,
+    name: str,
+    model: Prior | Pipeline,
+    settings: Settings,
+    parameters: Mapping[str, Any],
+    *,
+    seed: int,
+    store: ContentStore,
+) -> Entries:
     """Variations of every sample of `data`, uint8 [num_variations, h, w, c] each, by the sample's index.
 
     Args:
         data: images to vary; a sample's key is its index.
-        prior: diffusion prior, moved to the device.
-        settings: settings of the sampler.
+        name: the method's, out of `VARIATIONS`.
+        model: what the method works with: a prior, moved to the device, or a pipeline, loaded there.
+        settings: settings of all methods.
+        parameters: the method's own.
         seed: seed for the noise.
         store: store of the images that there are.
     """
-    if prior.unet.in_channels != data.channels * prior.unshuffle**2:
-        raise UserError(
-            f"prior: made for images of {prior.unet.in_channels // prior.unshuffle**2} channels, the data have "
-            f"{data.channels}; run train_prior again"
-        )
-    check_strength(prior, settings)
-    code = {name: digest_of(Path(__file__).parent / name) for name in _CODE}
-    determined_by = {"prior": prior.digest, "sampler": settings.as_json(), "seed": seed, "code": code}
+    method, files = VARIATIONS[name], [*_CODE, f"{name}.py"]
+    if isinstance(model, Prior):
+        if model.unet.in_channels != data.channels * model.unshuffle**2:
+            raise UserError(
+                f"prior: made for images of {model.unet.in_channels // model.unshuffle**2} channels, the data have "
+                f"{data.channels}; run train_prior again"
+            )
+        check_strength(model.max_strength, parameters)
+        files += _OF_PRIOR
+    else:
+        files += _OF_PIPELINE
+    determined_by = {
+        "method": name,
+        "model": model.digest,
+        "settings": settings.as_json(),
+        # Where a model lies is not what it is.
+        "parameters": {key: value for key, value in parameters.items() if key not in ("model", "revision")},
+        "seed": seed,
+        "code": {file: digest_of(Path(__file__).parent / file) for file in files},
+    }
 
     def make(positions: IntArray) -> Images:
         # Here and not before: other processes that make some have a device of their own.
         device = pick_device()
-        prior.unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batch = data.tensor(positions)
-        varied = vary(prior, batch, positions.tolist(), settings, seed=seed, device=device)
+        if isinstance(model, Prior):
+            model.unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        keys = positions.tolist()
+        varied = vary(method, model, data.tensor(positions), keys, settings, parameters, seed=seed, device=device)
         # Channels last, the layout of every image on disk.
         return varied.permute(0, 1, 3, 4, 2).numpy()
 

@@ -1,0 +1,196 @@
+"""Pipelines of diffusers with weights from elsewhere: where they lie, what they may be, and how images go through them.
+
+Weights are never fetched here: what a run works with is there before it begins, under a commit's own name. Nor are
+pickles read, which run code then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from ..compute.device import pick_device
+from ..core.errors import ParameterError, UserError, one_line
+from ..core.files import read_json, sha256_file, sha256_json
+from ..core.sharded import Once
+from .denoising import Noise
+
+Side = Annotated[int, Ge(8), Le(4096)]
+BatchSize = Annotated[int, Ge(1), Le(4096)]
+INDEX = "model_index.json"
+FILES = ("*.json", "*.txt", "*.safetensors")
+"""What a pipeline needs of a model's files."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+class Pipeline:
+    """A pipeline, loaded by each process when it is first used.
+
+    Args:
+        kind: its class in diffusers.
+        folder: where its files lie, as `save_pretrained` writes them.
+        digest: SHA-256 of what it is.
+        half: whether a GPU computes in half precision.
+    """
+
+    def __init__(self, kind: str, folder: Path, digest: str, *, half: bool) -> None:
+        self.kind, self.folder, self.digest, self.half = kind, folder, digest, half
+        self._loaded = Once(self._load)
+
+    def _load(self) -> Any:
+        import diffusers
+        from diffusers import pipelines
+        from diffusers.pipelines.deprecated import unclip
+
+        # Models name a part of unCLIP's by its old place, where diffusers still looks and it is not any more.
+        pipelines.unclip = unclip
+        device = pick_device()
+        dtype = torch.float16 if self.half and device.type == "cuda" else torch.float32
+        index = read_json(self.folder / INDEX)
+        # A checker paints over what it takes for indecent: an image of a training set would become black.
+        given: dict[str, Any] = (
+            {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+        )
+        try:
+            # Progress bars of its own, and remarks on what it was given.
+            with redirect_stderr(StringIO()):
+                loaded = getattr(diffusers, self.kind).from_pretrained(
+                    self.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **given
+                )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{self.folder}: not readable as a {self.kind} ({one_line(str(error))[:300]})") from None
+        loaded.set_progress_bar_config(disable=True)
+        return loaded.to(device)
+
+    def run(
+        self,
+        images: Tensor,
+        noise: Noise,
+        batch_size: int,
+        call: Callable[[Any, Tensor, list[torch.Generator]], Tensor],
+    ) -> Tensor:
+        """Images that the pipeline makes of images, in batches of one size, each by its own generator.
+
+        Args:
+            images: float [n, c, h, w] in [0, 1], with one channel or three.
+            noise: noise of each.
+            batch_size: images at a time; mid-grey ones fill up the last batch.
+            call: `call(loaded, images, generators)`: from images of three channels to the pipeline's images, float in [0, 1].
+        """
+        loaded, made = self._loaded(), []
+        for first in range(0, len(images), batch_size):
+            batch = images[first : first + batch_size]
+            generators = [*noise.generators[first : first + batch_size]]
+            missing = batch_size - len(batch)
+            filled = torch.cat([batch, batch.new_full((missing, *batch.shape[1:]), 0.5)])
+            generators += [torch.Generator() for _ in range(missing)]
+            with redirect_stderr(StringIO()):
+                results = call(loaded, filled.expand(-1, 3, -1, -1), generators)
+            made.append(results[: len(batch)].float())
+        whole = torch.cat(made)
+        return whole.mean(1, keepdim=True) if images.shape[1] == 1 else whole
+
+
+def find_model(model: str, revision: str | None) -> Path:
+    """The folder of a model's files.
+
+    Args:
+        model: a folder, or the id of a repository on the Hugging Face hub whose files are in its cache on this machine.
+        revision: of a repository the commit, 40 hexadecimal digits.
+
+    Raises:
+        ParameterError: no such folder, or files that were not fetched: with the command that fetches them.
+        UserError: no pipeline, or weights that are pickles.
+    """
+    if find_spec("transformers") is None:
+        raise ParameterError(
+            f"model: {model!r} given, for which transformers is not installed; allowed: `pip install '.[pipelines]'` first"
+        )
+    folder = Path(model)
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or folder.exists():
+            raise ParameterError(f"model: {model!r} given, allowed: a folder, or OWNER/NAME of a repository on the hub")
+        if revision is None or not _COMMIT.fullmatch(revision):
+            raise ParameterError(
+                f"revision: {revision!r} given for {model}, allowed: the 40 hexadecimal digits of a commit of that repository"
+            )
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        include = " ".join(f"--include {pattern!r}" for pattern in FILES)
+        try:
+            folder = Path(
+                snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=list(FILES))
+            )
+        except LocalEntryNotFoundError:
+            raise ParameterError(
+                f"model: {model!r} given, which is not on this machine; allowed: after "
+                f"`hf download {model} --revision {revision} {include}`"
+            ) from None
+    _check_weights(folder)
+    return folder
+
+
+def open_pipeline(kind: str, *, model: str, revision: str | None, half: bool) -> Pipeline:
+    """The pipeline of a class of diffusers; raises what `find_model` does, and UserError for a model of another class."""
+    folder = find_model(model, revision)
+    if (given := read_json(folder / INDEX).get("_class_name")) != kind and given not in _ALSO.get(kind, ()):
+        raise UserError(f"{folder / INDEX}: _class_name: {given!r} found, allowed: {kind}")
+    # A commit says what it holds; a folder may hold anything.
+    if Path(model).is_dir():
+        files = sorted(
+            path for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
+        )
+        digest = sha256_json({path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
+    else:
+        digest = sha256_json([model, revision])
+    return Pipeline(kind, folder, digest, half=half)
+
+
+_ALSO = {
+    "VersatileDiffusionImageVariationPipeline": ("VersatileDiffusionPipeline",),
+    "StableDiffusionImg2ImgPipeline": ("StableDiffusionPipeline",),
+}
+"""Classes whose models have all that another one needs."""
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises UserError where there is no pipeline, or one of its parts has its weights in pickles alone."""
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder / INDEX}: no such file, allowed: a pipeline as diffusers saves it")
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = [path for path in part.iterdir() if path.is_file()]
+        pickled = sorted(path for path in files if path.suffix in _PICKLED)
+        if pickled and not any(path.suffix == ".safetensors" for path in files):
+            raise UserError(
+                f"{pickled[0]}: weights as a pickle, which runs code when it is read; allowed: .safetensors"
+            )
+
+
+def guided(steps: int, guidance: float) -> int:
+    """Passes through a network in so many steps: guidance passes each image twice, with its condition and without."""
+    return steps * (2 if guidance > 1 else 1)
+
+
+def pictures_of(images: Tensor) -> list[Any]:
+    """PIL images of images, float [n, 3, h, w] in [0, 1], for a pipeline that takes them apart by itself."""
+    from PIL import Image
+
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images [n, c, h, w] as squares of a side, float in [0, 1]."""
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
