@@ -124,7 +124,7 @@ def check_all(params: Params) -> None:
             f"{PARAMS}: data.{split}: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
         )
     _check_methods(params, data)
-    check_sizes(params, data, recipe)
+    check_sizes(params, data, recipe if why_without_prior(params) is None else None)
 
 
 def _check_data(data: prepare.Settings) -> None:
@@ -284,6 +284,8 @@ def main() -> list[Path]:
     with new_folder(CHECKED) as staging:
         write_stage_code(staging, params)
         write_json(staging / "attack.json", attacks_in_use(params))
+        pipeline = generate_variations.chosen_of(params).pipeline() if with_variations(params) else None
+        write_json(staging / "weights.json", {"weights": None if pipeline is None else pipeline.digest})
         reasons = {"control": why_without_control(params), "prior": why_without_prior(params)}
         for branch, why in reasons.items():
             write_json(staging / WITHOUT.name / f"{branch}.json", {"because": why})

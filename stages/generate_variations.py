@@ -74,6 +74,13 @@ class Chosen:
             else:
                 find_model(self.own["model"], self.own["revision"])
 
+    def pipeline(self) -> Pipeline | None:
+        """The pipeline of the method, not loaded yet; None for a method that works with the prior."""
+        if self.method.pipeline is None:
+            return None
+        with file_of(FAMILIES["variations"]), keys_of(self.name):
+            return open_pipeline(self.method.pipeline, **{key: self.own[key] for key in ("model", "revision", "half")})
+
 
 def chosen_of(params: Params) -> Chosen:
     name = section(params, "variations").get("method")
@@ -95,17 +102,15 @@ def main() -> list[Path]:
         return [VARIATIONS]
     data, start = open_poisoned(BASE, POISONED), time.perf_counter()
     made_from, sampler = {"poisoned": data.digest}, {"method": chosen.name, **chosen.settings.as_json(), **chosen.own}
+    model: Prior | Pipeline | None = chosen.pipeline()
+    if model is None:
+        source = images_of(params)
+        model, sampler["prior"] = _prior(data, source), str(source)
+        made_from["prior"] = model.digest
+    else:
+        sampler["weights"] = model.digest
+    kept = ContentStore(SCRATCH / "store", engine(SCRATCH))
     with file_of(FAMILIES["variations"]), keys_of(chosen.name):
-        model: Prior | Pipeline
-        if chosen.method.pipeline is None:
-            source = images_of(params)
-            model, sampler["prior"] = _prior(data, source), str(source)
-            made_from["prior"] = model.digest
-        else:
-            own = {key: chosen.own[key] for key in ("model", "revision", "half")}
-            model = open_pipeline(chosen.method.pipeline, **own)
-            sampler["weights"] = model.digest
-        kept = ContentStore(SCRATCH / "store", engine(SCRATCH))
         entries = generate(data, chosen.name, model, chosen.settings, chosen.own, seed=seed, store=kept)
     if world().rank:
         return []

@@ -54,14 +54,14 @@ def training_size(data: Settings) -> tuple[int, int]:
     return min(most, data.train_limit or most), classes
 
 
-def check_sizes(params: Params, data: Settings, prior: PriorRecipe) -> None:
-    """Raises UserError for what would stop a stage only when it has the images."""
+def check_sizes(params: Params, data: Settings, prior: PriorRecipe | None) -> None:
+    """Raises UserError for what would stop a stage only when it has the images; `prior` is None where a run has none."""
     teacher, classes = teacher_of(params), _classes(params, data)
     side, channels = SHAPES.get(data.name, (None, 3))
     side = data.image_size or side if data.name != "digits" else side
     if side is None:
         return
-    if with_variations(params):
+    if prior is not None:
         with file_of(PARAMS), keys_of("prior"):
             check_recipe(prior, (side, side))
     blank, victim = _blank(2, side, channels), network_of(params)

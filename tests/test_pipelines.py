@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from copied import copied
+from tiny import TINY, run_stages, write_params
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import ParameterError, UserError
+from unpoison.core.files import read_json
 from unpoison.core.sharded import in_turn
 from unpoison.data.imageset import ImageSet
 from unpoison.variations import VARIATIONS
@@ -151,3 +153,25 @@ def test_weights_that_do_not_fit_end_in_one_line(folders: dict[str, Path], tmp_p
     own, images = own_of(name), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"damaged: not readable as a StableDiffusionImageVariationPipeline \("):
         vary(VARIATIONS[name], opened(name, folder), images, [0], Settings(), own, seed=0, device=CPU)
+
+
+def test_stages_with_a_pipeline_do_without_a_prior(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_pipeline("sd_img2img", tmp_path / "model")
+    own = {"model": str(folder), "size": SIDE, "steps": 2, "batch_size": 16}
+    changes = {f"params/variations.yaml:sd_img2img.{key}": value for key, value in own.items()}
+    monkeypatch.chdir(tmp_path)
+    # A U-Net that would not fit the images is none of this run's business.
+    write_params(tmp_path, {**TINY, **changes, "variations.method": "sd_img2img", "prior.channels": [8] * 7})
+    run_stages("check_params", "prepare", "poison", "train_prior", "generate_variations")
+    assert read_json(Path("models/prior/absent.json"))["because"] == "variations.method: sd_img2img"
+    about = read_json(Path("data/variations/manifest.json"))
+    weights = read_json(Path("data/checked/weights.json"))["weights"]
+    assert about["sampler"]["weights"] == weights
+    assert set(about["made_from"]) == {"poisoned"}
+    # Other weights in the same place, which no parameter tells of.
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "beta_end": 0.02}))
+    run_stages("check_params")
+    assert read_json(Path("data/checked/weights.json"))["weights"] != weights

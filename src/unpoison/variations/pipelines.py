@@ -28,8 +28,8 @@ from .denoising import Noise
 Side = Annotated[int, Ge(8), Le(4096)]
 BatchSize = Annotated[int, Ge(1), Le(4096)]
 INDEX = "model_index.json"
-FILES = ("*.json", "*.txt", "*.safetensors")
-"""What a pipeline needs of a model's files."""
+FILES = ("*.json", "*.txt", "*/*.safetensors")
+"""What a pipeline needs of a model's files: weights lie in its parts' folders, whole models in one file above them."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 

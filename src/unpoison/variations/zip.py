@@ -53,12 +53,13 @@ def vary(
         share = 1 - now**fading
         target = share * denoiser.latents(torch.stack(mended).mean(0)) + (1 - share) * clean
         if after < 0:
-            return denoiser.decode(target, images)
+            x = target
+            break
         # DDIM's step (Song et al. 2021, eq. 12 and 16, eta 1) with the noise as it was predicted, before the correction.
         error = (x - now**0.5 * clean) / (1 - now) ** 0.5
         spread = ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
         x = then**0.5 * target + (1 - then - spread**2) ** 0.5 * error + spread * noise.normal(*latents.shape[1:])
-    raise AssertionError("the last step returns")
+    return denoiser.decode(x, images)
 
 
 def _projections(pixels: Tensor, scale: int) -> list[Tensor]:
