@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's, and the library the one that lies here.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
-.PHONY: setup git repro report costs params test test-slow fuzz suite suite-table suite-sheet lint bench clean clean-scratch
+.PHONY: setup git repro report costs params test test-slow fuzz suite suite-table suite-curves suite-sheet lint bench clean clean-scratch
 
 setup: $(READY)
 
@@ -57,6 +57,10 @@ suite: git setup
 
 suite-table: git setup
 	@$(RUN) python -m unpoison.suites table "$(SUITE)"
+
+# A picture of ACC and ASR against what a suite varies.
+suite-curves: git setup
+	@$(RUN) python -m unpoison.suites curves "$(SUITE)"
 
 # A picture of every trigger of a suite; EXPERIMENTS="badnets sig": only these.
 suite-sheet: setup

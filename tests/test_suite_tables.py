@@ -10,6 +10,8 @@ import pytest
 
 from suite_files import FILE, NAMES, ROOT, VARIED, changed, ran, read
 from unpoison.core.errors import UserError
+from unpoison.reporting import figures
+from unpoison.suites.curves import _numbers, curves_of
 from unpoison.suites.reading import read_suite
 from unpoison.suites.record import figures_of, merged, read_record, write_record
 from unpoison.suites.suite import Suite
@@ -280,3 +282,23 @@ def test_every_recorded_run_is_counted_and_the_pages_are_those_of_the_record(nam
     assert (place / f"{name}.csv").read_text() == table_csv(suite, runs)
     recorded = {metric for run in runs for metric in run.metrics}
     assert {column.metric for column in suite.columns.values()} <= recorded
+
+
+def test_curves_of_what_a_suite_varies(tmp_path: Path) -> None:
+    methods = {"none": {"metrics": "backdoored"}, "fst": {"metrics": "purified.fst", "unpublished": "none"}}
+    suite = read(tmp_path, {**VARIED, "methods": {**VARIED["methods"], "fst": methods["fst"]}})
+    runs = []
+    for experiment, acc in (("badnets-0.1", 0.8), ("badnets-0.05", 0.7), ("blended-0.4", 0.6)):
+        runs.append(ran(suite, experiment, 0, 0.9, 1.0, 0.0, acc, acc / 2, 0.0))
+    values = _numbers(suite)
+    assert values == {"0.05": 0.05, "0.1": 0.1, "0.4": 0.4}
+    curves = curves_of(suite, values, [line for line in lines(suite, runs) if line.runs])
+    assert list(curves) == ["badnets", "blended"]
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert curves["badnets"][0].tolist() == [0.7, 0.8, nan]
+    assert curves["blended"][1].tolist() == [nan, nan, 0.3]
+    assert figures.against(suite.vary, list(values.values()), curves).startswith(b"\x89PNG")
+    with pytest.raises(
+        UserError, match=r"^suites/tiny\.yaml: vary: nothing given, allowed for curves: one with numbers$"
+    ):
+        _numbers(read(tmp_path, FILE))

@@ -160,6 +160,30 @@ def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     return _png(figure)
 
 
+def against(varied: str, places: Sequence[float], curves: Mapping[str, tuple[Array, Array]]) -> bytes:
+    """ACC (solid) and ASR (dashed) against a parameter, a colour for each curve.
+
+    Args:
+        varied: the parameter's name.
+        places: its values, [k], rising; on a log scale where all are above 0.
+        curves: ACC and ASR at each value, NaN where there is none, by name.
+    """
+    figure, axes = _axes(6.4)
+    for (name, (acc, asr)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+        for figure_of, style, label in ((acc, "-", _label(name)), (asr, "--", None)):
+            # What is missing leaves no gap in a line.
+            there = np.isfinite(figure_of)
+            x, y = np.asarray(places)[there], figure_of[there]
+            axes.plot(x, y, color=colour, marker="o", markersize=3.5, linestyle=style, label=label)
+    axes.set(xlabel=_label(varied), ylabel="ACC (solid), ASR (dashed)", ylim=(-0.03, 1.03))
+    if min(places) > 0:
+        axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _png(figure)
+
+
 def connectivity(t: Array, curves: Mapping[str, tuple[Array, Array | None]]) -> bytes:
     """ACC (solid) and ASR (dashed) of networks between a purified model, at the left, and the backdoored one.
 

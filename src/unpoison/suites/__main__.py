@@ -1,4 +1,4 @@
-"""Run a published table, print it, mend its record, or draw its triggers: `python -m unpoison.suites run NAME`."""
+"""Run a published table, print it, mend its record, draw its triggers or curves: `python -m unpoison.suites run NAME`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with repository.locked():
                 line = repair(record)
             say(f"{record.relative_to(repository.root)}: {f'taken away: {line}' if line else 'no line is cut off'}")
+        elif given.command == "curves":
+            from .curves import draw  # matplotlib, which the other commands do without
+
+            for path in draw(repository, given.name):
+                say(f"wrote {path.relative_to(repository.root)}")
         else:
             from .sheet import sheet  # torch and matplotlib, which the other commands do without
 
@@ -51,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="print and write the table")
     mender = commands.add_parser("repair", help="take a last line that is cut off out of the record of runs")
     drawer = commands.add_parser("sheet", help="draw every trigger on the same images")
-    for command in (runner, table, mender, drawer):
+    curves = commands.add_parser("curves", help="draw ACC and ASR against what the suite varies")
+    for command in (runner, table, mender, drawer, curves):
         command.add_argument("name", help="suites/NAME.yaml")
     for command in (runner, drawer):
         command.add_argument("--scale", help="one of the suite's, the first if not given")
