@@ -133,7 +133,7 @@ def models(page: Page, run: Run) -> None:
     if "asr" in graded.get("clean", {}):
         page.text(
             "clean is the control: the same network, trained on the clean set. Its ASR, "
-            f"{graded['clean']['asr']:.3f}, is what the trigger does without a backdoor, and is left by a perfect defence."
+            f"{graded['clean']['asr']:.3f}, is what the trigger does without a backdoor: a perfect defence leaves as much."
         )
     if words := _holds(columns, graded):
         page.text(words)
