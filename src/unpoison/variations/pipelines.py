@@ -34,6 +34,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
+Call = Callable[[Any, Tensor, list[torch.Generator]], Tensor]
+"""`call(loaded, images, generators)`: from images of three channels to the pipeline's images, both float in [0, 1]."""
+
+
 class Pipeline:
     """A pipeline, loaded by each process when it is first used.
 
@@ -73,20 +77,14 @@ class Pipeline:
         loaded.set_progress_bar_config(disable=True)
         return loaded.to(device)
 
-    def run(
-        self,
-        images: Tensor,
-        noise: Noise,
-        batch_size: int,
-        call: Callable[[Any, Tensor, list[torch.Generator]], Tensor],
-    ) -> Tensor:
+    def run(self, images: Tensor, noise: Noise, batch_size: int, call: Call) -> Tensor:
         """Images that the pipeline makes of images, in batches of one size, each by its own generator.
 
         Args:
             images: float [n, c, h, w] in [0, 1], with one channel or three.
             noise: noise of each.
             batch_size: images at a time; mid-grey ones fill up the last batch.
-            call: `call(loaded, images, generators)`: from images of three channels to the pipeline's images, float in [0, 1].
+            call: how the pipeline is called.
         """
         loaded, made = self._loaded(), []
         for first in range(0, len(images), batch_size):
@@ -181,6 +179,23 @@ def _check_weights(folder: Path) -> None:
 def guided(steps: int, guidance: float) -> int:
     """Passes through a network in so many steps: guidance passes each image twice, with its condition and without."""
     return steps * (2 if guidance > 1 else 1)
+
+
+def by_condition(steps: int, guidance: float, size: int) -> Call:
+    """The call of a pipeline that begins with noise and sees of an image what CLIP does."""
+
+    def call(loaded: Any, batch: Tensor, generators: list[torch.Generator]) -> Tensor:
+        return loaded(
+            pictures_of(batch),
+            height=size,
+            width=size,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="pt",
+        ).images
+
+    return call
 
 
 def pictures_of(images: Tensor) -> list[Any]:

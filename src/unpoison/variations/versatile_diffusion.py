@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.hyperparameters import NonNegative
 from .denoising import Noise, Steps
-from .pipelines import BatchSize, Pipeline, Side, guided, pictures_of
+from .pipelines import BatchSize, Pipeline, Side, by_condition, guided
 from .variation import Variation
 
 
@@ -45,18 +44,7 @@ def vary(
         batch_size: images at a time (16 as published).
     """
 
-    def call(loaded: Any, batch: Tensor, generators: list[torch.Generator]) -> Tensor:
-        return loaded(
-            pictures_of(batch),
-            height=size,
-            width=size,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="pt",
-        ).images
-
-    return pipeline.run(images, noise, batch_size, call)
+    return pipeline.run(images, noise, batch_size, by_condition(steps, guidance, size))
 
 
 def evaluations(*, steps: int, guidance: float, **_: Any) -> int:
