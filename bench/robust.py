@@ -10,7 +10,9 @@ multiple of the time; `passes` that of the images that go through the network, a
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from statistics import median
 from typing import Any
 
@@ -70,36 +72,41 @@ def fresh() -> Classifier:
     return models.build("resnet18", num_classes=10, image_size=(32, 32), width=16, stem="conv3_pool", seed=1)
 
 
-def passes(way: str, images: int) -> float:
-    """Images that go through the network in a training, a pass with gradients counting as three."""
-    total = 0.0
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Images that go through a network in the meantime, one entry a pass, one with gradients counting as three."""
+    passes: list[int] = []
 
     def count(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:
-        nonlocal total
         # The first convolution is in copies with folded batch norm as well.
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            total += len(given[0]) * (3 if torch.is_grad_enabled() else 1)
+            passes.append(len(given[0]) * (3 if torch.is_grad_enabled() else 1))
 
     hook = register_module_forward_hook(count)
     try:
-        train(way, images)
+        yield passes
     finally:
         hook.remove()
-    return total
 
 
 def main() -> None:
     given = arguments(__doc__, runs=3)
     images = 600 if given.quick else 2_400
+    passes: dict[str, int] = {}
+
+    def rate(way: str) -> float:
+        with counted() as found:
+            seconds = timed(lambda: train(way, images))
+        passes[way] = sum(found)
+        return images / seconds
+
     ways = (PLAIN, *ROBUST)
-    rates = by_turns({way: lambda way=way: images / timed(lambda: train(way, images)) for way in ways}, given.runs)
-    plain = passes(PLAIN, images)
+    rates = by_turns({way: partial(rate, way) for way in ways}, given.runs)
     rows = [row("a training", rates, way, PLAIN) for way in ROBUST]
     for line in rows:
-        line["seconds"] = round(
-            median(one / other for one, other in zip(rates[PLAIN], rates[line["way"]], strict=True)), 1
-        )
-        line["passes"] = round(passes(line["way"], images) / plain, 1)
+        way = line["way"]
+        line["seconds"] = round(median(one / other for one, other in zip(rates[PLAIN], rates[way], strict=True)), 1)
+        line["passes"] = round(passes[way] / passes[PLAIN], 1)
     report(rows, "robust.csv", write=not given.quick)
 
 
