@@ -199,13 +199,7 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:
     """Check the lists of methods, and that there are as many trusted images as they need."""
-    for name in purified_of(params):
-        if (needed := PURIFIERS[name].needs_trusted) > data.most("reserve"):
-            raise UserError(
-                f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
-            )
     _check_stress(params, data)
-    robust_of(params)
     if (wanted := detect.settings(params).sample) is not None:
         most, classes = training_size(data)
         with file_of(PARAMS), keys_of("detect"):
@@ -225,12 +219,19 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
                 raise UserError(
                     f"{PARAMS}: {family}.by.{name}: {artefact!r} given, allowed: those of {key}, {allowed or 'which is empty'}"
                 )
-    for name in dict.fromkeys([*detectors, *settings.inputs, *settings.models]):
-        method = METHODS["detectors"][name]
-        needed = method.needs_trusted(**own_parameters(params, "detectors", name, method.parameters))
-        if needed > data.most("reserve"):
+    needed = {name: PURIFIERS[name].needs_trusted for name in purified_of(params)}
+    wanted_by = {
+        "robust": robust_of(params),
+        "detectors": [*detectors, *settings.inputs, *settings.models],
+    }
+    for family, names in wanted_by.items():
+        for name in names:
+            method = METHODS[family][name]
+            needed[name] = method.needs_trusted(**own_parameters(params, family, name, method.parameters))
+    for name, least in needed.items():
+        if least > data.most("reserve"):
             raise UserError(
-                f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {needed}, {name} needs them"
+                f"{PARAMS}: data.reserve: {data.said('reserve')}, allowed: at least {least}, {name} needs them"
             )
 
 

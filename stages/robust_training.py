@@ -20,7 +20,7 @@ from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
 from unpoison.compute.device import machine
 from unpoison.compute.distributed import world
-from unpoison.core.errors import ParameterError, file_of, keys_of
+from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
 from unpoison.core.files import read_json, sha256_file, sha256_json
 from unpoison.core.seeding import derive
 from unpoison.data.imageset import ImageSet
@@ -104,6 +104,11 @@ def train_robustly(
     present = given or {}
     inputs = {what: present[what] if what in present else INPUTS[what]() for what in method.inputs}
     sets = {what: data for what, data in inputs.items() if isinstance(data, ImageSet)}
+    trusted = len(sets.get("reserve", ()))
+    if trusted < (needed := method.needs_trusted(**arguments)):
+        raise UserError(
+            f"{BASE}/reserve: {trusted} trusted images, allowed: at least {needed}, {name} needs them; raise data.reserve"
+        )
     made_from = {"poisoned" if what == "data" else what: data.digest for what, data in sets.items()}
     made_from |= given_from or {}
     scored = [] if by is None else [read_scored(by)]

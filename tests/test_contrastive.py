@@ -63,6 +63,18 @@ def test_a_view_of_the_whole_image_in_its_colours_is_the_image() -> None:
     assert box.amax() - box.amin() == pytest.approx(0.2**0.5, abs=0.03)
 
 
+def test_mixed_precision_does_not_reach_losses_and_colours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second, images = (torch.rand(16, *shape, generator=generator) for shape in ((8,), (8,), (3, 4, 4)))
+    none, factors, turn = torch.zeros(16, 16, dtype=torch.bool), torch.ones(16, 3), torch.full((16,), 0.03)
+    expected = contrastive_loss(first, second, none, temperature=0.1), _jittered(images, factors, turn)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrastive_loss(first, second, none, temperature=0.1), _jittered(images, factors, turn)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views(channels: int) -> None:
     images = torch.rand(64, channels, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -338,6 +338,17 @@ def test_an_inspector_may_need_trusted_images() -> None:
         check_params.check_all(params)
 
 
+def test_a_robust_method_may_need_trusted_images() -> None:
+    params: Any = deepcopy(dict(DEFAULT))
+    params["data"] |= {"reserve": 0}
+    params["purify"]["methods"], params["detect"]["methods"] = [], ["ac"]
+    params["robust"]["by"] = {"filter_retrain": "scores/ac"}
+    check_params.check_all(params)
+    params["robust"]["methods"] = ["abl", "pdb"]
+    with pytest.raises(UserError, match=r"reserve: 0 given, allowed: at least 1, pdb needs them$"):
+        check_params.check_all(params)
+
+
 def test_a_purifier_without_data_needs_no_trusted_images() -> None:
     params: Any = deepcopy(dict(DEFAULT))
     params["data"] |= {"reserve": 0}

@@ -21,12 +21,13 @@ from robust_training import _keys
 from small_networks import strided
 from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
-from unpoison.compute.inference import frozen
+from unpoison.compute.distributed import world
+from unpoison.compute.inference import Features, frozen
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import sha256_json
 from unpoison.core.hyperparameters import check
 from unpoison.data.imageset import ImageSet
-from unpoison.data.scores import Scored
+from unpoison.data.scores import Scored, ends
 from unpoison.detection import ac, ensemble, ss
 from unpoison.robust import ROBUST, abl, asd, default_defence, dst, filter_retrain, losses, nab, pdb, vibe
 from unpoison.robust.distillation import distillation_loss
@@ -102,8 +103,8 @@ TABLE = {
     "vibe": Row({"extractor_epochs": 1, "crop": 0.7, "every": 2}, replace(SHORT, epochs=4), 0.2, 0.2),
     "default_defence": Row({}, SHORT, 0.25, 0.2),
 }
-PHASES = {"abl": 3, "dst": 2, "dbd": 3, "nab": 3, "vibe": 2, "default_defence": 3}
-"""Trainings one after another, of methods that have several."""
+PHASES = {"abl": 3, "dst": 2, "dbd": 3, "nab": 3, "vibe": 2, "default_defence": 4}
+"""Trainings one after another, of methods that have several. `default_defence` has three, and saves twice what it suspects."""
 LEAST = {"default_defence": 400}
 """Samples of methods that leave too little of fewer."""
 MADE = {"nab": 3, "default_defence": 3}
@@ -418,6 +419,53 @@ def test_a_phase_that_diverges_names_its_own_rate(
         dst.train(fresh, *inputs_of("dst", planted, splits["train"], 40), once)
 
 
+def test_what_stops_a_late_phase_is_said_before_the_first(planted: Planted) -> None:
+    data, reserve = planted.data.subset(np.arange(100)), planted.reserve.subset(np.arange(20))
+    with pytest.raises(
+        ParameterError, match=r"^isolated: 0\.01 given, 1 of 100 samples, allowed .* at least 2, as batch"
+    ):
+        abl.train(whole, data, replace(SHORT, epochs=0), isolated=0.01)
+    with pytest.raises(
+        ParameterError, match=r"^batch_size: 48 given, allowed with drop_last: 1 to the 20 trusted images"
+    ):
+        nab.train(_unmade, data, reserve, replace(SHORT, drop_last=True))
+    with pytest.raises(ParameterError, match=r"^value: 2\.0 given, allowed with augment colour_jitter, .*: 0 to 1$"):
+        pdb.train(fresh, data, reserve, replace(SHORT, augment=("colour_jitter",)))
+    with pytest.raises(UserError, match=r"^nothing: 0 images given, allowed: at least 1 to train on$"):
+        fit(fresh(), data.subset(np.arange(0)), SHORT, seed=0, what="nothing")
+    with pytest.raises(ParameterError, match=r"^removed: 0\.001 given, allowed: 0, or at least 0\.01, one of the 100 "):
+        filter_retrain.suspects(replace(planted.scored(), data=data, values=np.zeros(100, np.float32)), 0.001)
+
+
+def test_how_many_trusted_images_are_needed() -> None:
+    needed = {name: method.needs_trusted() for name, method in ROBUST.items() if method.needs_trusted()}
+    assert needed == {"asd": 1, "nab": 1, "pdb": 1, "default_defence": 50}
+    assert ROBUST["nab"].needs_trusted(guess="centres") == 0
+    assert ROBUST["default_defence"].needs_trusted(false_alarms=0.011, checked=5) == 91
+
+
+def test_equal_losses_do_not_put_whole_classes_first(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As scores that are counts have, of a folder in the order of its classes.
+    data = replace(planted.data.subset(np.arange(1000)), labels=np.arange(1000) // 100)
+    scored = replace(planted.scored(), data=data, values=np.zeros(1000, np.float32))
+    clean, poison = ends(scored, 0.2, 0.05)
+    assert not set(clean) & set(poison)
+    assert (np.bincount(data.labels[clean], minlength=10) > 5).all()
+    monkeypatch.setattr(losses, "fit", lambda *_, **__: History.none())
+    monkeypatch.setattr(losses, "losses_of", lambda *_, **__: scored.values)
+    own: dict[str, Any] = {"what": "", "epochs": 1, "ascent": "lga", "floor": 0.5, "checkpoints": None}
+    lowest, _ = losses.learned_first(fresh(), data, SHORT, seed=0, **own)
+    assert (np.bincount(data.labels[lowest[:200]], minlength=10) > 5).all()
+
+
+def test_a_helper_trained_by_contrast_guesses_without_trusted_images(planted: Planted) -> None:
+    nothing = planted.reserve.subset(np.arange(0))
+    recipe, own = replace(SHORT, epochs=1, augment=("crop", "flip")), {"isolation_epochs": 1, "isolated": 0.2}
+    data = planted.data.subset(np.arange(100))
+    runs = [weights_of(nab.train(fresh, data, nothing, recipe, guess="centres", **own)[0]) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
 def test_a_trigger_that_no_description_may_hold_is_refused() -> None:
     for value in (1e7, float("nan")):
         with pytest.raises(ParameterError, match=r"^value: "):
@@ -581,6 +629,28 @@ def test_prototypes_by_hand() -> None:
     assert torch.allclose(vibe.class_means(rows, labels, 3), expected)
 
 
+def test_both_likelihoods_of_a_sample_by_hand(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = deepcopy(planted.model), replace(planted.data.subset(np.arange(2)), labels=np.array([1, 0]))
+    head = vibe.Prototypes(torch.eye(2), 1.0, 0)
+    # A true label of 0 is received as 0 or 1 by 3/4 and 1/4, one of 1 by 1/3 and 2/3.
+    received = torch.tensor([[3 / 4, 1 / 4], [1 / 3, 2 / 3]]).log()
+    monkeypatch.setattr(vibe.Prototypes, "log_received", lambda _: received)
+    logits = torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()
+    monkeypatch.setattr(models.Classifier, "forward", lambda *_: logits)
+    model.head = head  # type: ignore[assignment]
+    hand = vibe._Latent(data, 1.0, 1)
+    hand.labels = torch.tensor([0, 1])
+    objective = hand.objective(None, model, torch.zeros(2, 3, 4, 4), torch.tensor([1, 0]), torch.arange(2))  # type: ignore[arg-type]
+    assert objective.losses.exp().tolist() == pytest.approx([1 / (0.9 * 1 / 4), 1 / (0.7 * 1 / 3)])
+    # The labels are looked for by both as well: of each sample the column of the label it was received with.
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(vibe, "transported", lambda scores, *_: asked.append(scores) or torch.tensor([0, 0]))
+    monkeypatch.setattr(vibe, "features_of", lambda *_, **__: Features(logits.numpy(), logits.numpy()))
+    hand.start(model, world())
+    hand.start_epoch(1, 2)
+    assert torch.allclose(asked[0].exp(), torch.tensor([[0.9 * 1 / 4, 0.1 * 2 / 3], [0.3 * 3 / 4, 0.7 * 1 / 3]]))
+
+
 @pytest.mark.usefixtures("fewer_detectors")
 def test_the_default_defence_says_what_it_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: dict[str, ImageSet] = {}
@@ -626,6 +696,22 @@ def test_the_default_defence_outlives_a_class_that_is_suspect_as_a_whole(
     assert np.sum(second.labels == 3) == np.sum(planted.reserve.labels == 3)
     assert 0 < np.sum(last.labels == 3) < np.sum(second.labels == 3)
     assert np.sum(last.labels != 3) == np.sum(planted.data.labels != 3)
+
+
+def test_where_all_are_suspects_nothing_is_left_to_train_on(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default_defence, "fit", lambda *_, **__: History.none())
+    monkeypatch.setattr(default_defence, "_suspects", lambda victim, data, *_: np.ones(len(data), bool))
+    with pytest.raises(UserError, match=r"^default_defence: all of the 1600 samples are suspects beside the trusted"):
+        default_defence.train(lambda: deepcopy(planted.model), planted.data, planted.reserve, SHORT)
+
+
+def test_what_is_held_out_is_not_trained_on(planted: Planted) -> None:
+    # Trusted images may be copies of training images.
+    held_out = planted.data.subset(np.arange(5, 25))
+    rest = default_defence._without(planted.data.subset(np.arange(100)), held_out)
+    expected = planted.data.subset(np.setdiff1d(np.arange(100), np.arange(5, 25)))
+    assert (rest.gather(np.arange(80)) == expected.gather(np.arange(80))).all()
+    assert rest.labels.tolist() == expected.labels.tolist()
 
 
 @pytest.mark.parametrize(("woken", "cost", "tuned"), [(0.0, 0.01, 1), (0.0, 0.03, 0), (0.2, 0.03, 1), (0.2, 0.06, 0)])

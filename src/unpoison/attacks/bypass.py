@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute.device import full_precision
 from ..compute.distributed import World
 from ..core.hyperparameters import Fraction, NonNegative, Positive
 from ..core.seeding import derive
@@ -103,7 +104,7 @@ class Embedding(Stamping):
         poison = self.drawn(samples.cpu().numpy(), self._epoch)[0] >= 0
         poisoned = torch.from_numpy(poison).to(features)
         # In float32, as the recipe's own loss is.
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             # The victim's side first, through the discriminator as it is: its weights get no gradients from it.
             self.discriminator.requires_grad_(False)
             misled = _loss(self.discriminator(features), poisoned)

@@ -113,6 +113,11 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=gains and given == "auto")
 
 
+def full_precision(device: torch.device) -> torch.autocast:
+    """Context of fp32 within that of mixed precision, for losses and small matrices: bf16 has three digits."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def _precision(device: torch.device) -> str:
     return "bf16 autocast" if autocast(device)._enabled else "fp32"
 

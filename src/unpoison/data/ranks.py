@@ -30,6 +30,11 @@ def order(scores: NDArray[np.floating], samples: IntArray | None = None) -> IntA
     return samples[np.lexsort((ties, -np.asarray(scores, np.float64)))]
 
 
+def rising(scores: NDArray[np.floating]) -> IntArray:
+    """Samples by rising score, equal ones by `tie_break`: int64 [n]."""
+    return order(-np.asarray(scores, np.float64))
+
+
 def ranks(scores: NDArray[np.floating]) -> tuple[IntArray, IntArray]:
     """First and last rank that each sample may claim, int64 [n] twice; 1 is the most suspicious.
 

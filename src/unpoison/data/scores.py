@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,6 +17,7 @@ from ..core.hyperparameters import Fraction, NonNegative, Whole
 from ..core.manifest import Manifest, Size, check_describes, check_file, read_manifest, write_manifest
 from ..core.npy import check_array, check_masks, load_array, load_arrays
 from .imageset import ImageSet
+from .ranks import rising
 
 FORMAT, DESCRIPTION = "unpoison-scores-3", "scores.json"
 
@@ -114,7 +116,7 @@ def isolate(scored: Scored, clean_share: float, poison_share: float) -> tuple[Im
 def ends(scored: Scored, clean_share: float, poison_share: float) -> tuple[IntArray, IntArray]:
     """Which samples have the lowest scores and which the highest, as indices by rising score.
 
-    Of n samples these are int(n * share), whatever the scores: among equal ones the first samples rank lower.
+    Of n samples these are int(n * share), whatever the scores: equal ones are in the order of `ranks.tie_break`.
 
     Args:
         scored: n samples with their scores.
@@ -126,14 +128,23 @@ def ends(scored: Scored, clean_share: float, poison_share: float) -> tuple[IntAr
     count = len(scored.values)
     for key, share in (("clean_share", clean_share), ("poison_share", poison_share)):
         if not int(count * share):
-            raise ParameterError(f"{key}: {share} given, allowed: at least {1 / count:.2g}, one of the {count} samples")
+            raise ParameterError(
+                f"{key}: {share} given, allowed: at least {least_share(count)}, one of the {count} samples"
+            )
     clean, poison = int(count * clean_share), int(count * poison_share)
     if clean + poison > count:
         raise ParameterError(
             f"poison_share: {poison_share} given, allowed: at most {1 - clean_share:g}, what clean_share leaves"
         )
-    order = np.argsort(scored.values, kind="stable")
+    order = rising(scored.values)
     return order[:clean], order[count - poison :]
+
+
+def least_share(count: int) -> str:
+    """The smallest share of so many samples that is one of them, rounded up to two digits."""
+    share = 1 / count
+    digits = 1 - math.floor(math.log10(share))
+    return f"{math.ceil(round(share * 10**digits, 6)) / 10**digits:.2g}"
 
 
 def save_scores(

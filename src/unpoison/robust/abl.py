@@ -17,10 +17,12 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from ..core.errors import ParameterError
 from ..core.hyperparameters import Epochs, Fraction, NonNegative, Positive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.bounds import Ascent, bounded
+from ..training.checks import takes_batch_of_one
 from ..training.loop import History, cross_entropy, fit
 from ..training.recipe import Recipe
 from .losses import isolated_count, learned_first
@@ -61,10 +63,16 @@ def train(
         bound: a sample's cross entropy from which on it is not raised any more; null, as published: no bound.
 
     Raises:
-        ParameterError: a share of no sample, or of all but one; divergence.
+        ParameterError: a share of no sample, of one that batch norm cannot be trained on, or of all but one; divergence.
     """
     count = isolated_count(isolated, len(data))
     model = make_model()
+    # Before the two long trainings.
+    if count == 1 and not takes_batch_of_one(model, data):
+        raise ParameterError(
+            f"isolated: {isolated} given, 1 of {len(data)} samples, allowed for this network: at least 2, as batch norm would "
+            "average over a single value"
+        )
     lowest, isolation = learned_first(
         model,
         data,

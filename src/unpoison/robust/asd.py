@@ -23,6 +23,7 @@ from ..core.errors import UserError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Positive
 from ..core.seeding import derive, numpy_rng
 from ..data.imageset import ImageSet
+from ..data.ranks import rising
 from ..models.classifier import Classifier
 from ..training.loop import History, fit
 from ..training.mixmatch import MixMatch, adam, check_pools
@@ -108,7 +109,7 @@ def train(
                     parameters=_later_half(tried),
                 )
             losses -= losses_of(tried, both, symmetric_cross_entropy, what="asd/meta")
-        mask[np.argsort(losses, kind="stable")[: int(believed * len(both))]] = True
+        mask[rising(losses)[: int(believed * len(both))]] = True
         return mask
 
     model = make_model()
@@ -119,7 +120,7 @@ def train(
 
 def lowest_of_each_class(losses: NDArray[np.float32], labels: IntArray, count: int, share: float) -> IntArray:
     """The `count` samples of each label with the lowest losses, or that share of them where it is less, int64 [k]."""
-    order = np.argsort(losses, kind="stable")
+    order = rising(losses)
     members = [order[labels[order] == label] for label in np.unique(labels)]
     return np.concatenate([samples[: min(count, int(share * len(samples)))] for samples in members])
 

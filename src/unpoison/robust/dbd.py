@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.hyperparameters import Count, Epochs, Fraction, NonNegative, Positive
 from ..data.imageset import ImageSet
+from ..data.ranks import rising
 from ..models.classifier import Classifier
 from ..training.contrastive import train_features
 from ..training.hand import Hand, Loss, Objective
@@ -80,7 +81,7 @@ def train(
     train_features(
         model,
         data,
-        replace(recipe, epochs=extractor_epochs, augment=()),
+        replace(recipe, epochs=extractor_epochs),
         seed=seed,
         what="dbd/extractor",
         temperature=temperature,
@@ -103,7 +104,7 @@ def train(
     def lowest(epoch: int, model: Classifier) -> NDArray[np.bool_]:
         mask = np.zeros(len(data), bool)
         losses = losses_of(model, data, symmetric_cross_entropy, what="dbd")
-        mask[np.argsort(losses, kind="stable")[: int(believed * len(data))]] = True
+        mask[rising(losses)[: int(believed * len(data))]] = True
         return mask
 
     hand = MixMatch(data, mixing, lowest, steps=mixmatch_steps, temperature=sharpening, alpha=alpha, weight=weight)

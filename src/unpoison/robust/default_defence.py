@@ -11,17 +11,21 @@ Its pieces and settings were chosen on digits and Fashion-MNIST (docs/robust.md)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ..compute.checkpoints import Checkpoints
 from ..compute.inference import features_of
 from ..core.arrays import Mask
-from ..core.errors import ParameterError
+from ..core.errors import ParameterError, UserError
 from ..core.hyperparameters import Count
 from ..core.seeding import numpy_rng
 from ..data.imageset import ImageSet
@@ -74,6 +78,7 @@ def train(
 
     Raises:
         ParameterError: too few trusted images for the share of false alarms; divergence.
+        UserError: all samples are suspects, or its own tuning diverges.
     """
     if len(reserve) < (least := ensemble.needs_trusted(false_alarms=false_alarms)):
         raise ParameterError(
@@ -85,18 +90,27 @@ def train(
         rest = data.subset(kept)
         # A victim that never saw the trusted images would find them odder than all that it was trained on.
         fit(victim, rest.followed_by(reserve), one, seed=seed, what=what, checkpoints=keep(what))
-        kept = kept[~_suspects(victim, rest, reserve, false_alarms, seed)]
+        find = partial(_suspects, victim, rest, reserve, false_alarms, seed)
+        kept = kept[~_remembered(keep(f"{what}/suspects"), len(rest), find)]
+        if not len(kept):
+            raise UserError(
+                f"default_defence: all of the {len(data)} samples are suspects beside the trusted images; allowed: trusted images "
+                "of the kind that the data are of (data.reserve_from)"
+            )
     model, what = make_model(), "default_defence/training"
     held_out, used = _fifth(reserve, seed)
-    rest = _refilled(data.subset(kept), used)
+    rest = _refilled(_without(data.subset(kept), held_out), used)
     history = fit(model, rest, recipe, seed=seed, what=what, checkpoints=keep(what))
     suspects = data.subset(np.setdiff1d(np.arange(len(data)), kept))
-    check = _check(model, reserve, suspects, checked, seed)
-    tried = fst.purify(model, used, seed=seed, **TUNING)
+    with _constants("check"):
+        check = _check(model, reserve, suspects, checked, seed)
+    with _constants("tuning"):
+        tried = fst.purify(model, used, seed=seed, **TUNING)
     before, after = ((_labels(one, held_out) == held_out.labels).mean() for one in (model, tried))
     tuned = after >= before - (DROP_AWAKE if check.get("woken", 0.0) >= AWAKE else DROP)
     if tuned:
-        model, check = tried, _check(tried, reserve, suspects, checked, seed)
+        with _constants("check"):
+            model, check = tried, _check(tried, reserve, suspects, checked, seed)
     return model, replace(history, found={"suspects": len(suspects) / len(data), "tuned": float(tuned), **check})
 
 
@@ -107,6 +121,33 @@ def _suspects(victim: Classifier, data: ImageSet, reserve: ImageSet, false_alarm
     flagged = ensemble.score(suspect, seed=seed, false_alarms=false_alarms).flagged
     assert flagged is not None
     return flagged
+
+
+def _remembered(checkpoints: Checkpoints | None, count: int, find: Callable[[], Mask]) -> Mask:
+    """A mask of so many samples, found once: detection takes as long as a training, and a killed one need not detect again."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    if checkpoints is None:
+        return find()
+    if not checkpoints.load({"mask": mask}):
+        mask.copy_(torch.from_numpy(find()))
+        checkpoints.save({"mask": mask}, [{"epoch": 1}])
+    return mask.numpy()
+
+
+@contextmanager
+def _constants(what: str) -> Iterator[None]:
+    """For trainings by constants of this file: an error about a key of theirs is not about one of the user's."""
+    try:
+        yield
+    except ParameterError as error:
+        raise UserError(f"default_defence: in its {what}: {error}") from None
+
+
+def _without(data: ImageSet, held_out: ImageSet) -> ImageSet:
+    """The set without the images that are held out: trusted ones may be copies of training images."""
+    out = {image.tobytes() for image in held_out.gather(np.arange(len(held_out)))}
+    there = [image.tobytes() in out for image in data.gather(np.arange(len(data)))]
+    return data.subset(np.flatnonzero(~np.array(there)))
 
 
 def _refilled(data: ImageSet, trusted: ImageSet) -> ImageSet:
@@ -145,4 +186,8 @@ def _labels(model: Classifier, data: ImageSet) -> NDArray[np.int64]:
     return labels
 
 
-ROBUST = Robust(train=train)
+def _trusted(*, false_alarms: float = 0.05, **own: Any) -> int:
+    return ensemble.needs_trusted(false_alarms=false_alarms)
+
+
+ROBUST = Robust(train=train, trusted=_trusted)

@@ -10,7 +10,6 @@ here the last one is returned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -83,7 +82,7 @@ def train(
     train_features(
         model,
         data,
-        replace(recipe, augment=()),
+        recipe,
         seed=seed,
         what="dst/extractor",
         temperature=temperature,

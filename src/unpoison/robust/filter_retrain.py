@@ -15,7 +15,7 @@ from ..core.errors import ParameterError, UserError
 from ..core.hyperparameters import Fraction
 from ..data.imageset import ImageSet
 from ..data.ranks import order
-from ..data.scores import Scored
+from ..data.scores import Scored, least_share
 from ..models.classifier import Classifier
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
@@ -71,8 +71,13 @@ def suspects(scored: Scored, removed: float | None) -> np.ndarray:
                 f"removed: null given, allowed with scores/{scored.detector}, which has no rule of its own: a share of the samples"
             )
         return scored.flagged
-    mask = np.zeros(len(scored.values), bool)
-    mask[order(scored.values)[: int(removed * len(mask))]] = True
+    count = len(scored.values)
+    if 0 < removed * count < 1:
+        raise ParameterError(
+            f"removed: {removed} given, allowed: 0, or at least {least_share(count)}, one of the {count} samples"
+        )
+    mask = np.zeros(count, bool)
+    mask[order(scored.values)[: int(removed * count)]] = True
     return mask
 
 

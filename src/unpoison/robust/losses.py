@@ -18,6 +18,8 @@ from ..compute.inference import logits_of
 from ..core.arrays import IntArray
 from ..core.errors import ParameterError
 from ..data.imageset import ImageSet
+from ..data.ranks import rising
+from ..data.scores import least_share
 from ..models.classifier import Classifier
 from ..training.bounds import Ascent, held
 from ..training.loop import History, fit
@@ -54,7 +56,7 @@ def isolated_count(isolated: float, count: int) -> int:
     found = int(isolated * count)
     if not 1 <= found <= count - 2:
         raise ParameterError(
-            f"isolated: {isolated} given, allowed: {1 / count:.2g} to {1 - 2 / count:.6g} of the {count} samples"
+            f"isolated: {isolated} given, allowed: {least_share(count)} to {1 - 2 / count:.6g} of the {count} samples"
         )
     return found
 
@@ -97,4 +99,4 @@ def learned_first(
         checkpoints=checkpoints,
     )
     losses = losses_of(model, data, partial(F.cross_entropy, reduction="none"), what=what)
-    return np.argsort(losses, kind="stable"), history
+    return rising(losses), history

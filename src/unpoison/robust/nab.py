@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,11 +77,16 @@ def train(
             normalisation.
 
     Raises:
-        ParameterError: a share of no sample, or of all but one; a square that is larger than the image; divergence.
+        ParameterError: a share of no sample, or of all but one; a square that is larger than the image; a batch that is larger than
+            the reserve where smaller ones are dropped; divergence.
     """
     count = isolated_count(isolated, len(data))
     if size > min(data.image_size):
         raise ParameterError(f"size: {size} given, allowed: 1 to {min(data.image_size)}")
+    if guess == "reserve" and recipe.drop_last and len(reserve) < recipe.batch_size:
+        raise ParameterError(
+            f"batch_size: {recipe.batch_size} given, allowed with drop_last: 1 to the {len(reserve)} trusted images (data.reserve)"
+        )
     model = make_model()
     lowest, isolation = learned_first(
         model,
@@ -156,4 +161,8 @@ class _Defender(Hand):
         return images, labels
 
 
-ROBUST = Robust(train=train)
+def _trusted(*, guess: str = "reserve", **own: Any) -> int:
+    return int(guess == "reserve")
+
+
+ROBUST = Robust(train=train, trusted=_trusted)

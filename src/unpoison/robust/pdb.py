@@ -57,13 +57,18 @@ def train(
         copies: times that each trusted image is in an epoch.
 
     Raises:
-        ParameterError: a square that is larger than the image, a shift that leaves labels where they are; divergence.
+        ParameterError: a square that is larger than the image, a shift that leaves labels where they are, a value that the recipe's
+            augmentation would clip; divergence.
     """
     model, count = make_model(), len(data.classes)
     if shift % count == 0:
         raise ParameterError(f"shift: {shift} given, allowed: any but a multiple of the {count} classes")
     if size > min(data.image_size):
         raise ParameterError(f"size: {size} given, allowed: 1 to {min(data.image_size)}")
+    if "colour_jitter" in recipe.augment and not 0 <= value <= 1:
+        raise ParameterError(
+            f"value: {value} given, allowed with augment colour_jitter, which clips its images: 0 to 1"
+        )
     trusted = reserve.gather(np.arange(len(reserve)))
     images = np.concatenate([data.gather(np.arange(len(data))), *[trusted] * copies])
     labels = np.concatenate([data.labels, *[(reserve.labels + shift) % count] * copies])

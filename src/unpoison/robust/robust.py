@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -53,11 +53,13 @@ class Robust:
         inputs: inputs of `train`, in the order of its arguments: `data` (the training set as received), `reserve` (trusted
             images), `variations` (of the training set), `backdoored` (the model trained on the set as it is).
         by: what it builds on besides: `scores` of training samples (`data.scores.Scored`).
+        trusted: `trusted(**own parameters)`, the least number of trusted images for a method with the `reserve`; None: one.
     """
 
     train: Callable[..., tuple[Classifier, History]]
     inputs: tuple[str, ...] = ("data", "reserve")
     by: Literal["scores"] | None = None
+    trusted: Callable[..., int] | None = None
 
     @property
     def made_elsewhere(self) -> list[str]:
@@ -68,3 +70,9 @@ class Robust:
     def parameters(self) -> Callable[..., tuple[Classifier, History]]:
         """The function whose keyword-only arguments are the method's own parameters."""
         return self.train
+
+    def needs_trusted(self, **own: Any) -> int:
+        """The least number of trusted images, by the method's own parameters."""
+        if "reserve" not in self.inputs:
+            return 0
+        return 1 if self.trusted is None else self.trusted(**own)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute.device import full_precision
 from ..compute.distributed import World
 from ..compute.inference import features_of
 from ..core.hyperparameters import Epochs, Positive
@@ -80,7 +81,7 @@ def train(
     train_features(
         model,
         data,
-        replace(recipe, epochs=extractor_epochs, augment=()),
+        replace(recipe, epochs=extractor_epochs),
         seed=seed,
         what="vibe/extractor",
         temperature=temperature,
@@ -122,7 +123,8 @@ class Prototypes(nn.Module):
         self.prior, self.concentration = nn.Parameter(0.1 * normal), concentration
 
     def forward(self, features: Tensor) -> Tensor:
-        cosines = F.normalize(features, dim=1) @ F.normalize(self.true, dim=1).T
+        with full_precision(features.device):
+            cosines = F.normalize(features.float(), dim=1) @ F.normalize(self.true, dim=1).T
         return F.log_softmax(self.concentration * cosines + self.log_shares(), dim=1)
 
     def log_shares(self) -> Tensor:
@@ -131,7 +133,8 @@ class Prototypes(nn.Module):
 
     def log_received(self) -> Tensor:
         """The logarithm of the share of each label received (columns) given the true one (rows), [classes, classes]."""
-        cosines = F.normalize(self.true, dim=1) @ F.normalize(self.received, dim=1).T
+        with full_precision(self.true.device):
+            cosines = F.normalize(self.true, dim=1) @ F.normalize(self.received, dim=1).T
         return F.log_softmax(self.concentration * cosines, dim=1)
 
 

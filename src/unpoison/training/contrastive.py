@@ -6,12 +6,14 @@ SimCLR (Chen et al., ICML 2020) knows no labels; SupCon (Khosla et al., NeurIPS 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute.checkpoints import Checkpoints
+from ..compute.device import full_precision
 from ..core.seeding import derive
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
@@ -35,10 +37,11 @@ def contrastive_loss(first: Tensor, second: Tensor, same: Tensor, *, temperature
         temperature: what cosines are divided by.
     """
     count = len(first)
-    outputs = F.normalize(torch.cat([first, second]).float(), dim=1)
-    itself = torch.eye(2 * count, dtype=torch.bool, device=first.device)
-    logits = (outputs @ outputs.T / temperature).masked_fill(itself, -torch.inf)
-    log_shares = logits - logits.logsumexp(1, keepdim=True)
+    with full_precision(first.device):
+        outputs = F.normalize(torch.cat([first, second]).float(), dim=1)
+        itself = torch.eye(2 * count, dtype=torch.bool, device=first.device)
+        logits = (outputs @ outputs.T / temperature).masked_fill(itself, -torch.inf)
+        log_shares = logits - logits.logsumexp(1, keepdim=True)
     likes = (same | torch.eye(count, dtype=torch.bool, device=first.device)).repeat(2, 2) & ~itself
     # Not a product with the mask: minus infinity times 0 is no number.
     losses = -log_shares.masked_fill(~likes, 0).sum(1) / likes.sum(1)
@@ -102,7 +105,7 @@ def train_features(
         fit(
             model,
             data,
-            recipe,
+            replace(recipe, augment=()),
             seed=seed,
             what=what,
             hand=_Contrast(same, temperature, crop, weight),

@@ -21,6 +21,7 @@ from ..compute.checkpoints import Checkpoints
 from ..compute.device import autocast, compiled, pick_device
 from ..compute.distributed import World, world
 from ..compute.finite import check_network
+from ..core.errors import UserError
 from ..core.progress import progress
 from ..core.seeding import derive, torch_rng
 from ..data.imageset import ImageSet
@@ -113,9 +114,11 @@ def fit(
     Raises:
         ParameterError: too few samples for one batch of the recipe, or batch norm over a single value; a loss, a weight, a
             statistic of batch norm or a logit that is not finite: training has diverged.
-        UserError: too few samples for the number of processes, or a network that was not finite before.
+        UserError: no sample, too few for the number of processes, or a network that was not finite before.
     """
     device, here, hand = pick_device(), world(), hand or Hand()
+    if not len(data):
+        raise UserError(f"{what}: 0 images given, allowed: at least 1 to train on")
     check_network(model, what)
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # One generator for the order and the augmentation of the whole run, in the same state in every process.

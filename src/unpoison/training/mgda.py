@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..compute.device import full_precision
 from ..compute.distributed import World
 
 Normalise = Literal["none", "l2", "loss", "loss+"]
@@ -133,7 +134,7 @@ class Balance:
 
         Its gradient is at hand: the graph goes no further than the parameters.
         """
-        with torch.autocast(self.gradients[0].device.type, enabled=False):
+        with full_precision(self.gradients[0].device):
             own, sums = torch.stack(self.gradients), torch.stack(self.losses)
             whole, mean = own, sums / self.total
             if self.here.size > 1:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compute.device import full_precision
+
 RATIO = 4 / 3
 """Greatest ratio of a crop's sides."""
 JITTER, HUE = 0.4, 0.1
@@ -80,5 +82,6 @@ def _jittered(images: Tensor, factors: Tensor, turn: Tensor) -> Tensor:
     rows = [[zero + 1, zero, zero], [zero, cos, -sin], [zero, sin, cos]]
     turned = torch.stack([torch.stack(row, 1) for row in rows], 1)
     to_yiq = _TO_YIQ.to(images)
-    matrix = torch.linalg.inv(to_yiq) @ turned @ to_yiq
-    return torch.einsum("nij,njhw->nihw", matrix, images).clamp(0, 1)
+    with full_precision(images.device):
+        matrix = torch.linalg.inv(to_yiq) @ turned @ to_yiq
+        return torch.einsum("nij,njhw->nihw", matrix, images).clamp(0, 1)
