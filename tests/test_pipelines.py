@@ -15,6 +15,7 @@ from tiny import TINY, run_stages, write_params
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import read_json
+from unpoison.core.hyperparameters import check
 from unpoison.core.sharded import in_turn
 from unpoison.data.imageset import ImageSet
 from unpoison.variations import VARIATIONS
@@ -136,13 +137,64 @@ def test_models_that_cannot_be_used_are_refused_in_one_line(
         find_model(str(tmp_path), None)
     with pytest.raises(UserError, match=r"_class_name: 'StableDiffusionImg2ImgPipeline' found, allowed: UnCLIP"):
         opened("unclip", folders["sd_img2img"])
-    # A part whose weights are a pickle alone.
-    part = tmp_path / "unet"
-    part.mkdir()
-    (tmp_path / "model_index.json").write_text("{}")
-    (part / "diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ParameterError, match=r"^model: 'a/b--c' given, allowed: OWNER/NAME \("):
+        find_model("a/b--c", COMMIT)
+
+
+def test_a_model_that_is_not_whole_or_has_pickles_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = save_pipeline("sd_img2img", tmp_path / "model")
+    find_model(str(folder), None)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    for file, said in (
+        (
+            "tokenizer/tokenizer.json",
+            r"tokenizer/vocab\.json: no such file, allowed: a pipeline as diffusers saves it, with all",
+        ),
+        ("scheduler/scheduler_config.json", r"scheduler/scheduler_config\.json: no such file"),
+        ("vae/config.json", r"vae/config\.json: no such file"),
+        (weights, rf"{weights}: no such file, nor model\.safetensors, allowed: weights as \.safetensors"),
+    ):
+        (folder / file).rename(tmp_path / "away")
+        with pytest.raises(UserError, match=said):
+            find_model(str(folder), None)
+        (tmp_path / "away").rename(folder / file)
+    # Weights in pickles alone, and an index of safetensors that names pickles or files elsewhere.
+    (folder / weights).rename(folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"unet/diffusion_pytorch_model\.bin: weights as a pickle, which runs code"):
-        find_model(str(tmp_path), None)
+        find_model(str(folder), None)
+    index = folder / f"{weights}.index.json"
+    for shard in ("diffusion_pytorch_model.bin", "../vae/diffusion_pytorch_model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}))
+        with pytest.raises(UserError, match=rf"weight_map: '{shard}' given, allowed: \.safetensors files beside it"):
+            find_model(str(folder), None)
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "one-of-two.safetensors"}}))
+    with pytest.raises(UserError, match=r"unet/one-of-two\.safetensors: no such file"):
+        find_model(str(folder), None)
+
+
+def test_the_digest_is_of_parts_that_are_links_as_well(tmp_path: Path) -> None:
+    folder = save_pipeline("sd_img2img", tmp_path / "model")
+    before = opened("sd_img2img", folder).digest
+    (folder / "unet").rename(tmp_path / "elsewhere")
+    (folder / "unet").symlink_to(tmp_path / "elsewhere")
+    assert opened("sd_img2img", folder).digest == before
+    config = tmp_path / "elsewhere" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert opened("sd_img2img", folder).digest != before
+
+
+def test_parameters_that_a_pipeline_would_stumble_over() -> None:
+    for name, key, value in (
+        ("sd_image_variation", "size", 100),
+        ("unclip", "steps", 1),
+        ("unclip", "enlarging", 1),
+        ("sd_img2img", "batch_size", 65),
+    ):
+        with pytest.raises(ParameterError, match=rf"^{key}: {value} given"):
+            check({key: value}, VARIATIONS[name].parameters)
+    with pytest.raises(ParameterError, match=r"^strength: 0\.3333333 given; .* allowed: at least 0\.3334$"):
+        VARIATIONS["sd_img2img"].evaluations(strength=0.3333333, steps=3, guidance=1.0)
+    assert VARIATIONS["sd_img2img"].evaluations(strength=0.29, steps=100, guidance=1.0) == 28
 
 
 def test_weights_that_do_not_fit_end_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -152,6 +204,12 @@ def test_weights_that_do_not_fit_end_in_one_line(folders: dict[str, Path], tmp_p
     name = "sd_image_variation"
     own, images = own_of(name), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"damaged: not readable as a StableDiffusionImageVariationPipeline \("):
+        vary(VARIATIONS[name], opened(name, folder), images, [0], Settings(), own, seed=0, device=CPU)
+    # What is found out only when images are asked for.
+    folder = save_pipeline("sd_image_variation", tmp_path / "odd")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_train_timesteps": 1}))
+    with pytest.raises(UserError, match=r"odd: no images from a StableDiffusionImageVariationPipeline \(\w+: "):
         vary(VARIATIONS[name], opened(name, folder), images, [0], Settings(), own, seed=0, device=CPU)
 
 

@@ -330,6 +330,23 @@ def test_a_set_is_varied_once_and_then_only_what_changed(
     assert generate(one, "sdedit", kept, TWO, own, seed=0, store=ContentStore(tmp_path)).made == 0
 
 
+def test_whatever_images_depend_on_is_in_their_names(
+    prior: Prior, splits: dict[str, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, own, store = splits["train"].subset(np.arange(3)), {"strength": 0.5, "steps": 4}, ContentStore(tmp_path)
+
+    def made(settings: Settings | None = None, seed: int = 0, **other: Any) -> int:
+        return generate(data, "sdedit", prior, settings or Settings(), own | other, seed=seed, store=store).made
+
+    assert (made(), made()) == (3, 0)
+    assert made(seed=1) == made(steps=6) == made(Settings(color_transfer=False)) == 3
+    monkeypatch.setenv("UNPOISON_PRECISION", "auto")
+    assert (made(), made()) == (3, 0)
+    for name, other in (("digest_of", lambda path: f"edited {path.name}"), ("version", lambda library: "0")):
+        monkeypatch.setattr(f"unpoison.variations.generate.{name}", other)
+        assert (made(), made()) == (3, 0)
+
+
 def test_a_worker_elsewhere_makes_the_same(prior: Prior, splits: dict[str, ImageSet], tmp_path: Path) -> None:
     data = splits["test"].subset(np.arange(BATCH + 6))
     here, there = (

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.progress import progress
-from ..core.sharded import Engine, Failure, Sharded, attempt, attempt_elsewhere, in_turn, settle
+from ..core.sharded import PATIENCE, Engine, Failure, Sharded, attempt, attempt_elsewhere, in_turn, settle
 from .distributed import World, world
 from .pools import POOLS, Pool, whole_number
 
@@ -107,25 +107,39 @@ def _in_group(work: Sharded, *, here: World, silence: int) -> None:
 
 def _by_pool(work: Sharded, *, pool: Pool, silence: int) -> None:
     failures: list[Failure] = []
+    # Shards that a worker was at when it ended without a word, which they may be the reason for.
+    fatal: list[int] = []
     if not work.missing:
         return
     with pool.opened():
-        # Twice: what a worker that was killed has left is made by another.
-        for _ in range(2):
+        shares = _shares(work.missing, pool.workers)
+        # What a worker that was killed has left is made by another, unless nothing comes of that twice, or shards fail.
+        fruitless = 0
+        while shares and fruitless < 2 and len(failures) < PATIENCE:
+            before = len(work.missing)
+            failures += _round(work, shares, pool, silence)
             failed = {failure.number for failure in failures}
             left = [number for number in work.missing if number not in failed]
-            failures += _round(work, left, pool, silence)
+            fruitless += len(work.missing) == before
+            fatal += [next(number for number in share if number in left) for share in shares if set(share) & set(left)]
+            shares = _shares([number for number in left if number not in fatal], pool.workers)
+        # Once more, each by itself.
+        failures += _round(work, [[number] for number in fatal[: pool.workers]], pool, silence)
     settle(work, failures)
 
 
-def _round(work: Sharded, numbers: Sequence[int], pool: Pool, silence: int) -> list[Failure]:
-    """Have the workers make these shards, and wait for them; what failed."""
-    if not numbers:
+def _shares(numbers: Sequence[int], workers: int) -> list[Sequence[int]]:
+    """What each of the workers is to make; none for those that would have nothing to do."""
+    count = min(workers, len(numbers))
+    return [numbers[first::count] for first in range(count)]
+
+
+def _round(work: Sharded, shares: Sequence[Sequence[int]], pool: Pool, silence: int) -> list[Failure]:
+    """Have workers make these shards, and wait for them; what failed."""
+    if not shares:
         return []
-    count = min(pool.workers, len(numbers))
-    handles = [
-        pool.start(partial(attempt_elsewhere, work, numbers[first::count], os.getcwd())) for first in range(count)
-    ]
+    numbers = [number for share in shares for number in share]
+    handles = [pool.start(partial(attempt_elsewhere, work, share, os.getcwd())) for share in shares]
     try:
         for _ in progress(_coming(work, handles, pool, silence), what=work.what, unit="shard", total=len(numbers)):
             pass

@@ -1,13 +1,16 @@
 """Variations of a whole data set; those generated before come from the store.
 
 A variation is found by its image's bytes and its sample key, and by what all of them depend on: the method and its parameters, the
-model, the seed and the sampler's code. A change of the attack or its rate therefore generates only the images that changed.
+model, the seed, the sampler's code, libraries and precision. A change of the attack or its rate therefore generates only the images
+that changed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,12 @@ from .sampling import BATCH, Settings, check_strength, vary
 
 # The files that say how an image is drawn, without all that they import: an edit of a progress bar would otherwise generate
 # anew what takes days with a large model.
-_CODE = ("sampling.py", "denoising.py", "colour.py")
-_OF_PRIOR = ("schedule.py", "unet.py", "similarity.py")
+_CODE = ("sampling.py", "denoising.py", "colour.py", "../core/seeding.py", "../compute/device.py")
+_OF_PRIOR = ("schedule.py", "unet.py", "prior.py", "similarity.py")
 _OF_PIPELINE = ("pipelines.py",)
+# Other versions of these may draw other images.
+_LIBRARIES = ("torch", "diffusers")
+_OF_PIPELINE_LIBRARIES = ("transformers",)
 
 
 def generate(
@@ -53,7 +59,7 @@ def generate(
         seed: seed for the noise.
         store: store of the images that there are.
     """
-    method, files = VARIATIONS[name], [*_CODE, f"{name}.py"]
+    method, files, libraries = VARIATIONS[name], [*_CODE, f"{name}.py"], [*_LIBRARIES]
     if isinstance(model, Prior):
         if model.unet.in_channels != data.channels * model.unshuffle**2:
             raise UserError(
@@ -64,6 +70,7 @@ def generate(
         files += _OF_PRIOR
     else:
         files += _OF_PIPELINE
+        libraries += _OF_PIPELINE_LIBRARIES
     determined_by = {
         "method": name,
         "model": model.digest,
@@ -72,6 +79,9 @@ def generate(
         "parameters": {key: value for key, value in parameters.items() if key not in ("model", "revision")},
         "seed": seed,
         "code": {file: digest_of(Path(__file__).parent / file) for file in files},
+        "libraries": {library: version(library) for library in libraries},
+        # As it was asked for: workers elsewhere find their own devices.
+        "precision": os.environ.get("UNPOISON_PRECISION", "auto"),
     }
 
     def make(positions: IntArray) -> Images:

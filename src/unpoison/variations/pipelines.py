@@ -6,9 +6,10 @@ pickles read, which run code then.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MultipleOf
 from torch import Tensor
 
 from ..compute.device import pick_device
@@ -25,12 +26,16 @@ from ..core.files import read_json, sha256_file, sha256_json
 from ..core.sharded import Once
 from .denoising import Noise
 
-Side = Annotated[int, Ge(8), Le(4096)]
-BatchSize = Annotated[int, Ge(1), Le(4096)]
+Side = Annotated[int, Ge(8), Le(4096), MultipleOf(8)]
+"""Side in pixels, which the latents have an eighth of."""
+BatchSize = Annotated[int, Ge(1), Le(64)]
+"""Images at a time; a shard has no more."""
 INDEX = "model_index.json"
 FILES = ("*.json", "*.txt", "*/*.safetensors")
 """What a pipeline needs of a model's files: weights lie in its parts' folders, whole models in one file above them."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+"""Of parts of diffusers' and of transformers'."""
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -66,16 +71,24 @@ class Pipeline:
         given: dict[str, Any] = (
             {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
         )
-        try:
-            # Progress bars of its own, and remarks on what it was given.
-            with redirect_stderr(StringIO()):
-                loaded = getattr(diffusers, self.kind).from_pretrained(
-                    self.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **given
-                )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{self.folder}: not readable as a {self.kind} ({one_line(str(error))[:300]})") from None
+        with self._blamed("not readable as"):
+            loaded = getattr(diffusers, self.kind).from_pretrained(
+                self.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **given
+            )
         loaded.set_progress_bar_config(disable=True)
         return loaded.to(device)
+
+    @contextmanager
+    def _blamed(self, fact: str) -> Iterator[None]:
+        """One line for whatever a model's files make diffusers raise, without its progress bars and remarks."""
+        try:
+            with redirect_stderr(StringIO()):
+                yield
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {one_line(str(error))[:300]}"
+            raise UserError(f"{self.folder}: {fact} a {self.kind} ({said})") from error
 
     def run(self, images: Tensor, noise: Noise, batch_size: int, call: Call) -> Tensor:
         """Images that the pipeline makes of images, in batches of one size, each by its own generator.
@@ -93,9 +106,9 @@ class Pipeline:
             missing = batch_size - len(batch)
             filled = torch.cat([batch, batch.new_full((missing, *batch.shape[1:]), 0.5)])
             generators += [torch.Generator() for _ in range(missing)]
-            with redirect_stderr(StringIO()):
+            with self._blamed("no images from"):
                 results = call(loaded, filled.expand(-1, 3, -1, -1), generators)
-            made.append(results[: len(batch)].float())
+            made.append(results[: len(batch)].to(images.device).float())
         whole = torch.cat(made)
         return whole.mean(1, keepdim=True) if images.shape[1] == 1 else whole
 
@@ -123,20 +136,26 @@ def find_model(model: str, revision: str | None) -> Path:
             raise ParameterError(
                 f"revision: {revision!r} given for {model}, allowed: the 40 hexadecimal digits of a commit of that repository"
             )
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        folder = _in_cache(model, revision)
+    _check_parts(folder)
+    return folder
 
+
+def _in_cache(model: str, revision: str) -> Path:
+    """The folder of a repository's files in the hub's cache. Raises ParameterError where they are not, or not all, there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=list(FILES)))
+    except HFValidationError as error:
+        raise ParameterError(f"model: {model!r} given, allowed: OWNER/NAME ({one_line(str(error))[:200]})") from None
+    except LocalEntryNotFoundError:
         include = " ".join(f"--include {pattern!r}" for pattern in FILES)
-        try:
-            folder = Path(
-                snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=list(FILES))
-            )
-        except LocalEntryNotFoundError:
-            raise ParameterError(
-                f"model: {model!r} given, which is not on this machine; allowed: after "
-                f"`hf download {model} --revision {revision} {include}`"
-            ) from None
-    _check_weights(folder)
+        raise ParameterError(
+            f"model: {model!r} given, which is not on this machine; allowed: after "
+            f"`hf download {model} --revision {revision} {include}`"
+        ) from None
     return folder
 
 
@@ -147,9 +166,9 @@ def open_pipeline(kind: str, *, model: str, revision: str | None, half: bool) ->
         raise UserError(f"{folder / INDEX}: _class_name: {given!r} found, allowed: {kind}")
     # A commit says what it holds; a folder may hold anything.
     if Path(model).is_dir():
-        files = sorted(
-            path for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
-        )
+        # Into folders that are links as well, which are read as any others.
+        under = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
+        files = sorted(path for path in under if path.is_file() and path.suffix in (".json", ".txt", ".safetensors"))
         digest = sha256_json({path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
     else:
         digest = sha256_json([model, revision])
@@ -163,17 +182,58 @@ _ALSO = {
 """Classes whose models have all that another one needs."""
 
 
-def _check_weights(folder: Path) -> None:
-    """Raises UserError where there is no pipeline, or one of its parts has its weights in pickles alone."""
+def _check_parts(folder: Path) -> None:
+    """Raises UserError where a pipeline is not whole: what is missing would be found missing hours later, or not at all.
+
+    A tokenizer without its words, for one, makes other images without a remark.
+    """
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder / INDEX}: no such file, allowed: a pipeline as diffusers saves it")
-    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = [path for path in part.iterdir() if path.is_file()]
-        pickled = sorted(path for path in files if path.suffix in _PICKLED)
-        if pickled and not any(path.suffix == ".safetensors" for path in files):
-            raise UserError(
-                f"{pickled[0]}: weights as a pickle, which runs code when it is read; allowed: .safetensors"
-            )
+    for part, made_of in sorted(read_json(folder / INDEX).items()):
+        # What is no part: the pipeline's own class and settings, and parts that it does without.
+        if part.startswith("_") or part == "safety_checker" or not isinstance(made_of, list) or None in made_of:
+            continue
+        place, kind = folder / part, str(made_of[-1])
+        if kind.endswith("Scheduler"):
+            _check_there(place / "scheduler_config.json")
+        elif "Tokenizer" in kind:
+            _check_there(place / "tokenizer_config.json")
+            if not (place / "tokenizer.json").is_file():
+                _check_there(place / "vocab.json", place / "merges.txt")
+        elif kind.endswith(("Processor", "FeatureExtractor")):
+            _check_there(place / "preprocessor_config.json")
+        else:
+            _check_there(place / "config.json")
+            _check_weights(place)
+
+
+def _check_there(*files: Path) -> None:
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file, allowed: a pipeline as diffusers saves it, with all of its parts")
+
+
+def _check_weights(place: Path) -> None:
+    """Raises UserError where a part has no weights in safetensors, all of them."""
+    for name in _WEIGHTS:
+        if (place / name).is_file():
+            return
+        index = place / f"{name}.index.json"
+        if index.is_file():
+            shards = read_json(index).get("weight_map")
+            shards = set(shards.values()) if isinstance(shards, dict) else set()
+            if not shards:
+                raise UserError(f"{index}: weight_map: nothing given, allowed: the files of the weights by their names")
+            for shard in map(str, sorted(shards, key=str)):
+                # Names alone: what they say is read.
+                if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                    raise UserError(f"{index}: weight_map: {shard!r} given, allowed: .safetensors files beside it")
+                _check_there(place / shard)
+            return
+    pickled = sorted(path for path in place.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        raise UserError(f"{pickled[0]}: weights as a pickle, which runs code when it is read; allowed: .safetensors")
+    raise UserError(f"{place / _WEIGHTS[0]}: no such file, nor {_WEIGHTS[1]}, allowed: weights as .safetensors")
 
 
 def guided(steps: int, guidance: float) -> int:

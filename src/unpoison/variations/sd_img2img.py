@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.errors import ParameterError
 from ..core.hyperparameters import NonNegative
 from .denoising import Noise, Steps, Strength
 from .pipelines import BatchSize, Pipeline, Side, guided, resized
-from .sdedit import executed_steps
 from .variation import Variation
 
 
@@ -59,7 +60,14 @@ def vary(
 
 
 def evaluations(*, strength: float, steps: int, guidance: float, **_: Any) -> int:
-    return guided(executed_steps(strength=strength, steps=steps), guidance)
+    # As diffusers counts: 100 * 0.29 is a little less than 29.
+    executed = int(steps * strength)
+    if executed < 1:
+        least = math.ceil(1e4 / steps) / 1e4
+        raise ParameterError(
+            f"strength: {strength} given; with steps {steps} no step would be executed, allowed: at least {least}"
+        )
+    return guided(executed, guidance)
 
 
 VARIATION = Variation(vary=vary, evaluations=evaluations, pipeline="StableDiffusionImg2ImgPipeline")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ..core.hyperparameters import NonNegative
-from .denoising import Noise, Steps
+from .denoising import Noise
 from .pipelines import BatchSize, Pipeline, guided, pictures_of
+from .schedule import STEPS
 from .variation import Variation
+
+Several = Annotated[int, Ge(2), Le(STEPS)]
+"""Steps of a sampler that works out the space between them."""
 
 
 def vary(
@@ -20,8 +25,8 @@ def vary(
     *,
     model: str = "kakaobrain/karlo-v1-alpha-image-variations",
     revision: str | None = None,
-    steps: Steps = 25,
-    enlarging: Steps = 7,
+    steps: Several = 25,
+    enlarging: Several = 7,
     guidance: NonNegative = 8.0,
     half: bool = True,
     batch_size: BatchSize = 16,
