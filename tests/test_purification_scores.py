@@ -16,6 +16,7 @@ from small_networks import strided
 from unpoison import models
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.data.imageset import ImageSet
+from unpoison.data.ranks import tie_break
 from unpoison.data.scores import Scored, isolate
 from unpoison.data.verdicts import Verdict
 from unpoison.models.classifier import Classifier
@@ -79,14 +80,16 @@ def assert_same(one: Classifier, other: Classifier) -> None:
 
 
 def test_the_split_is_by_rank() -> None:
-    # Three samples of ten, whatever is tied: of equal scores the first samples rank lower.
-    scored = scored_of([1, 0, 1, 1, 0, 2, 1, 2, 0, 1])
+    # Three samples of ten, whatever is tied: equal scores are in an order that has nothing to do with the samples' numbers.
+    values = [1, 0, 1, 1, 0, 2, 1, 2, 0, 1]
+    scored, ranked = scored_of(values), sorted(range(10), key=lambda sample: (values[sample], tie_break(sample)))
+    assert set(ranked[:3]) == {1, 4, 8}
     clean, poison = isolate(scored, 0.3, 0.3)
-    assert numbers(clean) == [1, 4, 8]
-    assert numbers(poison) == [9, 5, 7]
-    assert clean.labels.tolist() == [1, 1, 2]
+    assert numbers(clean) == ranked[:3]
+    assert numbers(poison) == ranked[-3:]
+    assert clean.labels.tolist() == [number % 3 for number in ranked[:3]]
     clean, poison = isolate(scored, 0.49, 0.19)
-    assert (numbers(clean), numbers(poison)) == ([1, 4, 8, 0], [7])
+    assert (numbers(clean), numbers(poison)) == (ranked[:4], ranked[-1:])
     assert [len(part) for part in isolate(rising(200), 0.7, 0.025)] == [140, 5]
     # The whole set, and not a sample more.
     assert [len(part) for part in isolate(scored, 0.5, 0.5)] == [5, 5]
