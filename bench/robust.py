@@ -61,6 +61,7 @@ def train(way: str, images: int) -> None:
         "reserve": reserve,
         "variations": data,
         "backdoored": fresh(),
+        "public": reserve,
         "scores": Scored(data=data, values=values, flagged=values >= images * 10 / 11),
     }
     method = ROBUST[way]

@@ -262,7 +262,13 @@ class Bench:
         recipe = recipe_named({"recipe": "small", "epochs": epochs})
         seed = derive(self.seed, "scar/student", *keys) % 2**31
         network, _ = distillation.train(
-            lambda: self.network(*keys, name=name), data, teacher, recipe, seed=seed, **loss
+            lambda: self.network(*keys, name=name),
+            data,
+            teacher,
+            data.subset(np.arange(0)),
+            recipe,
+            seed=seed,
+            **loss,
         )
         return network
 

@@ -1,4 +1,4 @@
-"""Train a student on variations only, by a teacher, the backdoored model if no other is named: the robust method `distillation`."""
+"""Train a student on variations, by a teacher, the backdoored model if no other is named: the robust method `distillation`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BACKDOORED, STUDENT, TRAINING, VARIATIONS, run_stage, say
+from common import BACKDOORED, BASE, STUDENT, TRAINING, VARIATIONS, run_stage, say
 
 from not_applicable import NO_SET
 from parameters import OFF, load_params, seed_of, with_variations
@@ -61,7 +61,7 @@ def main() -> list[Path]:
         stage="distill_student",
         folder=STUDENT,
         curve=curve,
-        given={"variations": variations, "backdoored": teacher},
+        given={"variations": variations, "backdoored": teacher, "public": store.open_split(BASE, "public")},
         given_from=made_from_teacher(folder, poisoned),
     )
 

@@ -13,7 +13,7 @@ from unpoison.core.files import new_folder
 from unpoison.core.npy import load_array
 from unpoison.core.seeding import derive, torch_rng
 from unpoison.data import shards
-from unpoison.data.imageset import ImageSet
+from unpoison.data.imageset import ImageSet, Overlay
 from unpoison.data.shards import Shards, ShardWriter
 from unpoison.data.store import new_overlay, open_poisoned, open_split, write_base
 from unpoison.sources import digits
@@ -175,6 +175,23 @@ def test_subset_is_what_gather_gives() -> None:
     part = data.subset(np.array([4, 1]))
     assert (part.base == data.base[[4, 1]]).all()
     assert part.labels.tolist() == [4, 1]
-    both = part.followed_by(data)
-    assert (both.base == data.base[[4, 1, 0, 1, 2, 3, 4]]).all()
-    assert (both.labels.tolist(), both.classes) == ([4, 1, 0, 1, 2, 3, 4], data.classes)
+    with pytest.raises(ValueError, match="of one size"):
+        part.followed_by(ImageSet(data.base[:, :3], data.labels, data.classes))
+
+
+def test_sets_are_read_one_after_another_from_where_they_are() -> None:
+    images, classes = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3), tuple("abcdefghij")
+    overlay = Overlay(np.array([2]), images[:1] + 100, np.array([7]))
+    first, second = ImageSet(images, np.arange(5), classes), ImageSet(images[:2] + 50, np.array([8, 9]), classes)
+    joined = ImageSet(images, np.array([0, 1, 7, 3, 4]), classes, overlay=overlay).followed_by(second, first)
+    assert (joined.labels.tolist(), joined.classes) == ([0, 1, 7, 3, 4, 8, 9, 0, 1, 2, 3, 4], classes)
+    assert (len(joined), joined.base.nbytes) == (12, 12 * 48)
+    expected = np.concatenate([images, images[:2] + 50, images])
+    expected[2] = images[0] + 100
+    for index in (np.arange(12), np.array([11, 2, 6, 5, 2, -1 % 12]), np.array([], np.int64)):
+        assert (joined.gather(index) == expected[index]).all()
+    assert (joined.base[3:9] == expected[3:9]).all()
+    # What was read is a copy: writing to it changes neither set.
+    joined.gather(np.arange(12))[:] = 0
+    assert images.any()
+    assert (joined.subset(np.array([8, 1])).base == expected[[8, 1]]).all()

@@ -26,7 +26,7 @@ def check(metrics: dict[str, Any]) -> None:
     assert backdoored["acc"] >= 0.90
     assert backdoored["asr"] >= 0.98
     assert student["asr"] <= 0.03
-    assert student["acc"] >= backdoored["acc"] - 0.04
+    assert student["acc"] >= backdoored["acc"] - 0.015
     assert fst["asr"] <= 0.05
     assert fst["acc"] >= backdoored["acc"] - 0.04
     for detector in ("cd", "strip"):

@@ -114,19 +114,25 @@ def test_a_worker_is_killed_and_a_shard_fails(
     assert digest_of(folder) == expected
 
 
-def test_a_shard_that_kills_every_worker_is_the_only_one_that_is_not_made(
+def test_shards_that_kill_every_worker_are_the_only_ones_that_are_not_made(
     elsewhere: Callable[[Sharded], None], tmp_path: Path
 ) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
     def kill(number: int) -> None:
-        if number == 2:
+        before = len(list(marks.glob(f"{number}-*")))
+        (marks / f"{number}-{before}").touch()
+        # Two are fatal each time and a third one once: more than there are workers, and the third is made in the end.
+        if number in (1, 2) or (number == 3 and not before):
             os.kill(os.getpid(), signal.SIGKILL)
 
     work = work_in(tmp_path / "made", kill)
     with pytest.raises(
-        UserError, match=r"^work: a worker ended before its work; 1 of 7 shards are missing, first shard 2"
+        UserError, match=r"^work: a worker ended before its work; 2 of 7 shards are missing, first shard 1"
     ):
         elsewhere(work)
-    assert work.missing == [2]
+    assert work.missing == [1, 2]
 
 
 def test_silence_ends(elsewhere: Callable[[Sharded], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,7 @@ def inputs_of(name: str, planted: Planted, clean: ImageSet, count: int) -> list[
         "reserve": planted.reserve.subset(np.arange(min(len(planted.reserve), count // 4 + 50))),
         "variations": clean.subset(index),
         "backdoored": planted.model,
+        "public": planted.reserve.subset(np.arange(50)),
         "scores": replace(
             scored, data=scored.data.subset(index), values=scored.values[:count], flagged=scored.flagged[:count]
         ),
@@ -261,14 +262,20 @@ def test_label_smoothing_is_of_the_students_labels() -> None:
 
 def test_the_student_is_trained_on_its_teachers_logits(planted: Planted, splits: dict[str, ImageSet]) -> None:
     variations, distillation = splits["train"].subset(np.arange(8)), ROBUST["distillation"]
-    recipe = Recipe(epochs=1, batch_size=8)
+    public, none = (replace(splits["public"].subset(np.arange(n)), labels=np.full(n, -1)) for n in (3, 0))
+    recipe = Recipe(epochs=1, batch_size=20)
     own = {"alpha": 0.7, "temperature": 3.0, "ce_temperature": 2.0}
     student = fresh().train()
     images, labels = variations.tensor() / 255, torch.from_numpy(variations.labels)
-    with torch.no_grad():
-        expected = distillation_loss(student(images), planted.model(images), labels, **own)
-    _, history = distillation.train(fresh, variations, planted.model, recipe, seed=0, **own)
-    assert history.losses[0] == pytest.approx(expected.numpy(), rel=1e-4)
+    # Trusted images have no label: theirs is the teacher's. The student's batch norm sees all of a batch.
+    for copies, trusted in ((0, public), (2, none), (2, public)):
+        seen = torch.cat([images, *[public.tensor() / 255] * 2]) if copies and len(trusted) else images
+        with torch.no_grad():
+            answers = planted.model(seen)
+            given = torch.cat([labels, answers[len(labels) :].argmax(1)])
+            expected = distillation_loss(student(seen), answers, given, **own)
+        _, history = distillation.train(fresh, variations, planted.model, trusted, recipe, seed=0, copies=copies, **own)
+        assert history.losses[0] == pytest.approx(expected.numpy(), rel=1e-4)
 
 
 def test_a_teacher_that_is_not_finite_is_refused(planted: Planted, splits: dict[str, ImageSet]) -> None:
@@ -282,7 +289,7 @@ def test_a_teacher_that_is_not_finite_is_refused(planted: Planted, splits: dict[
         if name == "head.bias":
             teacher.head.weight.data.fill_(3e38)
         with pytest.raises(UserError, match=said):
-            train(fresh, data, teacher, SHORT)
+            train(fresh, data, teacher, data, SHORT)
 
 
 def test_a_student_that_diverges_names_the_recipe_it_was_given(planted: Planted, splits: dict[str, ImageSet]) -> None:
@@ -293,7 +300,7 @@ def test_a_student_that_diverges_names_the_recipe_it_was_given(planted: Planted,
         ),
         _keys("distillation", method, "distill.train"),
     ):
-        method.train(fresh, data, planted.model, replace(SHORT, lr=1e30, optimizer="sgd"))
+        method.train(fresh, data, planted.model, data, replace(SHORT, lr=1e30, optimizer="sgd"))
     with (
         pytest.raises(UserError, match=r"^params/robust\.yaml: distillation\.alpha: 2 given"),
         _keys("distillation", method, "distill.train"),

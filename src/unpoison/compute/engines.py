@@ -123,8 +123,9 @@ def _by_pool(work: Sharded, *, pool: Pool, silence: int) -> None:
             fruitless += len(work.missing) == before
             fatal += [next(number for number in share if number in left) for share in shares if set(share) & set(left)]
             shares = _shares([number for number in left if number not in fatal], pool.workers)
-        # Once more, each by itself.
-        failures += _round(work, [[number] for number in fatal[: pool.workers]], pool, silence)
+        # Once more, each by itself, as many at a time as there are workers.
+        for first in range(0, len(fatal), pool.workers):
+            failures += _round(work, [[number] for number in fatal[first : first + pool.workers]], pool, silence)
     settle(work, failures)
 
 

@@ -42,7 +42,7 @@ class ImageSet:
         overlay: images in place of rows of `base`. For reading alone: methods use `gather`.
     """
 
-    base: Images | Shards
+    base: Images | Shards | Joined
     labels: IntArray
     classes: tuple[str, ...]
     digest: str = ""
@@ -89,7 +89,38 @@ class ImageSet:
         """The samples at `index` as a set of their own, in memory, without a digest: it is no artefact."""
         return ImageSet(self.gather(index), self.labels[index], self.classes)
 
-    def followed_by(self, other: ImageSet) -> ImageSet:
-        """Its samples, then those of another set of the same classes, in memory, without a digest."""
-        images = np.concatenate([one.gather(np.arange(len(one))) for one in (self, other)])
-        return ImageSet(images, np.concatenate([self.labels, other.labels]), self.classes)
+    def followed_by(self, *others: ImageSet) -> ImageSet:
+        """Its samples, then those of other sets of the same classes, without a digest. Images are read from where they are."""
+        sets = (self, *others)
+        return ImageSet(Joined(sets), np.concatenate([one.labels for one in sets]), self.classes)
+
+
+class Joined:
+    """Images of several sets one after another, uint8 [n, height, width, channels]. Indexing reads them into a fresh array.
+
+    Raises:
+        ValueError: images of different sizes.
+    """
+
+    def __init__(self, sets: tuple[ImageSet, ...]) -> None:
+        if len(shapes := {one.base.shape[1:] for one in sets}) > 1:
+            raise ValueError(f"sets of {sorted(shapes)} given, allowed: of one size")
+        self.sets, self._ends = sets, np.cumsum([len(one) for one in sets])
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *sets[0].base.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    def __getitem__(self, index: IntArray | slice) -> Images:
+        rows = np.arange(len(self))[index] if isinstance(index, slice) else index
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        # Set by set, so that one on disk is opened once whatever the order of the rows.
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(owner):
+            one, places = self.sets[number], np.flatnonzero(owner == number)
+            images[places] = one.gather(rows[places] - (self._ends[number] - len(one)))
+        return images

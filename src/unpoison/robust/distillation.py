@@ -1,5 +1,5 @@
-"""Knowledge distillation on variations only (Struppek et al., "Leveraging Diffusion-Based Image Variations for Robust
-Training on Poisoned Data", 2023): the student never sees an image of the suspect set.
+"""Knowledge distillation on variations (Struppek et al., "Leveraging Diffusion-Based Image Variations for Robust Training on
+Poisoned Data", 2023): the student never sees an image of the suspect set.
 
 Published code: https://github.com/LukasStruppek/Robust_Training_on_Poisoned_Samples/blob/94f0d35/losses/kl_loss.py
 """
@@ -7,10 +7,13 @@ Published code: https://github.com/LukasStruppek/Robust_Training_on_Poisoned_Sam
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ..compute.device import pick_device
@@ -22,6 +25,8 @@ from ..models.classifier import AUXILIARY_WEIGHT, Classifier
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
 from .robust import Keep, Robust, keep_nothing
+
+Copies = Annotated[int, Ge(0), Le(100)]
 
 
 def distillation_loss(
@@ -60,6 +65,7 @@ def train(
     make_model: Callable[[], Classifier],
     variations: ImageSet,
     teacher: Classifier,
+    public: ImageSet,
     recipe: Recipe,
     keep: Keep = keep_nothing,
     *,
@@ -67,13 +73,18 @@ def train(
     alpha: Fraction = 0.5,
     temperature: Positive = 10.0,
     ce_temperature: Positive = 1.0,
+    copies: Copies = 0,
 ) -> tuple[Classifier, History]:
     """Train a student on variations, with their sources' labels and the teacher's logits.
+
+    A variation is not quite an image of the data. Trusted images, which show no trigger, are: the teacher's answers to them carry
+    over what it knows and not what it was taught by poison.
 
     Args:
         make_model: maker of the student, freshly initialised.
         variations: images that replace the training set.
         teacher: the backdoored model, whose weights stay; it sees each batch as augmented, in evaluation mode.
+        public: trusted, unlabelled images; may be none.
         recipe: recipe of the student's training; its label smoothing is that of the label term.
         keep: where the training has its checkpoints.
         seed: seed for the order of the images and their augmentation.
@@ -81,11 +92,16 @@ def train(
         temperature: temperature of the teacher's term. 10 in the published code.
         ce_temperature: temperature of the label term; 1 is the textbook loss. The published code applies `temperature` to
             both terms, which weakens the labels about tenfold: set it to `temperature` to reproduce that.
+        copies: times that each of the trusted images is in an epoch, with the label that the teacher gives it. 0 as published.
     """
     student = make_model()
     # Refused here: a student of targets that are not finite would seem to have diverged itself.
     check_network(teacher, "teacher")
     logits_of(teacher, variations.subset(np.arange(min(len(variations), BATCH))), what="teacher")
+    data = variations
+    if copies and len(public):
+        answers = logits_of(teacher, public, what="teacher").argmax(1).numpy()
+        data = variations.followed_by(*[replace(public, labels=answers)] * copies)
     # In evaluation mode, or the teacher's batch norm would adapt to the variations and no longer be the suspect model's.
     teacher.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
@@ -112,7 +128,7 @@ def train(
             total = total + AUXILIARY_WEIGHT * distilled(head_logits)
         return logits, total
 
-    return student, fit(student, variations, recipe, seed=seed, what="student", loss=loss, checkpoints=keep("student"))
+    return student, fit(student, data, recipe, seed=seed, what="student", loss=loss, checkpoints=keep("student"))
 
 
-ROBUST = Robust(train=train, inputs=("variations", "backdoored"))
+ROBUST = Robust(train=train, inputs=("variations", "backdoored", "public"))

@@ -51,7 +51,8 @@ class Robust:
             gives the network with fresh weights, `recipe` says how to train it, `keep` where each phase has its checkpoints.
             Its keyword-only arguments but the seed are the method's own parameters. One with `by` takes that after its inputs.
         inputs: inputs of `train`, in the order of its arguments: `data` (the training set as received), `reserve` (trusted
-            images), `variations` (of the training set), `backdoored` (the model trained on the set as it is).
+            images), `variations` (of the training set), `backdoored` (the model trained on the set as it is), `public` (trusted,
+            unlabelled images).
         by: what it builds on besides: `scores` of training samples (`data.scores.Scored`).
         trusted: `trusted(**own parameters)`, the least number of trusted images for a method with the `reserve`; None: one.
     """
