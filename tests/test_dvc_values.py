@@ -99,7 +99,7 @@ def test_the_student_follows_its_teacher(project: Path, teacher: str, trained_he
     with Repo(project) as repo:
         (student,) = (stage for stage in repo.index.stages if stage.addressing == "distill_student")
         before = {stage.addressing for stage in repo.index.graph.successors(student)}
-    assert before == {"check_params", "generate_variations", *(["train_backdoored"] if trained_here else [])}
+    assert before == {"check_params", "prepare", "generate_variations", *(["train_backdoored"] if trained_here else [])}
 
 
 @pytest.mark.parametrize(("override", "line"), REFUSED)

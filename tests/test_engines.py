@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unpoison.compute import engines
+from unpoison.compute.pools import POOLS, Run
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import UserError
-from unpoison.core.sharded import PATIENCE, Once, Sharded, attempt, in_turn, settle
+from unpoison.core.sharded import PATIENCE, Failure, Once, Sharded, attempt, in_turn, settle
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 7
+FORK = multiprocessing.get_context("fork")
 
 
 def work_in(folder: Path, spoil: Callable[[int], None] = lambda number: None) -> Sharded:
@@ -114,8 +120,56 @@ def test_a_worker_is_killed_and_a_shard_fails(
     assert digest_of(folder) == expected
 
 
-def test_shards_that_kill_every_worker_are_the_only_ones_that_are_not_made(
+def test_a_shard_that_kills_every_worker_is_the_only_one_that_is_not_made(
     elsewhere: Callable[[Sharded], None], tmp_path: Path
+) -> None:
+    def kill(number: int) -> None:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    work = work_in(tmp_path / "made", kill)
+    with pytest.raises(
+        UserError, match=r"^work: a worker ended before its work; 1 of 7 shards are missing, first shard 2"
+    ):
+        elsewhere(work)
+    assert work.missing == [2]
+
+
+class Forked:
+    """A pool of two processes that begin at once."""
+
+    workers = 2
+
+    def opened(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def start(self, run: Run) -> tuple[BaseProcess, Connection]:
+        here, there = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=lambda: there.send(run()))
+        process.start()
+        # Or this process would hold the other end open, and wait at it for a worker that was killed.
+        there.close()
+        return process, here
+
+    def ended(self, handle: tuple[BaseProcess, Connection]) -> bool:
+        return not handle[0].is_alive()
+
+    def waiting(self, handle: tuple[BaseProcess, Connection]) -> bool:
+        return False
+
+    def result(self, handle: tuple[BaseProcess, Connection]) -> list[Failure]:
+        try:
+            failures: list[Failure] = handle[1].recv()
+        except EOFError:
+            return []
+        return failures
+
+    def stop(self, handle: tuple[BaseProcess, Connection]) -> None:
+        handle[0].kill()
+
+
+def test_every_shard_that_a_worker_was_killed_at_is_tried_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -123,16 +177,26 @@ def test_shards_that_kill_every_worker_are_the_only_ones_that_are_not_made(
     def kill(number: int) -> None:
         before = len(list(marks.glob(f"{number}-*")))
         (marks / f"{number}-{before}").touch()
-        # Two are fatal each time and a third one once: more than there are workers, and the third is made in the end.
         if number in (1, 2) or (number == 3 and not before):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    monkeypatch.setitem(POOLS, "ray", lambda scratch: Forked())
+    monkeypatch.setenv("UNPOISON_ENGINE", "ray")
     work = work_in(tmp_path / "made", kill)
+    # Three, with two workers: the third is made in the end, as it was not what killed its worker.
     with pytest.raises(
         UserError, match=r"^work: a worker ended before its work; 2 of 7 shards are missing, first shard 1"
     ):
-        elsewhere(work)
+        engines.engine(tmp_path / "scratch")(work)
     assert work.missing == [1, 2]
+    assert sorted(mark.name for mark in marks.iterdir() if mark.name[0] in "123") == [
+        "1-0",
+        "1-1",
+        "2-0",
+        "2-1",
+        "3-0",
+        "3-1",
+    ]
 
 
 def test_silence_ends(elsewhere: Callable[[Sharded], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,6 +304,7 @@ def test_a_student_of_another_network_and_another_teacher(project: Path, capsys:
     assert about["network"]["image_size"] == [32, 32]
     assert about["made_from"] == {
         "variations": victim["variations"],
+        "public": sha256_file(Path("data/base/manifest.json")),
         **read_json(project / "data/truth/truth.json")["made_from"],
         "teacher": sha256_file(description),
     }
