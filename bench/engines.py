@@ -1,4 +1,4 @@
-"""Variations/s of two workers on twice the images, against one process on one thread: weak scaling of the engines.
+"""Weak scaling of the engines: variations/s of two workers on twice the images, against one worker and against this process.
 
     python bench/engines.py            # prints a table and adds it to bench/results/engines.csv
     python bench/engines.py --quick    # whether it runs
@@ -27,8 +27,13 @@ from unpoison.variations.generate import generate
 from unpoison.variations.prior_training import PriorRecipe, train_prior
 from unpoison.variations.sampling import Settings
 
-ONE = "local, 1 process"
-POOLS = {"submitit, 2 workers": "submitit", "ray, 2 workers": "ray"}
+LOCAL = "local, 1 process"
+POOLS = ("submitit", "ray")
+
+
+def by_workers(pool: str) -> tuple[str, str]:
+    """Names of a pool's two ways."""
+    return f"{pool}, 1 worker", f"{pool}, 2 workers"
 
 
 def main() -> None:
@@ -44,19 +49,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         prior, _ = train_prior(public, recipe, seed=0, scratch=Path(scratch) / "prior")
 
-    def rate(pool: str | None) -> float:
-        """Variations a second, by two workers of a pool or by this process."""
-        part = data if pool else data.subset(np.arange(images))
+    def rate(pool: str, workers: int) -> float:
+        """Variations a second."""
+        part = data.subset(np.arange(workers * images))
         with tempfile.TemporaryDirectory() as folder:
-            os.environ |= {"UNPOISON_ENGINE": pool or "local", "UNPOISON_WORKERS": "2"}
+            os.environ |= {"UNPOISON_ENGINE": pool, "UNPOISON_WORKERS": str(workers)}
             store = ContentStore(Path(folder) / "store", engine(Path(folder)))
             settings = Settings(num_variations=copies)
             return len(part) * copies / timed(lambda: generate(part, name, prior, settings, own, seed=0, store=store))
 
-    rates = by_turns(
-        {ONE: lambda: rate(None), **{way: lambda pool=pool: rate(pool) for way, pool in POOLS.items()}}, given.runs
-    )
-    rows = [row("variations, twice the images", rates, way, ONE) for way in POOLS]
+    ways = {LOCAL: lambda: rate("local", 1)}
+    for pool in POOLS:
+        for workers, way in enumerate(by_workers(pool), start=1):
+            ways[way] = lambda pool=pool, workers=workers: rate(pool, workers)
+    rates = by_turns(ways, given.runs)
+    rows = [
+        row("variations, twice the images", rates, two, against)
+        for one, two in map(by_workers, POOLS)
+        for against in (one, LOCAL)
+    ]
     for line in rows:
         line["efficiency"] = round(line["ratio"] / 2, 2)
     report(rows, "engines.csv", write=not given.quick)
