@@ -120,21 +120,6 @@ def test_a_worker_is_killed_and_a_shard_fails(
     assert digest_of(folder) == expected
 
 
-def test_a_shard_that_kills_every_worker_is_the_only_one_that_is_not_made(
-    elsewhere: Callable[[Sharded], None], tmp_path: Path
-) -> None:
-    def kill(number: int) -> None:
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    work = work_in(tmp_path / "made", kill)
-    with pytest.raises(
-        UserError, match=r"^work: a worker ended before its work; 1 of 7 shards are missing, first shard 2"
-    ):
-        elsewhere(work)
-    assert work.missing == [2]
-
-
 class Forked:
     """A pool of two processes that begin at once."""
 
