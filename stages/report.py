@@ -1,4 +1,4 @@
-"""Write the report of what there is: `reports/index.html` (one file), `reports/summary.md`, `reports/suspects.csv`."""
+"""Write the report of what there is: `reports/index.html` (one file), `reports/summary.md`, lists of suspects and problems."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ from common import (
     run_stage,
 )
 
+from examine import PROBLEMS
 from not_applicable import NO_SET
 from parameters import Params, checked, load_params
 from teacher import made_from_teacher, teacher_of
 from unpoison.core.files import new_file, sha256_file
 from unpoison.core.manifest import is_made_from, reason_absent
+from unpoison.data import problems as problems_
 from unpoison.data import scores as scores_
 from unpoison.data import store
 from unpoison.data import verdicts as verdicts_
 from unpoison.data.imageset import ImageSet
+from unpoison.data.problems import load_problems
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
 from unpoison.data.verdicts import load_verdict
@@ -48,10 +51,12 @@ from unpoison.poisoning.truth import read_truth
 from unpoison.reporting import inputs
 from unpoison.reporting.metrics import read_metrics
 from unpoison.reporting.pictures import suspects_csv
-from unpoison.reporting.run import ReportSettings, Run
+from unpoison.reporting.problems import problems_csv
+from unpoison.reporting.run import Examined, ReportSettings, Run
 from unpoison.reporting.sections import report
 
-INDEX, SUMMARY, SUSPECTS = Path("reports/index.html"), Path("reports/summary.md"), Path("reports/suspects.csv")
+INDEX, SUMMARY = Path("reports/index.html"), Path("reports/summary.md")
+SUSPECTS, LISTED = Path("reports/suspects.csv"), Path("reports/problems.csv")
 
 
 def settings(params: Params) -> ReportSettings:
@@ -72,8 +77,9 @@ def main() -> list[Path]:
         **_found(data, truth is not None, teacher_of(params)),
     )
     page = report(run)
-    write_together({INDEX: page.html(), SUMMARY: page.markdown(), SUSPECTS: suspects_csv(run)})
-    return [INDEX, SUMMARY, SUSPECTS]
+    texts = {INDEX: page.html(), SUMMARY: page.markdown(), SUSPECTS: suspects_csv(run), LISTED: problems_csv(run)}
+    write_together(texts)
+    return list(texts)
 
 
 def write_together(texts: Mapping[Path, str]) -> None:
@@ -81,6 +87,13 @@ def write_together(texts: Mapping[Path, str]) -> None:
     with ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(new_file(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _examined(data: ImageSet) -> Examined:
+    """The problems that `examine` found, with the images that they are of."""
+    test = open_split(BASE, "test")
+    problems = load_problems(PROBLEMS, train=len(data), test=len(test), classes=len(data.classes))
+    return Examined(problems, data.followed_by(test), read_sources(BASE, "train") + read_sources(BASE, "test"))
 
 
 def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
@@ -95,6 +108,8 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
     if not is_made_from(BACKDOORED, checkpoint.DESCRIPTION, poisoned=poisoned):
         return found
     present = {"poisoned": poisoned, "backdoored": checkpoint.digest_of(BACKDOORED)}
+    if is_made_from(PROBLEMS, problems_.DESCRIPTION, **present):
+        found["examined"] = _examined(data)
     found["model"] = checkpoint.read_about(BACKDOORED).model_dump()
     found["losses"] = inputs.read_losses(TRAINING / "losses" / "losses.npy", data)
     curves, trained = {"backdoored": TRAINING / "backdoored.csv"}, dict[str, Path]()

@@ -31,6 +31,7 @@ WHOLE = (
     "train_backdoored",
     "stamp_test",
     "extract",
+    "examine",
     "train_prior",
     "distill_student",
     "train_clean",

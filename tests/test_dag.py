@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "crafting": {"poisoning", "training", "compute", "models", "data", "core"},
     "attacks": {"crafting", "poisoning", "training", "compute", "models", "data", "core"},
     "variations": {"compute", "data", "core"},
+    "examination": {"data", "core"},
     "detection": {"training", "compute", "models", "data", "core"},
     "inspection": {"compute", "models", "data", "core"},
     "purification": {"training", "compute", "models", "data", "core"},

@@ -18,6 +18,7 @@ import detect
 import detect_inputs
 import distill_student
 import evaluate
+import examine
 import extract
 import generate_variations
 import inspect_model
@@ -94,6 +95,7 @@ def run_stages(*names: str) -> None:
         "train_backdoored": train_backdoored.main,
         "stamp_test": stamp_test.main,
         "extract": extract.main,
+        "examine": examine.main,
         "train_prior": train_prior.main,
         "generate_variations": generate_variations.main,
         "distill_student": distill_student.main,

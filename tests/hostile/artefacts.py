@@ -19,6 +19,7 @@ from small_poison import CLASSES, made, split_of
 from unpoison.attacks import restored
 from unpoison.core.files import sha256_json
 from unpoison.data.features import write_features
+from unpoison.data.problems import Problems, save_problems
 from unpoison.data.scores import Assumption, Scores, save_scores
 from unpoison.data.store import new_base, open_poisoned, open_split, read_sources
 from unpoison.data.stress import Line, Stressed, save_stressed
@@ -62,6 +63,8 @@ def intact() -> Path:
     patches = {"masks": aux["masks"], "patterns": rng.integers(0, 256, (2, 3, 16, 16), dtype=np.uint8)}
     verdict = Verdict(rows[:2, 0], rows[:2, 0] > 1, "above 1", 6.0, "patches", patches)
     save_verdict(verdict, folder / "verdict", method="mm_bd", parameters={}, made_from=made_from)
+    problems = Problems(np.array([[0, 7]]), np.array([0.02]), np.array([2]), np.arange(SAMPLES) % 4 - 1, 3)
+    save_problems(problems, folder / "problems", test=TESTED, classes=4, made_from=made_from)
     stressed = Stressed(
         figures={"retuned_asr": 0.5}, line=Line(t=[0.0, 0.5, 1.0], acc=[0.9, 0.8, 0.7], asr=[0.0, 0.5, 1.0])
     )

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from hostile.artefacts import SAMPLES, intact, seal
+from hostile.artefacts import SAMPLES, TESTED, intact, seal
 from hostile.fuzz import Reader
 from unpoison import models
 from unpoison.attacks import restored
 from unpoison.core.files import sha256_file
 from unpoison.core.npy import load_array, load_arrays
+from unpoison.data.problems import load_problems
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split
 from unpoison.data.stress import load_stressed
@@ -80,6 +81,11 @@ def _verdict(folder: Path) -> Any:
     return [verdict.flagged.tolist(), bool(np.isfinite(verdict.anomaly).all()), shapes]
 
 
+def _problems(folder: Path) -> Any:
+    found = load_problems(folder / "problems", train=SAMPLES, test=TESTED, classes=4)
+    return [found.pairs.tolist(), found.distances.tolist(), found.constant.tolist(), found.contradicted.tolist()]
+
+
 def _stress(folder: Path) -> Any:
     tests = load_stressed(folder / "stress", method="fst")
     values = [*tests.figures.values(), *tests.line.t, *tests.line.acc, *tests.line.asr]
@@ -93,6 +99,10 @@ def _same(valid: Any, value: Any) -> bool:
 def _in_range(valid: Any, value: Any) -> bool:
     # Of labels, rows and pixels within their ranges nothing but the digest, which fits here, could tell that they are others.
     return value[0] == valid[0] and 0 <= value[1] <= value[2] < value[3]
+
+
+def _pairs(valid: Any, value: Any) -> bool:
+    return value[1:] == valid[1:] and all(0 <= first < second < SAMPLES + TESTED for first, second in value[0])
 
 
 def _poison(valid: Any, value: Any) -> bool:
@@ -162,6 +172,8 @@ READERS = [
     _reader("verdict/verdict.json", _verdict, _same),
     _reader("verdict/anomaly.npy", _verdict, _same),
     _reader("verdict/aux.npz", _verdict, _same),
+    _reader("problems/problems.json", _problems, _pairs),
+    _reader("problems/pairs.npy", _problems, _pairs),
     _reader("stress/stress.json", _stress, _same),
     Reader("npz", lambda: [(intact() / "scores/aux.npz").read_bytes()], _arrays, _checksummed),
     Reader(

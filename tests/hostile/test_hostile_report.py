@@ -44,6 +44,7 @@ FILES = {
     "reports/index.html": "the page of before",
     "reports/summary.md": "the summary of before",
     "reports/suspects.csv": "the list of before",
+    "reports/problems.csv": "the problems of before",
 }
 
 
@@ -95,7 +96,7 @@ def door(folder: Path) -> Any:
     """The stage. Where it ends in an error the files of before are all there; figures are not drawn."""
     os.chdir(folder)
     figures._png = figures.thumbnail = lambda *_: b"picture"  # type: ignore[assignment]
-    outputs = [Path(name) for name in ("reports/index.html", "reports/summary.md", "reports/suspects.csv")]
+    outputs = [Path("reports") / name for name in ("index.html", "summary.md", "suspects.csv", "problems.csv")]
     try:
         report.main()
     except BaseException:

@@ -12,6 +12,7 @@ import pandas as pd
 from ..core.arrays import IntArray, Mask
 from ..core.hyperparameters import Count
 from ..data.imageset import ImageSet
+from ..data.problems import Problems
 from ..data.scores import Scores
 from ..data.store import Received
 from ..data.verdicts import Verdict
@@ -34,6 +35,21 @@ class ReportSettings:
     note: str = ""
     samples: Count = 8
     suspects: Count = 24
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What `examine` found, with the images that its rows count.
+
+    Attributes:
+        problems: problems of the training samples as received and the test images.
+        data: both, in this order.
+        sources: their names.
+    """
+
+    problems: Problems
+    data: ImageSet
+    sources: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +76,7 @@ class Run:
         not_applicable: detectors that had no set to score, as the victim receives a model.
         verdicts: verdicts on the backdoored model by inspector.
         curves: training curves by model, with epoch, loss and accuracy.
+        examined: problems of the data that are no backdoor.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
     """
 
@@ -82,6 +99,7 @@ class Run:
     not_applicable: Sequence[str] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    examined: Examined | None = None
     losses: Any = None
 
     def class_name(self, label: int) -> str:

@@ -14,6 +14,7 @@ from ..poisoning.truth import Truth
 from . import figures, pictures
 from .metrics import best_first
 from .page import Page, Table
+from .problems import problems
 from .run import Run
 
 MOST_CLASSES = 20
@@ -48,6 +49,7 @@ def report(run: Run) -> Page:
     detection(page, run)
     inputs(page, run)
     inspected(page, run)
+    problems(page, run)
     pictures.training_samples(page, run)
     pictures.triggered_samples(page, run)
     pictures.scores(page, run)
