@@ -1,4 +1,4 @@
-"""Write the report of what there is: `reports/index.html` (one file), `reports/summary.md`, lists of suspects and problems."""
+"""Write the report of what there is: `reports/index.html` (one file), `reports/summary.md`, lists, cards."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from common import (
     GRADED,
     METRICS,
     POISONED,
+    PURIFIED,
     ROBUST,
     SCORES,
     STUDENT,
@@ -33,7 +34,7 @@ from examine import PROBLEMS
 from not_applicable import NO_SET
 from parameters import Params, checked, load_params
 from teacher import made_from_teacher, teacher_of
-from unpoison.core.files import new_file, sha256_file
+from unpoison.core.files import new_file, new_folder, sha256_file
 from unpoison.core.manifest import is_made_from, reason_absent
 from unpoison.data import problems as problems_
 from unpoison.data import scores as scores_
@@ -49,6 +50,7 @@ from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.reporting import inputs
+from unpoison.reporting.cards import cards
 from unpoison.reporting.metrics import read_metrics
 from unpoison.reporting.pictures import suspects_csv
 from unpoison.reporting.problems import problems_csv
@@ -57,6 +59,7 @@ from unpoison.reporting.sections import report
 
 INDEX, SUMMARY = Path("reports/index.html"), Path("reports/summary.md")
 SUSPECTS, LISTED = Path("reports/suspects.csv"), Path("reports/problems.csv")
+CARDS = Path("reports/cards")
 
 
 def settings(params: Params) -> ReportSettings:
@@ -78,8 +81,11 @@ def main() -> list[Path]:
     )
     page = report(run)
     texts = {INDEX: page.html(), SUMMARY: page.markdown(), SUSPECTS: suspects_csv(run), LISTED: problems_csv(run)}
-    write_together(texts)
-    return list(texts)
+    with new_folder(CARDS) as staging:
+        for name, text in cards(run).items():
+            (staging / name).write_text(text, encoding="utf-8", newline="\n")
+        write_together(texts)
+    return [*texts, CARDS]
 
 
 def write_together(texts: Mapping[Path, str]) -> None:
@@ -121,7 +127,15 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
     for path in sorted((TRAINING / "robust").glob("*.csv")):
         if is_made_from(ROBUST / path.stem, checkpoint.DESCRIPTION, poisoned=poisoned):
             curves[f"robust: {path.stem}"], trained[f"robust: {path.stem}"] = path, ROBUST / path.stem
-    found["networks"] = {name: checkpoint.read_about(folder).network.model_dump() for name, folder in trained.items()}
+    purified = {f"purified: {folder.name}": folder for folder in sorted(PURIFIED.glob("*"))}
+    purified = {
+        name: folder
+        for name, folder in purified.items()
+        if is_made_from(folder, checkpoint.DESCRIPTION, backdoored=present["backdoored"])
+    }
+    found["defended"] = {
+        name: checkpoint.read_about(folder).model_dump() for name, folder in (trained | purified).items()
+    }
     found["curves"] = {
         name: inputs.read_curve(path, ["epoch", "accuracy"], shares=["accuracy"])
         for name, path in curves.items()

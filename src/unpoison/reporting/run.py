@@ -64,7 +64,7 @@ class Run:
         truth: ground truth; None for data of unknown origin.
         triggered: triggered test images by trigger.
         model: description of the backdoored model (`model.json`).
-        networks: networks of the models that defences trained, by the models' names, as `model.json` describes them.
+        defended: descriptions (`model.json`) of the models that defences gave, by their names on the page.
         teacher: folder of the student's teacher; "" where it is the backdoored model.
         sampler: settings of the variations.
         variations: variations of the training set.
@@ -87,7 +87,7 @@ class Run:
     truth: Truth | None = None
     triggered: Mapping[str, Triggered] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
-    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    defended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     teacher: str = ""
     sampler: Mapping[str, Any] | None = None
     variations: ImageSet | None = None

@@ -63,18 +63,18 @@ def what_was_run(page: Page, run: Run) -> None:
     """Data, attack, network, recipe, variations, seed and machine, as the artefacts record them."""
     # From the artefacts, not from params.yaml, which may have changed since.
     page.heading("What was run")
-    rows = [("data", _data(run)), ("attack", _attack(run))]
+    rows = [("data", data_of(run)), ("attack", _attack(run))]
     if run.model is not None:
         network, made_by = run.model["network"], run.model["made_by"]
-        rows.append(("network", _network(network)))
+        rows.append(("network", network_of(network)))
         # Of others that were trained those that are not the victim's.
-        others = {name: _network(other) for name, other in run.networks.items()}
-        rows += [(f"network of {name}", other) for name, other in others.items() if other != _network(network)]
+        others = {name: network_of(other["network"]) for name, other in run.defended.items()}
+        rows += [(f"network of {name}", other) for name, other in others.items() if other != network_of(network)]
         if run.teacher:
             rows.append(("teacher of student", run.teacher))
-        rows.append(("training", _inline(made_by.get("recipe", {}))))
+        rows.append(("training", inline(made_by.get("recipe", {}))))
     if run.sampler is not None:
-        rows.append(("variations", _inline(run.sampler)))
+        rows.append(("variations", inline(run.sampler)))
         if run.sampler.get("prior") == "data/poisoned":
             rows.append(("warning", PRIOR_ON_POISON))
     if run.model is not None:
@@ -84,9 +84,9 @@ def what_was_run(page: Page, run: Run) -> None:
     page.table(Table(("", "setting"), rows, frozenset({1})))
 
 
-def _network(described: Mapping[str, Any]) -> str:
+def network_of(described: Mapping[str, Any]) -> str:
     """A network by name and arguments."""
-    return _inline({"name": described["name"], **described["arguments"]})
+    return inline({"name": described["name"], **described["arguments"]})
 
 
 def models(page: Page, run: Run) -> None:
@@ -98,7 +98,7 @@ def models(page: Page, run: Run) -> None:
     page.heading("Models")
     if run.received != "set":
         page.text(NO_SET if run.received == "model" else SURROGATE)
-    graded = _models(run.metrics)
+    graded = graded_models(run.metrics)
     # Without the truth accuracy is all there is.
     columns = {"ACC": "acc"}
     if run.truth is not None:
@@ -248,7 +248,7 @@ def _flagged(run: Run, detector: str, graded: Mapping[str, Any]) -> list[str]:
     return [count, _figure(graded, "flagged_tpr"), _figure(graded, "flagged_fpr")]
 
 
-def _models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def graded_models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Metrics of every graded model, by its name on the page."""
     graded = {name: metrics[name] for name in ("backdoored", "clean", "student") if name in metrics}
     for family in ("purified", "robust"):
@@ -316,7 +316,7 @@ def _attack(run: Run) -> str:
     goals = []
     for part in truth.parts:
         goal = _goal(run, part.policy)
-        settings = f"{part.attack} {_inline(part.arguments)}".strip()
+        settings = f"{part.attack} {inline(part.arguments)}".strip()
         goals.append(f"{settings}: {goal}" if several else f"{settings}; {goal}")
     poisoned, covers, total = int(truth.mask.sum()), int(truth.cover.sum()), len(truth.mask)
     counts = f"{poisoned} of {total} samples ({poisoned / total:.2%})"
@@ -340,7 +340,7 @@ def _goal(run: Run, policy: Policy) -> str:
     return f"{goal}, covers of classes {', '.join(map(run.class_name, policy.cover_classes))}"
 
 
-def _data(run: Run) -> str:
+def data_of(run: Run) -> str:
     """Data set, counts and shape in words, with warnings where files or trust are missing."""
     height, width, channels = run.data.base.shape[1:]
     counts = ", ".join(f"{count} {split}" for split, count in run.about["counts"].items())
@@ -412,7 +412,7 @@ def _figure(values: Mapping[str, Any], key: str) -> str:
     return "–" if values.get(key) is None else f"{values[key]:.3f}"
 
 
-def _inline(block: Any) -> str:
+def inline(block: Any) -> str:
     """A block of settings in one line, without those that are null."""
     if not isinstance(block, Mapping):
         return str(block)
