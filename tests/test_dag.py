@@ -389,7 +389,9 @@ def test_every_import_is_written_out() -> None:
 def test_library_knows_no_configuration() -> None:
     for path in LIBRARY.rglob("*.py"):
         text = path.read_text()
-        forbidden = ["import dvc", "torch.load", "torch.save"]
+        forbidden = ["import dvc", "torch.save"]
+        if path.name != "confined.py":  # the process in which checkpoints of torch are read
+            forbidden.append("torch.load")
         if path.name != "pickles.py":  # the restricted reader of CIFAR's archives
             forbidden.append("import pickle")
         if path.parent.name != "suites":  # the runner of suites reads their files
