@@ -162,6 +162,14 @@ def test_a_collapse_is_said_with_the_class(drawn: list[Figure]) -> None:
     assert page.markdown().count("collapsed") == 1
 
 
+def test_an_undertrained_model_is_said(drawn: list[Figure]) -> None:
+    for learned, said in ((0.42, True), (0.95, False)):
+        curve = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.9, learned]})
+        text = report(run_of(curves={"backdoored": curve})).markdown()
+        assert ("only 42% of its training samples their labels: it is undertrained" in text) == said
+    assert "undertrained" not in report(run_of()).markdown()
+
+
 def test_what_a_robust_training_found_is_said_without_the_truth_too(drawn: list[Figure]) -> None:
     found = {"suspects": 0.21083, "tuned": 1.0, "woken": 0.0169}
     metrics = {"backdoored": {"acc": 0.9}, "robust": {"default_defence": {"acc": 0.9, "found": found}}}

@@ -33,6 +33,12 @@ WOKEN = (
     "others of them. Where much of it wakes, a backdoor is left in the model."
 )
 
+LEARNED = 0.8
+"""Share of the training labels below which a model counts as undertrained."""
+UNDERTRAINED = (
+    "The backdoored model gives only {:.0%} of its training samples their labels: it is undertrained, and detectors find little in "
+    "what it has not learned. Raise train.epochs, or choose another recipe."
+)
 PRIOR_ON_POISON = (
     "The prior was trained on the suspect set: what it learned of a trigger it may draw into any variation."
 )
@@ -77,6 +83,9 @@ def what_was_run(page: Page, run: Run) -> None:
         rows.append(("variations", inline(run.sampler)))
         if run.sampler.get("prior") == "data/poisoned":
             rows.append(("warning", PRIOR_ON_POISON))
+    curve = run.curves.get("backdoored")
+    if curve is not None and len(curve) and (learned := float(curve["accuracy"].iloc[-1])) < LEARNED:
+        rows.append(("warning", UNDERTRAINED.format(learned)))
     if run.model is not None:
         rows += [
             (name, str(made_by.get(key, "not recorded"))) for name, key in (("seed", "seed"), ("trained on", "machine"))
