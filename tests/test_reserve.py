@@ -19,7 +19,7 @@ from tiny import ROOT
 from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_split, read_about, read_sources
-from unpoison.reporting.sections import _data
+from unpoison.reporting.sections import data_of
 from unpoison.sources import digits
 from unpoison.sources.build import BuildSettings, build_base
 from unpoison.sources.reserve import open_reserve
@@ -235,5 +235,5 @@ def test_sides_that_are_not_equal_need_a_number(folder: Path, monkeypatch: pytes
     ],
 )
 def test_the_report_says_where_the_reserve_is_from(about: dict[str, Any], said: str | None) -> None:
-    text = _data(run_of(about={**ABOUT, "counts": {"train": 80, "reserve": 8}, **about}))
+    text = data_of(run_of(about={**ABOUT, "counts": {"train": 80, "reserve": 8}, **about}))
     assert "images of the reserve" not in text if said is None else said in text
