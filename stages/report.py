@@ -30,7 +30,7 @@ from common import (
     run_stage,
 )
 
-from examine import PROBLEMS
+from examine import PROBLEMS, other_splits
 from not_applicable import NO_SET
 from parameters import Params, checked, load_params
 from teacher import made_from_teacher, teacher_of
@@ -97,9 +97,11 @@ def write_together(texts: Mapping[Path, str]) -> None:
 
 def _examined(data: ImageSet) -> Examined:
     """The problems that `examine` found, with the images that they are of."""
-    test = open_split(BASE, "test")
-    problems = load_problems(PROBLEMS, train=len(data), test=len(test), classes=len(data.classes))
-    return Examined(problems, data.followed_by(test), read_sources(BASE, "train") + read_sources(BASE, "test"))
+    others = other_splits()
+    splits = {"train": len(data), **{name: len(images) for name, images in others.items()}}
+    problems = load_problems(PROBLEMS, splits=splits, classes=len(data.classes))
+    sources = [name for split in splits for name in read_sources(BASE, split)]
+    return Examined(problems, data.followed_by(*others.values()), sources, splits)
 
 
 def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:

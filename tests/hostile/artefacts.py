@@ -64,7 +64,9 @@ def intact() -> Path:
     verdict = Verdict(rows[:2, 0], rows[:2, 0] > 1, "above 1", 6.0, "patches", patches)
     save_verdict(verdict, folder / "verdict", method="mm_bd", parameters={}, made_from=made_from)
     problems = Problems(np.array([[0, 7]]), np.array([0.02]), np.array([2]), np.arange(SAMPLES) % 4 - 1, 3)
-    save_problems(problems, folder / "problems", test=TESTED, classes=4, made_from=made_from)
+    save_problems(
+        problems, folder / "problems", splits={"train": SAMPLES, "test": TESTED}, classes=4, made_from=made_from
+    )
     stressed = Stressed(
         figures={"retuned_asr": 0.5}, line=Line(t=[0.0, 0.5, 1.0], acc=[0.9, 0.8, 0.7], asr=[0.0, 0.5, 1.0])
     )

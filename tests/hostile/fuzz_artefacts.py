@@ -82,7 +82,7 @@ def _verdict(folder: Path) -> Any:
 
 
 def _problems(folder: Path) -> Any:
-    found = load_problems(folder / "problems", train=SAMPLES, test=TESTED, classes=4)
+    found = load_problems(folder / "problems", splits={"train": SAMPLES, "test": TESTED}, classes=4)
     return [found.pairs.tolist(), found.distances.tolist(), found.constant.tolist(), found.contradicted.tolist()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..core.arrays import IntArray
 from ..core.errors import UserError
 from ..core.files import new_folder
 from ..core.hyperparameters import Whole
-from ..core.manifest import Manifest, check_file, read_manifest, write_manifest
+from ..core.manifest import Manifest, Name, check_file, read_manifest, write_manifest
 from ..core.npy import load_array
 
 FORMAT, DESCRIPTION = "unpoison-problems-1", "problems.json"
@@ -23,23 +24,21 @@ class ProblemsManifest(Manifest):
     """What `problems.json` holds.
 
     Attributes:
-        train: number of training samples.
-        test: number of test images.
+        splits: number of images in each split that was looked at, `train` first.
         classes: number of classes.
         copies: training samples that are, pixel by pixel, another one of their class.
     """
 
-    train: Whole
-    test: Whole
+    splits: dict[Name, Whole]
     classes: Whole
     copies: Whole
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What is wrong with n training samples as received and m test images, besides a backdoor.
+    """What is wrong with n training samples as received, and with images of other splits, besides a backdoor.
 
-    Rows count the training samples first and then the test images, from 0 to n + m.
+    Rows count the images of all splits, the training samples first, from 0.
 
     Attributes:
         pairs: rows of images that are copies or near copies, though of different classes or splits, int64 [k, 2], the first
@@ -57,13 +56,15 @@ class Problems:
     copies: int
 
 
-def save_problems(problems: Problems, folder: Path, *, test: int, classes: int, made_from: dict[str, str]) -> None:
+def save_problems(
+    problems: Problems, folder: Path, *, splits: Mapping[str, int], classes: int, made_from: dict[str, str]
+) -> None:
     """Write `pairs.npy`, `distances.npy`, `constant.npy`, `contradicted.npy` and `problems.json`.
 
     Args:
         problems: what was found.
         folder: folder that is made or replaced.
-        test: number of test images.
+        splits: number of images in each split, in the order of the rows.
         classes: number of classes.
         made_from: digest by name of each artefact that was looked at.
     """
@@ -74,8 +75,7 @@ def save_problems(problems: Problems, folder: Path, *, test: int, classes: int, 
         np.save(staging / "contradicted.npy", problems.contradicted.astype(np.int64))
         about = {
             "format": FORMAT,
-            "train": len(problems.contradicted),
-            "test": test,
+            "splits": dict(splits),
             "classes": classes,
             "copies": problems.copies,
             "made_from": made_from,
@@ -83,13 +83,12 @@ def save_problems(problems: Problems, folder: Path, *, test: int, classes: int, 
         write_manifest(staging, DESCRIPTION, about)
 
 
-def load_problems(folder: Path, *, train: int, test: int, classes: int) -> Problems:
+def load_problems(folder: Path, *, splits: Mapping[str, int], classes: int) -> Problems:
     """The problems in a folder.
 
     Args:
         folder: folder of the artefact.
-        train: number of training samples that it must be of.
-        test: number of test images that it must be of.
+        splits: number of images in each split that it must be of, in the order of the rows, `train` first.
         classes: number of classes that it must be of.
 
     Raises:
@@ -97,11 +96,10 @@ def load_problems(folder: Path, *, train: int, test: int, classes: int) -> Probl
             not; distances that are no shares.
     """
     about = read_manifest(folder, DESCRIPTION, FORMAT, ProblemsManifest)
-    sizes, wanted = (about.train, about.test, about.classes), (train, test, classes)
-    if sizes != wanted:
-        raise UserError(
-            f"{folder / DESCRIPTION}: training samples, test images and classes {sizes} found, allowed: {wanted}"
-        )
+    found_of, wanted = ({**one, "classes": count} for one, count in ((about.splits, about.classes), (splits, classes)))
+    if found_of != wanted:
+        raise UserError(f"{folder / DESCRIPTION}: of {found_of} found, allowed: of {wanted}"[:1000])
+    rows = sum(splits.values())
 
     def load(name: str, kind: type, shape: tuple[int | str, ...]) -> NDArray[Any]:
         return load_array(check_file(folder, about, f"{name}.npy"), kind, shape)
@@ -111,12 +109,12 @@ def load_problems(folder: Path, *, train: int, test: int, classes: int) -> Probl
         pairs=pairs,
         distances=load("distances", np.float32, (len(pairs),)),
         constant=load("constant", np.int64, ("c",)),
-        contradicted=load("contradicted", np.int64, (train,)),
+        contradicted=load("contradicted", np.int64, (splits["train"],)),
         copies=about.copies,
     )
     for name, values, low, high in (
-        ("pairs", found.pairs, 0, train + test - 1),
-        ("constant", found.constant, 0, train + test - 1),
+        ("pairs", found.pairs, 0, rows - 1),
+        ("constant", found.constant, 0, rows - 1),
         ("contradicted", found.contradicted, -1, classes - 1),
         ("distances", found.distances, 0, 1),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,7 @@ from .duplicates import MOST_DISTANCE, close, constant, digests, distances, grou
 from .labels import contradicted
 
 
-def examine(data: ImageSet, test: ImageSet, logits: NDArray[np.float32]) -> Problems:
+def examine(data: ImageSet, others: Sequence[ImageSet], logits: NDArray[np.float32]) -> Problems:
     """Copies and near copies across classes and splits, images of one colour, labels that the model contradicts.
 
     Images of one colour count as such and not as copies of each other. Of an image's copies in other classes and splits one is
@@ -20,21 +22,22 @@ def examine(data: ImageSet, test: ImageSet, logits: NDArray[np.float32]) -> Prob
 
     Args:
         data: training set as received.
-        test: test split.
+        others: other splits of the same classes; labels are -1 where they are not known.
         logits: logits of the training samples by a model that was trained on them, float32 [n, classes].
     """
-    both = data.followed_by(test)
+    images = data.followed_by(*others)
     # An image's class and split: two images that share both are no problem, however alike they are.
-    kinds = 2 * both.labels + (np.arange(len(both)) >= len(data))
-    plain = constant(both)
+    split = np.repeat(np.arange(1 + len(others)), [len(data), *map(len, others)])
+    kinds = (1 + len(others)) * images.labels + split
+    plain = constant(images)
     rows = np.flatnonzero(~plain)
-    groups = [rows[group] for group in groups_of(digests(both, rows))]
+    groups = [rows[group] for group in groups_of(digests(images, rows))]
 
     copies = np.concatenate([np.zeros((0, 2), np.int64), *(_across(group, kinds) for group in groups)])
     found = [np.zeros((0, 2), np.int64)]
-    found += [rows[np.stack(pair, 1)] for pair in close(hashes(both, rows), kinds[rows])]
+    found += [rows[np.stack(pair, 1)] for pair in close(hashes(images, rows), kinds[rows])]
     candidates = np.unique(np.concatenate(found), axis=0)
-    apart = distances(both, candidates)
+    apart = distances(images, candidates)
     near = _nearest(candidates, apart, (apart > 0) & (apart <= MOST_DISTANCE))
     return Problems(
         pairs=np.concatenate([copies, candidates[near]]),

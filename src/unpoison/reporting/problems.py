@@ -66,11 +66,8 @@ def problems_table(run: Run) -> pd.DataFrame:
     found, rows = run.examined.problems, list[Sequence[str]]()
     for place in np.argsort(found.distances, kind="stable"):
         (first, second), distance = found.pairs[place].tolist(), float(found.distances[place])
-        across = (
-            "in another class"
-            if run.examined.data.labels[first] != run.examined.data.labels[second]
-            else "in the test split"
-        )
+        (_, _, label), (split, _, other_label) = _described(run, first), _described(run, second)
+        across = "in another class" if label and other_label and label != other_label else f"in the {split} split"
         kind = f"{'near copy' if distance else 'copy'} {across}"
         rows.append(
             [
@@ -98,8 +95,10 @@ def problems_csv(run: Run) -> str:
 def _described(run: Run, row: int) -> tuple[str, str, str]:
     """Split, name and label of an image."""
     assert run.examined is not None
-    split = "train" if row < len(run.data) else "test"
-    return split, run.examined.sources[row], run.data.classes[run.examined.data.labels[row]]
+    ends = np.cumsum([*run.examined.splits.values()])
+    split = [*run.examined.splits][int(np.searchsorted(ends, row, side="right"))]
+    label = int(run.examined.data.labels[row])
+    return split, run.examined.sources[row], run.data.classes[label] if label >= 0 else ""
 
 
 def _small_classes(run: Run) -> list[str]:

@@ -42,14 +42,16 @@ class Examined:
     """What `examine` found, with the images that its rows count.
 
     Attributes:
-        problems: problems of the training samples as received and the test images.
-        data: both, in this order.
+        problems: problems of the training samples as received and of other splits.
+        data: all of them, in the order of the rows.
         sources: their names.
+        splits: number of images in each split, in that order.
     """
 
     problems: Problems
     data: ImageSet
     sources: list[str]
+    splits: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
