@@ -34,7 +34,7 @@ def test_every_graded_model_of_a_defence_has_a_card_that_the_hub_reads() -> None
     card = ModelCard(found["purified-ft.md"])
     results = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
     assert results == {"accuracy": 0.91, "attack_success_rate": 0.02, "robust_accuracy": 0.85}
-    assert "purified by ft with 0 trusted images" in card.text
+    assert "purified by ft with the 0 images of the reserve" in card.text
     assert "| attack success rate | 0.020 | 8 |" in card.text
     assert "| accuracy | 0.910 | 12 |" in card.text
     assert "ab" * 32 in card.text
@@ -55,6 +55,7 @@ def test_of_unknown_origin_only_accuracy_is_said() -> None:
     assert UNKNOWN in card.text
     assert KNOWN not in card.text
     assert "for research" not in card.text
+    assert "| data | pets (a\\|folder)" in card.text
     assert "Nothing, or nothing has looked" in found[DATA_CARD]
     # A run without a graded model has a card of its data alone.
     assert set(cards(run_of(defended=NAMES))) == {DATA_CARD}

@@ -46,6 +46,8 @@ def _model_card(run: Run, name: str, about: Mapping[str, Any], graded: Mapping[s
     page.heading("What it is")
     made_by = about["made_by"]
     rows = [
+        # With a warning where nothing vouches for the reserve.
+        ("data", data_of(run)),
         ("network", network_of(about["network"])),
         ("classes", _classes(run)),
         (
@@ -90,11 +92,8 @@ def _origin(run: Run, name: str) -> str:
     """How a model came about, in a sentence."""
     family, _, method = name.partition(": ")
     reserve = run.about["counts"].get("reserve", 0)
-    trusted = "test" if run.about.get("trusted") == "test" else "training"
     if family == "purified":
-        text = (
-            f"The model of the suspect set, purified by {method} with {reserve:,} trusted images of the {trusted} part."
-        )
+        text = f"The model of the suspect set, purified by {method} with the {reserve:,} images of the reserve."
     elif family == "robust":
         text = f"Trained on the suspect set by {method}, which is made to leave a backdoor out."
     else:
