@@ -306,8 +306,8 @@ def test_every_training_is_kept_by_the_cache() -> None:
 def test_defences_cannot_see_the_answer(stage: str) -> None:
     answers = ["data/truth", "data/attacker", "data/triggered", "data/base/test", "reports", "data/checked/attack.json"]
     answers += ["data/checked/without/control.json"]
-    # And what is made of the truth, or of the training set as it was before the attack.
-    answers += ["data/stress", "models/clean"]
+    # And what is made of the truth, of the test split, or of the training set as it was before the attack.
+    answers += ["data/stress", "data/problems", "models/clean"]
     code = ("poison", "stamp_test.json", "stress.json", "evaluate.json", "report.json")
     answers += [f"data/checked/code/{name}" for name in code]
     for dep in STAGES[stage]["deps"]:
