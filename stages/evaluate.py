@@ -123,8 +123,10 @@ def main() -> list[Path]:
     graded, curves, intervals = detector_metrics(scores, None if truth is None else truth.mask)
     if graded:
         metrics["detection"] = graded
-    if graded := _inputs(params, test, triggered, present):
+    graded, ends = _inputs(params, test, triggered, present)
+    if graded:
         metrics["inputs"] = graded
+    intervals = intervals.join(ends.drop(columns="level").add_prefix("inputs."))
     folders = {name: VERDICTS / name for name in settings(params).models}
     there = {n: f for n, f in folders.items() if _is_there(f, verdicts_.DESCRIPTION, **present)}
     if there:
@@ -142,13 +144,14 @@ def main() -> list[Path]:
 
 def _inputs(
     params: Params, test: ImageSet, triggered: dict[str, Triggered], present: dict[str, str]
-) -> dict[str, dict[str, float]]:
-    """Metrics of the detectors of test inputs, by detector: triggered images are to be found among clean ones."""
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Metrics of the detectors of test inputs, by detector, and their intervals: triggered images are among clean ones."""
     folders = {name: INPUT_SCORES / name for name in settings(params).inputs}
     there = {n: f for n, f in folders.items() if _is_there(f, scores_.DESCRIPTION, **present)}
     triggered_images = np.arange(len(test) + sum(map(len, triggered.values()))) >= len(test)
     scores = {name: load_scores(folder, method=name, count=len(triggered_images)) for name, folder in there.items()}
-    return detector_metrics(scores, triggered_images)[0]
+    graded, _, intervals = detector_metrics(scores, triggered_images)
+    return graded, intervals
 
 
 def _passes(folder: Path) -> dict[str, int]:

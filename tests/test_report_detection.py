@@ -69,7 +69,9 @@ def test_fifteen_detectors_stand_in_one_order_everywhere(drawn: list[Figure]) ->
     run = run_of(truth=truth, model=MODEL, metrics=metrics_of(truth, detection=graded), scores=scores, roc=roc)
     page, ordered = report(run), NAMES[::-1]
     with_fusion = ["fusion", *ordered]
-    assert re.findall(r"^\| (d\d\d|fusion) \|", page.markdown(), re.MULTILINE) == [*with_fusion, *ordered]
+    assert re.findall(r"^\| (d\d\d|fusion) \|", page.markdown(), re.MULTILINE) == [*with_fusion, *ordered, *ordered]
+    [classes] = re.findall(r"^\| class \|.*", page.markdown(), re.MULTILINE)
+    assert re.findall(r"(d\d\d): first", classes) == ordered
     shown = captions(section(page, "Scores"))
     assert shown == [
         *[f"{name}: AUROC {graded[name]['auroc']:.3f}" for name in ordered],

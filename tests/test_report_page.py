@@ -101,13 +101,36 @@ def test_samples_of_one_score_share_their_rank_and_the_page_says_so() -> None:
 def test_a_table_in_html_and_markdown() -> None:
     table = Table(("name", "text"), [["a<b", "x|y"]], frozenset({1}))
     assert table.markdown() == "| name | text |\n|---|---|\n| a\\<b | x\\|y |"
-    assert '<td class="number">a&lt;b</td><td class="text">x|y</td>' in table.html()
+    assert '<th scope="row" class="text">a&lt;b</th><td class="text">x|y</td>' in table.html()
+    box = '<div class="scroll" role="region" tabindex="0" aria-label="of &lt;what&gt;"><table>'
+    assert table.html("of <what>").startswith(box)
+    assert '<thead><tr><td class="text"></td><th scope="col" class="number">n</th>' in Table(("", "n"), []).html()
 
 
 def costs(folder: Path, stages: Mapping[str, tuple[float, int]]) -> str:
     for name, (seconds, peak) in stages.items():
         write_json(folder / f"{name}.json", {"seconds": seconds, "peak_mib": peak})
     return costs_table(folder)
+
+
+def test_a_figure_has_its_interval_on_a_line_of_its_own() -> None:
+    cell = Table(("a", "b"), [["x [y", "0.950 [.936, .961]"]]).html()
+    assert '<td class="number">0.950 <span>[.936, .961]</span></td>' in cell
+    assert 'class="text">x [y</th>' in cell
+
+
+def test_suspects_have_their_names_below_them_in_full() -> None:
+    name = "a folder/" + "long" * 100 + ".png"
+    sources = [f"{name}{number}" for number in range(COUNT)]
+    html = suspects_of(
+        run_of(
+            truth=truth_of(0), scores={"one": Scores(np.arange(COUNT, 0, -1).astype(np.float32), 1)}, sources=sources
+        )
+    )
+    shown = re.findall(r"<figcaption><span>(.*?)</span>(.*?)</figcaption>", html)
+    # The second one is poisoned: said, and not only marked.
+    assert shown == [(f"{name}0", "label cat"), (f"{name}1", "label cat, poisoned"), (f"{name}2", "label eel")]
+    assert "title=" not in html
 
 
 def test_costs_of_the_stages(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def rows(page: Page, first: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[start + 2 : end]]
 
 
+def plain(table: list[list[str]]) -> list[list[str]]:
+    """Cells without the intervals."""
+    return [[re.sub(r" \[.*\]", "", cell) for cell in row] for row in table]
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is made, none of them rendered, which takes most of the time."""
@@ -68,10 +73,19 @@ def test_data_alone(drawn: list[Figure]) -> None:
 def test_scores_of_data_of_unknown_origin(drawn: list[Figure]) -> None:
     run = run_of(model=MODEL, scores=scores_of(2), metrics={"backdoored": {"acc": 0.9}}, settings={"suspects": 5})
     page = report(run)
-    expected = ["What was run", "Models", "The same images through the pipeline", "Scores", "Most suspicious samples"]
-    assert headings(page) == expected
+    assert headings(page) == [
+        "What was run",
+        "Models",
+        "Suspects by class",
+        "Agreement of the detectors",
+        "The same images through the pipeline",
+        "Scores",
+        "Most suspicious samples",
+    ]
     assert "Nothing is known about an attack, so there is no ASR" in page.markdown()
-    assert rows(page, "model") == [["backdoored", "0.900"]]
+    # Of 12 test images.
+    assert rows(page, "model") == [["backdoored", "0.900 [.626,\u00a0.980]"]]
+    assert "accuracy on the 12 images of the test split" in page.markdown()
     assert ["seed", "3"] in rows(page, "")
     assert ["network", "name resnet18, width 8"] in rows(page, "")
     assert ["training", "epochs 2"] in rows(page, "")
@@ -89,7 +103,13 @@ def test_everything(drawn: list[Figure]) -> None:
     student, fst = {"acc": 0.85, "asr": 0.05, "ra": 0.8}, {"acc": 0.7, "asr": 0.0, "ra": 0.6}
     flagged = {"flagged": 4.0, "flagged_tpr": 0.75, "flagged_fpr": 0.125}
     detection = {"detector0": quality | flagged, "strong": quality | {"auroc": 0.9, "tpr_at_1fpr": 0.5}}
-    metrics = metrics_of(truth, student=student, purified={"fst": fst}, detection=detection, inputs={"strip": quality})
+    metrics = metrics_of(
+        truth,
+        student=student,
+        purified={"fst": fst},
+        detection=detection,
+        inputs={"strip": quality | {"flagged_tpr": 0.5}},
+    )
     masks = {"index": np.array([7, 4]), "masks": np.full((2, 12, 12), 0.5, np.float16)}
     curve = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6], "loss": [1.0, 0.5]})
     losses = np.where(MASK, 0.1, 1.0) * np.ones((2, 1))
@@ -102,7 +122,9 @@ def test_everything(drawn: list[Figure]) -> None:
         variations=ImageSet(np.repeat(IMAGES, 2, 0), np.repeat(TRUE, 2), CLASSES),
         metrics=metrics,
         roc=pd.DataFrame({"fpr": [0, 0.1, 1], "detector0": [0, 0.5, 1]}),
-        intervals=pd.DataFrame({"level": [0.025, 0.975], "detector0.auroc": [0.9, 1.0]}),
+        intervals=pd.DataFrame(
+            {"level": [0.025, 0.975], "detector0.auroc": [0.9, 1.0], "inputs.strip.auroc": [0.8, 0.99]}
+        ),
         scores=scores_of(
             1, aux=masks, caption="What the masks show.", flagged=np.arange(COUNT) < 4, rule="the first four"
         ),
@@ -115,6 +137,7 @@ def test_everything(drawn: list[Figure]) -> None:
         "What was run",
         "Models",
         "Detection",
+        "Suspects by class",
         "Detection at test time",
         "The same images through the pipeline",
         "The trigger at the test",
@@ -125,21 +148,33 @@ def test_everything(drawn: list[Figure]) -> None:
     ]
     assert ["attack", "badnets size 2; target class 0 (cat); 4 of 40 samples (10.00%)"] in rows(page, "")
     assert ["variations", "strength 0.6"] in rows(page, "")
-    assert rows(page, "model") == [
+    # Of 12 test images, of 8 of other classes than the target, and of 8 that carry the trigger.
+    ends = ("0.900 [.626,\u00a0.980]", "0.800 [.455,\u00a0.950]", "0.700 [.366,\u00a0.904]", "0.200 [.050,\u00a0.545]")
+    assert rows(page, "model")[0] == ["backdoored", *ends]
+    assert "ACC: accuracy on 12 clean test images. ASR: share of 8 triggered test images" in page.markdown()
+    assert "ACC without target: on 8 clean test images" in page.markdown()
+    assert plain(rows(page, "model")) == [
         ["backdoored", "0.900", "0.800", "0.700", "0.200"],
         ["student", "0.850", "–", "0.050", "0.800"],
         ["purified: fst", "0.700", "–", "0.000", "0.600"],
     ]
-    assert rows(page, "trigger at the test") == [["badnets", "0.700", "20.000", "0.900", "1.000", "2.000", "0.100"]]
+    stealth = ["20.000", "0.900", "1.000", "2.000", "0.100"]
+    assert rows(page, "trigger at the test") == [["badnets", "0.700 [.366,\u00a0.904]", *stealth]]
     assert (
         rows(page, "detector")
         == [
-            ["detector0", "0.950 [0.900,\u00a01.000]", "0.500", "0.250", "0.750", "0.500", "1", ""],
+            ["detector0", "0.950 [.900,\u00a01.000]", "0.500", "0.250", "0.750", "0.500", "1", ""],
             ["strong", "0.900", "0.500", "0.500", "0.750", "0.500", "–", ""],
         ][::-1]
     )
-    assert rows(page, "rule of") == [["detector0", "4\u00a0of\u00a040", "0.750", "0.125", "the first four"]]
-    assert rows(page, "detector of inputs") == [["strip", "0.950", "0.500", "0.250", "0.750", "–", "–"]]
+    assert "Figures are of all 40 samples, 4 of them poisoned." in page.markdown()
+    # Of 4 poisoned and 36 clean samples.
+    rates = ["0.750 [.301,\u00a0.954]", "0.125 [.052,\u00a0.270]"]
+    assert rows(page, "rule of") == [["detector0", "4\u00a0of\u00a040", *rates, "the first four"]]
+    assert rows(page, "detector of inputs") == [
+        ["strip", "0.950 [.800,\u00a0.990]", "0.500", "0.250", "0.750", "0.500 [.215,\u00a0.785]", "–"]
+    ]
+    assert "8 triggered test images among 12 clean ones" in page.markdown()
     assert "8 triggered test images (of other classes than the target)" in page.markdown()
     assert "What the masks show." in page.html()
     # Marked are those of the shown suspects that are poisoned: the three with the highest scores are none of them.
@@ -157,7 +192,7 @@ def test_a_collapse_is_said_with_the_class(drawn: list[Figure]) -> None:
     truth = truth_of(0)
     fallen = {"acc": 0.3, "asr": 1.0, "ra": 0.0, "collapsed": {"class": 1.0, "share": 0.995}}
     page = report(run_of(truth=truth, metrics=metrics_of(truth, purified={"ft": fallen})))
-    said = r"purified: ft has collapsed: 99.5% of the clean test images get class 1 (\<b>dog\</b>)"
+    said = r"purified: ft has collapsed: 99.5% of the 12 clean test images get class 1 (\<b>dog\</b>)"
     assert said in page.markdown()
     assert page.markdown().count("collapsed") == 1
 
@@ -277,6 +312,22 @@ def test_figures_of_a_sample_are_said_to_be_of_one(drawn: list[Figure]) -> None:
     assert "all 10 scored samples (of 40) with their scores are in suspects.csv" in page.html()
 
 
+def test_detectors_of_inputs_say_of_how_many_images_their_figures_are(drawn: list[Figure]) -> None:
+    quality = dict.fromkeys(("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count"), 0.5)
+    rule = {"flagged": 2.0, "flagged_tpr": 0.5, "flagged_fpr": 0.0}
+    sampled = quality | rule | {"scored": 10.0, "scored_poisoned": 4.0}
+    truth, page = truth_of(0), Page("a part of it")
+    sections.inputs(
+        page, run_of(truth=truth, metrics=metrics_of(truth, inputs={"cd": sampled, "strip": quality | rule}))
+    )
+    assert [row[-2:] for row in rows(page, "detector of inputs")] == [
+        ["0.500 [.150,\u00a0.850]", "0.000 [.000,\u00a0.390]"],
+        ["0.500 [.215,\u00a0.785]", "0.000 [.000,\u00a0.242]"],
+    ]
+    said = "of 4 triggered test images among 6 clean ones, 8 triggered test images among 12 clean ones, each by itself"
+    assert said in page.markdown()
+
+
 def test_more_methods_than_colours_are_all_drawn(drawn: list[Figure]) -> None:
     count = len(figures.COLOURS) + 3
     truth, models = truth_of(0), {f"method{number}": {"acc": 0.9, "asr": 0.1} for number in range(count)}
@@ -302,7 +353,7 @@ def test_what_stress_tests_say_of_a_purified_model(drawn: list[Figure]) -> None:
     metrics = metrics_of(truth, clean={"acc": 0.95, "asr": 0.0}, purified={"fst": tested | controls, "_x": other})
     line = pd.DataFrame({"t": [0, 1], "fst.acc": [0.8, 0.9], "fst.asr": [0.1, 0.7], "_x.acc": [0.8, 0.9]})
     page = report(run_of(truth=truth, metrics=metrics, line=line))
-    assert [row[:1] + row[-3:] for row in rows(page, "model")] == [
+    assert [row[:1] + row[-3:] for row in plain(rows(page, "model"))] == [
         ["backdoored", "–", "–", "–"],
         ["clean", "–", "–", "–"],
         ["purified: fst", "0.750", "0.900", "0.500"],

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +23,10 @@ CLEAN, POISON = "#3b6fb6", "#c8442f"
 COLOURS = ("#3b6fb6", "#c8442f", "#3d9152", "#8a5fb0", "#b58a1b", "#4aa3a8", "#7d7d7d", "#d36ba6")
 
 Array = NDArray[np.float64]
+DPI = 180
+"""Of plots, which are shown at half that on a telephone and need letters of 12 pixels there."""
+SHEET_DPI = 104
+"""Of contact sheets, which are shown as large as they are: eight images in a row fill the page."""
 BINS = 32
 TAIL = 0.01
 """Share of the scores at either end that has no say in a histogram's range."""
@@ -35,26 +40,33 @@ def _png(figure: Figure) -> bytes:
     # Without matplotlib's version, which would change the bytes with every release.
     buffer = io.BytesIO()
     box = None if isinstance(figure, _Small) else "tight"
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches=box, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi="figure", bbox_inches=box, metadata={"Software": None})
     return buffer.getvalue()
 
 
 # Figures are made without pyplot, which would keep every one of them open.
 def _small_axes(height: float, left: float) -> tuple[Figure, matplotlib.axes.Axes]:
     # Shown at half its size and less, down to 150 pixels wide: few ticks, in large letters, and no words.
-    figure = _Small(figsize=(2.5, height))
+    figure = _Small(figsize=(2.5, height), dpi=130)
     axes = figure.add_axes((left, 0.3 / height, 0.94 - left, 1 - 0.4 / height))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=10, length=2, pad=2)
+    axes.tick_params(labelsize=13, length=2, pad=2)
     return figure, axes
 
 
-def _axes(width: float = 5.2, height: float = 3.6) -> tuple[Figure, matplotlib.axes.Axes]:
-    figure = Figure(figsize=(width, height))
+def _axes(width: float = 4.0, height: float = 3.0, dpi: int = DPI) -> tuple[Figure, matplotlib.axes.Axes]:
+    figure = Figure(figsize=(width, height), dpi=dpi)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure, axes
+
+
+def _legend_below(axes: matplotlib.axes.Axes) -> None:
+    """A legend under the plot: within it its dots would be taken for models, beside it long names would shrink the plot."""
+    names = [text for text in axes.get_legend_handles_labels()[1] if text]
+    columns = 2 if max(map(len, names), default=0) <= 18 else 1
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(-0.1, -0.18), ncols=columns, borderpad=0)
 
 
 def _label(text: str) -> str:
@@ -66,7 +78,7 @@ def _label(text: str) -> str:
 def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str]) -> bytes:
     """A row of images per name, uint8 [columns, h, w, c], with the same sample in each column."""
     # An inch or so per image and room for the names at the left, whatever the numbers of rows and columns.
-    figure = Figure(figsize=(1.05 * len(columns) + 1.4, 1.08 * len(rows) + 0.4))
+    figure = Figure(figsize=(1.05 * len(columns) + 1.4, 1.08 * len(rows) + 0.4), dpi=SHEET_DPI)
     grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     for line, (name, images) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(line, images, strict=True):
@@ -77,7 +89,7 @@ def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(_label(name), rotation=0, ha="right", va="center", fontsize=9)
     for axes, title in zip(grid[0], columns, strict=True):
-        axes.set_title(_label(title), fontsize=8)
+        axes.set_title(_label(title), fontsize=8.5)
     return _png(figure)
 
 
@@ -139,7 +151,7 @@ def roc(fpr: Array, curves: Mapping[str, Array], name: str) -> bytes:
     axes.plot(fpr[1:], fpr[1:], color="0.6", linestyle=":", label="chance")
     axes.plot(fpr[1:], curves[name][1:], label=name, color=CLEAN, linewidth=2, drawstyle="steps-post")
     axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.03))
-    _label_ends(axes, (1e-3, 1e-2, 1e-1, 1), ("0.1%", "1%", "10%", "100%"))
+    _label_ends(axes, (1e-3, 1e-2, 1e-1, 1), ("0.1%", "1%", "", "100%"))
     axes.set_xticks([], minor=True)
     axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
     axes.grid(alpha=0.35)
@@ -155,8 +167,8 @@ def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     # From 0.8, or further left where a model lies there, so that plots of good models compare at a glance.
     lowest = min(acc for acc, _ in points.values())
     axes.set_xlim(min(0.8, lowest - 0.05), 1.0)
-    # Outside the axes: there its dots would be taken for models.
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _legend_below(axes)
     return _png(figure)
 
 
@@ -168,7 +180,7 @@ def against(varied: str, places: Sequence[float], curves: Mapping[str, tuple[Arr
         places: its values, [k], rising; on a log scale where all are above 0.
         curves: ACC and ASR at each value, NaN where there is none, by name.
     """
-    figure, axes = _axes(6.4)
+    figure, axes = _axes(6.4, 3.6, 130)
     for (name, (acc, asr)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         for figure_of, style, label in ((acc, "-", _label(name)), (asr, "--", None)):
             # What is missing leaves no gap in a line.
@@ -197,7 +209,7 @@ def connectivity(t: Array, curves: Mapping[str, tuple[Array, Array | None]]) -> 
         if asr is not None:
             axes.plot(t, asr, color=colour, linestyle="--")
     axes.set(xlabel="weights, from purified (0) to backdoored (1)", ylabel="share of test images", ylim=(-0.05, 1.05))
-    axes.legend(frameon=False, fontsize=8)
+    _legend_below(axes)
     return _png(figure)
 
 
@@ -205,11 +217,11 @@ def training_curves(
     curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], ylabel: str, *, log: bool = False
 ) -> bytes:
     """Lines over epochs or steps, by name."""
-    figure, axes = _axes(4.2, 2.9)
+    figure, axes = _axes()
     for (name, (x, y)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         axes.plot(x, y, label=_label(name), color=colour)
     axes.set(xlabel="epoch", ylabel=ylabel, yscale="log" if log else "linear")
-    axes.legend(frameon=False, fontsize=8)
+    _legend_below(axes)
     return _png(figure)
 
 

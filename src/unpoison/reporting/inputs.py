@@ -121,7 +121,7 @@ def read_roc(path: Path) -> pd.DataFrame:
 
 
 def read_intervals(path: Path) -> pd.DataFrame:
-    """The ends of the bootstrap intervals, two rows of fractions: `level` and a column `DETECTOR.FIGURE` for each."""
+    """The ends of the bootstrap intervals, two rows of fractions: `level` and a column for each."""
     table = read_curve(path, ["level"], shares=["level"])
     for name in table.columns:
         check_column(path, table[name], share=True)

@@ -162,13 +162,13 @@ def suspects(page: Page, run: Run) -> None:
     for name in run.detectors:
         scored = run.scores[name]
         top = order(scored.values, scored.index)[: run.settings.suspects]
-        thumbnails = []
+        shown = []
         for sample, image in zip(top, run.data.gather(top), strict=True):
-            caption = f"{run.sources[sample]} label {run.data.classes[run.data.labels[sample]]}"
             marked = run.poisoned is not None and bool(run.poisoned[sample])
-            thumbnails.append((figures.thumbnail(image), caption, marked))
+            said = f"label {run.data.classes[run.data.labels[sample]]}{', poisoned' if marked else ''}"
+            shown.append((figures.thumbnail(image), run.sources[sample], said, marked))
         page.text(f"{name}: {_labels(run, top)}.{_tied(scored.values, len(top))}", both=False)
-        page.thumbnails(thumbnails)
+        page.gallery(shown)
 
 
 def _labels(run: Run, samples: IntArray, most: int = 3) -> str:

@@ -118,7 +118,10 @@ def _pictures(page: Page, run: Run, examined: Examined) -> None:
     closest = np.argsort(examined.problems.distances, kind="stable")[: run.settings.suspects]
     shown = []
     for pair in examined.problems.pairs[closest]:
-        captions = [" ".join(_described(run, row)) for row in pair.tolist()]
+        captions = [
+            f"{name} ({split}{', label ' if label else ''}{label})"
+            for split, name, label in (_described(run, row) for row in pair.tolist())
+        ]
         shown.append((figures.strip(list(examined.data.gather(pair))), " and ".join(captions)))
     if shown:
         page.grid(shown, pixels=True)

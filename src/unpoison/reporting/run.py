@@ -72,7 +72,8 @@ class Run:
         variations: variations of the training set.
         metrics: metrics that `evaluate` wrote; None where they are of another run, or absent.
         roc: ROC curves, `fpr` and a column per detector.
-        intervals: ends of the bootstrap intervals, two rows, and a column `DETECTOR.FIGURE` for each.
+        intervals: ends of the bootstrap intervals, two rows, and a column for each: `DETECTOR.FIGURE`, and of detectors of test
+            inputs `inputs.DETECTOR.FIGURE`.
         line: ACC and ASR of networks between purified models and the backdoored one: `t`, `METHOD.acc`, `METHOD.asr`.
         scores: scores by detector.
         not_applicable: detectors that had no set to score, as the victim receives a model.

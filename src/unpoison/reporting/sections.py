@@ -12,13 +12,13 @@ from ..data.ranks import ranks
 from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
+from .classes import MOST_CLASSES, agreement, by_class
+from .intervals import EXPLAINED, bracketed, images_behind, share_of
 from .metrics import best_first
 from .page import Page, Table
 from .problems import problems
 from .run import Run
 
-MOST_CLASSES = 20
-"""Classes in the table of indices at most."""
 NO_SET = (
     "The victim of this attack receives a model, and no data set is poisoned: what looks at a training set (detectors of training "
     "samples, robust training, variations, stress tests) has nothing to look at."
@@ -39,6 +39,11 @@ UNDERTRAINED = (
     "The backdoored model gives only {:.0%} of its training samples their labels: it is undertrained, and detectors find little in "
     "what it has not learned. Raise train.epochs, or choose another recipe."
 )
+OF_ONE_VALUE = "An interval without a width says that every draw gave the same figure, not that there is no doubt."
+SEVERAL = (
+    " An image counts once for each trigger, and what a model makes of it under several is much alike: the intervals of ASR and RA "
+    "are too narrow."
+)
 PRIOR_ON_POISON = (
     "The prior was trained on the suspect set: what it learned of a trigger it may draw into any variation."
 )
@@ -53,6 +58,8 @@ def report(run: Run) -> Page:
     what_was_run(page, run)
     models(page, run)
     detection(page, run)
+    by_class(page, run)
+    agreement(page, run)
     inputs(page, run)
     inspected(page, run)
     problems(page, run)
@@ -120,12 +127,17 @@ def models(page: Page, run: Run) -> None:
             "reactivated ASR": "reactivated_asr",
         }
         columns |= {head: key for head, key in more.items() if any(key in values for values in graded.values())}
-    rows = [[name, *(_figure(values, key) for key in columns.values())] for name, values in graded.items()]
+    # DER is no share of images, and has no number of them.
+    behind = images_behind(run)
+    rows = [
+        [name, *(share_of(values.get(key), behind.get(key)) for key in columns.values())]
+        for name, values in graded.items()
+    ]
     page.table(Table(["model", *columns], rows))
     for name, values in graded.items():
         if fallen := values.get("collapsed"):
             page.text(
-                f"{name} has collapsed: {fallen['share']:.1%} of the clean test images get class "
+                f"{name} has collapsed: {fallen['share']:.1%} of the {behind['acc']:,.0f} clean test images get class "
                 f"{run.class_name(int(fallen['class']))}. ASR and RA say nothing of such a model."
             )
         if found := values.get("found"):
@@ -133,13 +145,17 @@ def models(page: Page, run: Run) -> None:
             if "woken" in found:
                 page.text(WOKEN)
     if run.truth is None:
-        page.text("ACC is accuracy on the test split. Nothing is known about an attack, so there is no ASR.")
+        page.text(
+            f"ACC is accuracy on the {behind['acc']:,.0f} images of the test split. Nothing is known about an attack, so there "
+            f"is no ASR. {EXPLAINED}"
+        )
         return
+    others = f" {behind['acc_without_target']:,.0f}" if "acc_without_target" in behind else ""
     page.text(
-        f"ACC: accuracy on clean test images. ASR: share of {run.metrics['attack']['tested']:.0f} triggered test images "
+        f"ACC: accuracy on {behind['acc']:,.0f} clean test images. ASR: share of {behind['asr']:,.0f} triggered test images "
         f"({_tested(run.truth)}) that get the attacker's label (lower is better for a defence). RA: share of the same images "
-        "that still get their true label. ACC without target: on clean test images of other classes than the target, as "
-        "D-BR reports it."
+        f"that still get their true label. ACC without target: on{others} clean test images of other classes than the target, as "
+        f"D-BR reports it. {EXPLAINED}{SEVERAL if len(run.truth.parts) > 1 else ''}"
     )
     if "asr" in graded.get("clean", {}):
         page.text(
@@ -148,7 +164,7 @@ def models(page: Page, run: Run) -> None:
         )
     if words := _holds(columns, graded):
         page.text(words)
-    _triggers(page, run.metrics)
+    _triggers(page, run, run.metrics)
     # A semantic trigger may be on no test image, and then there is nothing to plot.
     shown = _line(run)
     if all("asr" in values for values in graded.values()):
@@ -175,15 +191,17 @@ def detection(page: Page, run: Run) -> None:
             numbers = [_with_interval(run, name, key, graded[name][key]) for key in keys]
             rows.append([name, *numbers, _passes(run, name), _remark(run, name, graded[name])])
         page.table(Table([*header, "passes per sample", "remark"], rows, frozenset({7})))
-        # One sentence, as all detectors of a run score the same samples.
+        # A sentence for each set of samples: most often all detectors score the same ones.
         for part in dict.fromkeys(filter(None, (_part(run, values) for values in graded.values()))):
             page.text(part)
         if run.intervals is not None:
-            page.text("In brackets: 95 % bootstrap intervals, poisoned and clean samples drawn apart.")
+            page.text(f"In brackets: 95 % bootstrap intervals, poisoned and clean samples drawn apart. {OF_ONE_VALUE}")
     if rules:
         page.text("What each detector flags by its own rule, which knows no truth:")
         rows = [[name, *_flagged(run, name, graded.get(name, {})), run.scores[name].rule] for name in rules]
         page.table(Table(["rule of", "flagged", "TPR", "FPR", "rule"], rows, frozenset({4})))
+        if graded:
+            page.text(f"TPR: share of the poisoned samples that are flagged; FPR: of the clean ones. {EXPLAINED}")
 
 
 def inputs(page: Page, run: Run) -> None:
@@ -202,8 +220,30 @@ def inputs(page: Page, run: Run) -> None:
         "TPR of its rule",
         "FPR of its rule",
     ]
-    page.table(Table(header, [[name, *(_figure(graded[name], key) for key in keys)] for name in best_first(graded)]))
-    page.text("Triggered test images among clean ones, each by itself and without labels.")
+    rows, numbers = [], dict[tuple[float, float], None]()
+    for name in best_first(graded):
+        values = graded[name]
+        triggered, clean = _shown_inputs(run, values)
+        numbers[triggered, clean] = None
+        # The last two are of the triggered images and of the clean ones.
+        rates = [share_of(values.get(key), number) for key, number in zip(keys[-2:], (triggered, clean), strict=True)]
+        rows.append([name, *(_with_interval(run, f"inputs.{name}", key, values[key]) for key in keys[:-2]), *rates])
+    page.table(Table(header, rows))
+    of = ", ".join(
+        f"{triggered:,.0f} triggered test images among {clean:,.0f} clean ones" for triggered, clean in numbers
+    )
+    page.text(
+        f"Figures are of {of}, each by itself and without labels. In brackets: 95 % intervals, of a rule's rates by Wilson's "
+        f"formula, else by bootstrap, triggered and clean images drawn apart. {OF_ONE_VALUE}"
+    )
+
+
+def _shown_inputs(run: Run, values: Mapping[str, Any]) -> tuple[float, float]:
+    """Number of triggered and of clean test images that a detector of inputs was shown: all, or a sample of them."""
+    if "scored" in values:
+        return values["scored_poisoned"], values["scored"] - values["scored_poisoned"]
+    behind = images_behind(run)
+    return behind.get("asr", 0), behind["acc"]
 
 
 def inspected(page: Page, run: Run) -> None:
@@ -236,13 +276,11 @@ def inspected(page: Page, run: Run) -> None:
 
 
 def _with_interval(run: Run, detector: str, key: str, value: float) -> str:
-    """A figure, with its interval where there is one."""
+    """A figure, with its bootstrap interval where there is one."""
     name = f"{detector}.{key}"
     if run.intervals is None or name not in run.intervals:
         return f"{value:.3f}"
-    low, high = run.intervals[name]
-    # A cell may break in front of the interval, not within it.
-    return f"{value:.3f} [{low:.3f},\u00a0{high:.3f}]"
+    return bracketed(value, *run.intervals[name])
 
 
 def _passes(run: Run, detector: str) -> str:
@@ -252,9 +290,15 @@ def _passes(run: Run, detector: str) -> str:
 
 def _flagged(run: Run, detector: str, graded: Mapping[str, Any]) -> list[str]:
     """Number of samples that a detector's rule flags, and the rates that come with it where the truth is known."""
-    flagged = run.scores[detector].flagged
+    scored = run.scores[detector]
+    flagged = scored.flagged
     count = "–" if flagged is None else f"{int(flagged.sum()):,}\u00a0of\u00a0{len(flagged):,}"
-    return [count, _figure(graded, "flagged_tpr"), _figure(graded, "flagged_fpr")]
+    poisoned = None if run.poisoned is None else run.poisoned[run.samples(scored)]
+    of = (None, None) if poisoned is None else (poisoned.sum(), (~poisoned).sum())
+    return [
+        count,
+        *(share_of(graded.get(key), number) for key, number in zip(("flagged_tpr", "flagged_fpr"), of, strict=True)),
+    ]
 
 
 def graded_models(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -377,13 +421,15 @@ def _tested(truth: Truth) -> str:
     }[truth.policy.label_policy]
 
 
-def _triggers(page: Page, metrics: Mapping[str, Any]) -> None:
+def _triggers(page: Page, run: Run, metrics: Mapping[str, Any]) -> None:
     """Visibility of the triggers, and the ASR of each where there are several."""
     keys = {"PSNR, dB": "psnr", "SSIM": "ssim", "L∞": "linf", "L2": "l2", "changed pixels": "changed"}
     rows, backdoored = [], metrics["backdoored"]
     for name, values in metrics["attack"]["trigger"].items():
         asr = backdoored.get("asr_of", {name: backdoored.get("asr")})
-        rows.append([name, _figure(asr, name), *(_figure(values, key) for key in keys.values())])
+        # One trigger has all images that were tested; of several each has its own.
+        tested = len(run.triggered[name]) if name in run.triggered else None
+        rows.append([name, share_of(asr.get(name), tested), *(_figure(values, key) for key in keys.values())])
     page.table(Table(["trigger at the test", "ASR of the backdoored", *keys], rows))
 
 
@@ -396,9 +442,10 @@ def _worst_class(labels: IntArray, poisoned: Mask) -> tuple[float, int]:
 
 
 def _part(run: Run, values: Mapping[str, Any]) -> str:
-    """Of how many samples a detector's figures are, where it did not score all of them, else ""."""
+    """Of how many samples a detector's figures are; "" where that is not known."""
     if "scored" not in values:
-        return ""
+        poisoned = 0 if run.poisoned is None else int(run.poisoned.sum())
+        return f"Figures are of all {len(run.data):,} samples, {poisoned:,} of them poisoned." if poisoned else ""
     scored, poisoned = values["scored"], values["scored_poisoned"]
     return f"Figures are of {scored:,.0f} scored samples (of {len(run.data):,}), {poisoned:,.0f} of them poisoned."
 
