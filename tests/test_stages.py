@@ -134,7 +134,13 @@ def test_after_detection_alone_the_report_shows_detection(project: Path) -> None
     assert "No model of this run was graded" in page
     assert "variation" not in page.split("The same images")[1].split("Scores")[0]
     run_stages("stamp_test", "evaluate", "report")
-    assert set(metrics_of(project)) == {"attack", "backdoored", "detection", "inputs", "models"}
+    metrics = metrics_of(project)
+    assert set(metrics) == {"attack", "backdoored", "detection", "inputs", "models"}
+    columns = (project / "reports/curves/intervals.csv").read_text().splitlines()[0].split(",")
+    figures = [f"{name}.auroc" for name in metrics["detection"]] + [
+        f"inputs.{name}.auroc" for name in metrics["inputs"]
+    ]
+    assert set(figures) <= set(columns)
 
 
 def test_a_prior_of_the_suspect_set(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
