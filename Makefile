@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's, and the library the one that lies here.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
-.PHONY: setup git repro report costs params test test-slow fuzz suite suite-table suite-curves suite-sheet lint bench clean clean-scratch
+.PHONY: setup git repro scan export report costs params test test-slow fuzz suite suite-table suite-curves suite-sheet lint bench clean clean-scratch
 
 setup: $(READY)
 
@@ -29,6 +29,16 @@ repro: git setup
 	@echo "report:  reports/index.html"
 	@echo "summary: reports/summary.md"
 	@echo "metrics: reports/metrics.json"
+
+# Looks for planted samples in a folder or archive of images of unknown origin. TRUSTED: trusted images of the same classes; PLAN=1: only
+# says what it would do; CANARY=0: without canaries.
+scan: git setup
+	@$(RUN) python -m unpoison.scan run "$(DATA)" $(if $(TRUSTED),--trusted "$(TRUSTED)") $(if $(filter 1,$(PLAN)),--plan) \
+		$(if $(filter 0,$(CANARY)),--without-canary)
+
+# The scanned set without what reports/removed.txt names, in TO: a new folder, or a new .zip. FORM=link: hard links instead of copies.
+export: git setup
+	@$(RUN) python -m unpoison.scan export "$(DATA)" "$(TO)" $(if $(FORM),--form "$(FORM)")
 
 # Grades and shows what there is, after a part of the pipeline (`dvc exp run detect`).
 report: setup

@@ -205,6 +205,10 @@ def _check_methods(params: Params, data: prepare.Settings) -> None:
         with file_of(PARAMS), keys_of("detect"):
             check_sample(wanted, most=most, classes=classes)
     settings, detectors = detect.settings(params), methods_of(params, "detect", DETECTORS)
+    if settings.canary and not detectors:
+        raise UserError(
+            f"{PARAMS}: detect.canary: {settings.canary!r} given, allowed without detect.methods, which are calibrated: []"
+        )
     made = {"scores": ("detect.methods", detectors), "verdicts": ("detect.models", settings.models)}
     chosen = {
         "purify": artefacts_of(params, "purify", purifying.BY_ARTEFACT),

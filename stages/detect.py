@@ -17,7 +17,7 @@ from unpoison.compute.distributed import world
 from unpoison.compute.engines import engine
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import UserError, file_of, keys_of
-from unpoison.core.hyperparameters import Count, one_of
+from unpoison.core.hyperparameters import Count, Whole, one_of
 from unpoison.core.manifest import check_made_from
 from unpoison.data import features as features_
 from unpoison.data.features import read_features
@@ -38,11 +38,13 @@ class Settings:
             all.
         inputs: detectors that score test inputs as well.
         models: inspectors that look at the model itself, class by class.
+        canary: rounds of canaries by number; each plants other samples and trains once more.
     """
 
     sample: Count | None = None
     inputs: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    canary: list[Whole] = field(default_factory=list)
 
 
 def settings(params: Params) -> Settings:
@@ -50,6 +52,8 @@ def settings(params: Params) -> Settings:
     for key, given, known in (("inputs", wanted.inputs, INPUT_DETECTORS), ("models", wanted.models, INSPECTORS)):
         if len(set(given)) != len(given) or not set(given) <= set(known):
             raise UserError(f"{PARAMS}: detect.{key}: {given!r} given, allowed: a list out of {', '.join(known)}")
+    if len(set(wanted.canary)) != len(wanted.canary):
+        raise UserError(f"{PARAMS}: detect.canary: {wanted.canary!r} given, allowed: whole numbers, each once")
     return wanted
 
 

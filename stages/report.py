@@ -30,9 +30,11 @@ from common import (
     run_stage,
 )
 
+from canary import CALIBRATION
+from canary import TRUTH as CANARIES
 from examine import PROBLEMS, other_splits
 from not_applicable import NO_SET
-from parameters import Params, checked, load_params
+from parameters import Params, checked, load_params, section
 from teacher import made_from_teacher, teacher_of
 from unpoison.core.files import new_file, new_folder, sha256_file
 from unpoison.core.manifest import is_made_from, reason_absent
@@ -47,19 +49,23 @@ from unpoison.data.store import open_poisoned, open_split, read_about, read_sour
 from unpoison.data.verdicts import load_verdict
 from unpoison.models import checkpoint
 from unpoison.poisoning import triggered as triggered_
+from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.reporting import inputs
+from unpoison.reporting.answer import answer_text, kept_and_removed
 from unpoison.reporting.cards import cards
 from unpoison.reporting.metrics import read_metrics
 from unpoison.reporting.pictures import suspects_csv
 from unpoison.reporting.problems import problems_csv
 from unpoison.reporting.run import Examined, ReportSettings, Run
 from unpoison.reporting.sections import report
+from unpoison.reporting.suspicion import Round
 
 INDEX, SUMMARY = Path("reports/index.html"), Path("reports/summary.md")
 SUSPECTS, LISTED = Path("reports/suspects.csv"), Path("reports/problems.csv")
 CARDS = Path("reports/cards")
+ANSWER, KEPT, REMOVED = Path("reports/answer.txt"), Path("reports/kept.txt"), Path("reports/removed.txt")
 
 
 def settings(params: Params) -> ReportSettings:
@@ -78,9 +84,12 @@ def main() -> list[Path]:
         sources=sources,
         truth=truth,
         **_found(data, truth is not None, teacher_of(params)),
+        calibration=_calibration(data, section(params, "detect").get("canary") or []),
     )
     page = report(run)
     texts = {INDEX: page.html(), SUMMARY: page.markdown(), SUSPECTS: suspects_csv(run), LISTED: problems_csv(run)}
+    texts[KEPT], texts[REMOVED] = kept_and_removed(run)
+    texts[ANSWER] = answer_text(run)
     with new_folder(CARDS) as staging:
         for name, text in cards(run).items():
             (staging / name).write_text(text, encoding="utf-8", newline="\n")
@@ -102,6 +111,18 @@ def _examined(data: ImageSet) -> Examined:
     problems = load_problems(PROBLEMS, splits=splits, classes=len(data.classes))
     sources = [name for split in splits for name in read_sources(BASE, split)]
     return Examined(problems, data.followed_by(*others.values()), sources, splits)
+
+
+def _calibration(data: ImageSet, rounds: list[int]) -> list[Round]:
+    """What the detectors say of canaries, of those rounds whose canaries were planted in this set."""
+    found = []
+    for folder in (CALIBRATION / str(number) for number in rounds):
+        if is_made_from(folder / CANARIES, truth_.DESCRIPTION, poisoned=data.digest):
+            truth = read_truth(folder / CANARIES, classes=len(data.classes))
+            scored = sorted(path.parent for path in folder.glob(f"*/{scores_.DESCRIPTION}"))
+            assert truth is not None  # planted here, and so known
+            found.append(Round(truth, {path.name: load_scores(path, count=len(data)) for path in scored}))
+    return found
 
 
 def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:

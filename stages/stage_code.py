@@ -14,7 +14,7 @@ from common import RECIPES, STAGES, code_file
 
 import purifying
 import robust_methods
-from parameters import Params
+from parameters import Params, methods_of
 from poison import settings
 from robust_networks import robust_network_of, student_network_of, teacher_network_of
 from training import network_of, recipe_of
@@ -38,6 +38,8 @@ WHOLE = (
     "stress",
     "evaluate",
     "report",
+    "train_canary",
+    "detect_canary",
 )
 """Stages that run the same code whatever the methods."""
 
@@ -59,6 +61,7 @@ TRAINED_BY = {
     "train_backdoored": "train",
     "train_robust": "train",
     "train_robust_by": "train",
+    "train_canary": "train",
     "train_clean": "train",
     "distill_student": "distill.train",
 }
@@ -79,6 +82,8 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
     attack = settings(params)
     networks = {**_networks(params), "poison": {attack.network["name"]}}
     tables = {table: list[str]() for table in (RECIPES, *(package for package, _ in METHODS.values()))}
+    # The one stage that runs several methods of a table.
+    calibrated = [f"unpoison.detection.{method}" for method in methods_of(params, "detect", DETECTORS)]
     found: dict[str, dict[str, Any]] = {}
     for stage in (*WHOLE, *METHODS):
         names = networks.get(stage, networks["model"]) & set(NETWORKS)
@@ -91,6 +96,7 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
         plan = {attack.name: {wanted.attack for wanted in attack.intents}} if stage == "poison" else {}
         for name in methods or [""]:
             own = [f"{package}.{method}" for method in {name, *plan.get(name, ())} if method]
+            own += calibrated if stage == "detect_canary" else []
             modules = code_of(stage, *own, scripts=STAGES, tables=tables)
             about = {"modules": modules, "recipe": None if recipe is None else asdict(recipe)}
             found[f"{stage}@{name}" if name else stage] = about

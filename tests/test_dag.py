@@ -74,6 +74,18 @@ MAY_IMPORT = {
     "stress": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},
+    "scan": {
+        "attacks",
+        "crafting",
+        "sources",
+        "training",
+        "compute",
+        "models",
+        "reporting",
+        "poisoning",
+        "data",
+        "core",
+    },
     "suites": {"attacks", "crafting", "poisoning", "training", "models", "reporting", "data", "core"},
 }
 
@@ -146,6 +158,8 @@ def test_code_is_what_is_imported(stage: str) -> None:
     assert params()["model"]["name"] == params()["attack"]["surrogate"]["model"]["name"] == "resnet18"
     for name in names_of(stage):
         own = {LIBRARY / FAMILIES[stage][0] / f"{name.partition('@')[2]}.py"} if stage in FAMILIES else set[Path]()
+        if stage == "detect_canary":  # all detectors in use
+            own = {LIBRARY / "detection" / f"{method}.py" for method in params()["detect"]["methods"]}
         files = {module: source_of(module, ROOT / "stages") for module in stage_codes()[name]["modules"]}
         assert set(files.values()) == closure({ROOT / "stages" / f"{stage}.py", *own}), name
         for module, digest in stage_codes()[name]["modules"].items():
@@ -173,6 +187,7 @@ def test_a_stage_has_the_recipe_that_it_trains_by() -> None:
     assert {name for name in changed if changed[name] != stage_codes()[name]} == {
         "train_backdoored",
         "distill_student",
+        "train_canary",
         "train_clean",
         *names_of("train_robust"),
         *names_of("train_robust_by"),
@@ -223,6 +238,7 @@ def test_a_stage_has_the_networks_that_it_runs(tmp_path: Path) -> None:
 
 TRAINED = {
     "train_backdoored",
+    "train_canary",
     "train_clean",
     "distill_student",
     "train_robust",
@@ -251,7 +267,7 @@ def those(expected: set[str]) -> set[str]:
     [
         ("unpoison.training.loop", TRAINED | WITH_NETWORKS),
         ("unpoison.training.recipes", set()),
-        ("unpoison.detection.cd", {"detect@cd", "detect_inputs@cd"}),
+        ("unpoison.detection.cd", {"detect@cd", "detect_inputs@cd", "detect_canary"}),
         ("unpoison.detection", set()),
         ("unpoison.inspection.mm_bd", {"inspect_model@mm_bd"}),
         ("unpoison.inspection", set()),
@@ -260,7 +276,7 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.models.vgg", set()),
         (
             "unpoison.models.resnet",
-            TRAINED | {"poison", "extract", "detect", "detect_inputs", "inspect_model", "evaluate"},
+            TRAINED | {"poison", "extract", "detect", "detect_inputs", "detect_canary", "inspect_model", "evaluate"},
         ),
         ("unpoison.models.networks", set()),
         ("unpoison.sources.build", {"prepare"}),
@@ -351,6 +367,7 @@ def test_prepare_depends_on_its_source() -> None:
 
 def test_every_stage_script_is_a_stage() -> None:
     shared = {
+        "canary",
         "common",
         "parameters",
         "training",

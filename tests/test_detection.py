@@ -56,6 +56,7 @@ TABLE = {
     "psbd": Row({"rate": 0.4}, 0.75),  # 0.866
     "sentinet": Row({"overlays": 20, "trusted": 40}, 0.6),  # 0.994
     "ensemble": Row({}, 0.95),
+    "separation": Row({"threshold": 3.5}, 0.95),  # 0.988
 }
 # A share of five copies, and the probabilities of a network that is sure of everything.
 FEW_VALUES = ("scale_up",)

@@ -15,6 +15,7 @@ from . import (
     scale_up,
     scan,
     sentinet,
+    separation,
     spectre,
     ss,
     strip,
@@ -37,6 +38,7 @@ DETECTORS: dict[str, Detector] = {
     "psbd": psbd.DETECTOR,
     "sentinet": sentinet.DETECTOR,
     "ensemble": ensemble.DETECTOR,
+    "separation": separation.DETECTOR,
 }
 INPUT_DETECTORS = {name: detector for name, detector in DETECTORS.items() if detector.single_inputs}
 """Those that also score single inputs at test time."""

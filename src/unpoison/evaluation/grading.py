@@ -39,7 +39,11 @@ def model_metrics(
         test: the clean test split.
         truth: the ground truth; None for data of unknown origin.
         triggered: triggered test images by the trigger's name.
+
+    Without a test split there is nothing to measure, and no figure.
     """
+    if not len(test):
+        return {}
     clean = logits_of(model, test)
     metrics: dict[str, Any] = {"acc": accuracy(clean, test.labels)}
     if collapsed := collapse(clean, test.labels):

@@ -124,6 +124,9 @@ def check_models(metrics: Mapping[str, Any], classes: int) -> None:
         for name in block_at(metrics, family) if family in metrics else ():
             models[f"{family}.{name}"] = block_at(metrics[family], name, family)
     for where, values in models.items():
+        # Of a run without a test split no model has figures.
+        if not values:
+            continue
         figure_at(values, "acc", where)
         for key in SHOWN:
             if key in values:

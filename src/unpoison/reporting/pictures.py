@@ -14,10 +14,12 @@ from ..core.arrays import Images, IntArray
 from ..data.ranks import order
 from ..data.ranks import ranks as rank_span
 from . import figures
+from .answer import level_columns
 from .escaping import spreadsheet, visible
 from .metrics import best_first
 from .page import Page
 from .run import Run
+from .suspicion import LEVELS
 
 Floats = NDArray[np.floating[Any]]
 
@@ -191,7 +193,7 @@ def _tied(values: Floats, shown: int) -> str:
 
 
 def suspects_table(run: Run) -> pd.DataFrame:
-    """Every scored sample with source, label, and each detector's score and rank, sorted by mean rank.
+    """Every scored sample with source, label, each detector's score and rank, level and reason, sorted by level and mean rank.
 
     The rank is 1 for the most suspicious; samples of equal score share the mean of the ranks they take together.
     """
@@ -208,7 +210,10 @@ def suspects_table(run: Run) -> pd.DataFrame:
         return table
     # Ranks, as scores of different detectors have no common scale.
     table["mean_rank"] = pd.concat(ranks, axis=1).mean(axis=1)
-    return table.loc[order(-table["mean_rank"].to_numpy(), samples)]
+    table["level"], table["reason"] = level_columns(run, samples)
+    listed = table.loc[order(-table["mean_rank"].to_numpy(), samples)]
+    # Level by level, and in each by rank.
+    return listed.sort_values("level", key=lambda levels: levels.map(LEVELS.index), ascending=False, kind="stable")
 
 
 def _scored(run: Run) -> IntArray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from ..poisoning.policy import class_name
 from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
 from .metrics import best_first
+from .suspicion import Round, Suspicion, suspicion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,13 @@ class ReportSettings:
         note: line at the top.
         samples: number of samples in a contact sheet.
         suspects: number of most suspicious samples shown per detector.
+        level: level of suspicion from which on samples stand in `removed.txt` and not in `kept.txt`.
     """
 
     note: str = ""
     samples: Count = 8
     suspects: Count = 24
+    level: Literal["low", "medium", "high"] = "medium"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Run:
         curves: training curves by model, with epoch, loss and accuracy.
         examined: problems of the data that are no backdoor.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
+        calibration: what the detectors say of sets with canaries, a round each.
     """
 
     settings: ReportSettings
@@ -104,6 +109,7 @@ class Run:
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     examined: Examined | None = None
     losses: Any = None
+    calibration: Sequence[Round] = ()
 
     def class_name(self, label: int) -> str:
         """A class by number and name, `2 (10)`, or by number where that is its name."""
@@ -112,6 +118,17 @@ class Run:
     def samples(self, scored: Scores) -> IntArray:
         """The samples that a detector scored, int64 [n]."""
         return np.arange(len(self.data)) if scored.index is None else scored.index
+
+    @cached_property
+    def suspicion(self) -> Suspicion | None:
+        """Levels of suspicion of the training samples, where detectors have scored them."""
+        return suspicion(self.scores, self.data.labels)
+
+    @property
+    def learned(self) -> float | None:
+        """Share of the training labels that the backdoored model has learned; None where its training is not on record."""
+        curve = self.curves.get("backdoored")
+        return float(curve["accuracy"].iloc[-1]) if curve is not None and len(curve) else None
 
     @property
     def received(self) -> Received:

@@ -12,6 +12,7 @@ from ..data.ranks import ranks
 from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
+from .answer import LEARNED, answer
 from .classes import MOST_CLASSES, agreement, by_class
 from .intervals import EXPLAINED, bracketed, images_behind, share_of
 from .metrics import best_first
@@ -33,8 +34,6 @@ WOKEN = (
     "others of them. Where much of it wakes, a backdoor is left in the model."
 )
 
-LEARNED = 0.8
-"""Share of the training labels below which a model counts as undertrained."""
 UNDERTRAINED = (
     "The backdoored model gives only {:.0%} of its training samples their labels: it is undertrained, and detectors find little in "
     "what it has not learned. Raise train.epochs, or choose another recipe."
@@ -54,6 +53,7 @@ def report(run: Run) -> Page:
     page = Page("unpoison: report")
     if run.settings.note:
         page.text(" ".join(run.settings.note.split()))
+    answer(page, run)
     # Words and figures first, then pictures; a section that has nothing to show adds nothing.
     what_was_run(page, run)
     models(page, run)
@@ -90,9 +90,8 @@ def what_was_run(page: Page, run: Run) -> None:
         rows.append(("variations", inline(run.sampler)))
         if run.sampler.get("prior") == "data/poisoned":
             rows.append(("warning", PRIOR_ON_POISON))
-    curve = run.curves.get("backdoored")
-    if curve is not None and len(curve) and (learned := float(curve["accuracy"].iloc[-1])) < LEARNED:
-        rows.append(("warning", UNDERTRAINED.format(learned)))
+    if run.learned is not None and run.learned < LEARNED:
+        rows.append(("warning", UNDERTRAINED.format(run.learned)))
     if run.model is not None:
         rows += [
             (name, str(made_by.get(key, "not recorded"))) for name, key in (("seed", "seed"), ("trained on", "machine"))
@@ -144,6 +143,9 @@ def models(page: Page, run: Run) -> None:
             page.text(f"{name} found: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}.")
             if "woken" in found:
                 page.text(WOKEN)
+    if not run.about["counts"].get("test"):
+        page.text("There is no test split, so no model has an accuracy on images that it was not trained on.")
+        return
     if run.truth is None:
         page.text(
             f"ACC is accuracy on the {behind['acc']:,.0f} images of the test split. Nothing is known about an attack, so there "

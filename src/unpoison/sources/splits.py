@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Lt
 from pydantic import PlainValidator
 from pydantic_core import PydanticCustomError
 
@@ -45,7 +45,8 @@ class SplitSettings:
         split_seed: seed for the draws. Which sample lies in which split is a property of the data set, so the run's `seed`
             does not change it.
         train_limit: most training samples; null takes all. A lower limit takes a subset of a higher one.
-        test_share: share of each class that becomes the test split, where the source has no test part.
+        test_share: share of each class that becomes the test split, where the source has no test part. 0: there is none, and
+            no model has an accuracy on images that it was not trained on.
         reserve: number of trusted, labelled images, from the source's `reserve` part where it has one; null is that part
             as a whole, or else a share; see `_share_of`. A number between 0 and 1 is a share of the source's training part:
             of all in it but the test split where that is taken out of it, before any other split and `train_limit` are.
@@ -60,7 +61,7 @@ class SplitSettings:
 
     split_seed: Whole = 0
     train_limit: Count | None = None
-    test_share: Annotated[float, Gt(0), Lt(1)] = 0.2
+    test_share: Annotated[float, Ge(0), Lt(1)] = 0.2
     reserve: NumberOrShare | None = None
     reserve_from: Literal["held_out", "train", "other"] = "held_out"
     public: Whole | None = None
@@ -190,7 +191,9 @@ def balanced(labels: IntArray, count: int, seed: int, purpose: str, *, keep: int
 
 
 def _share(labels: IntArray, share: float, seed: int) -> IntArray:
-    """Positions of a share of each class, at least one and never all, so a class with a single sample gives none."""
+    """Positions of a share of each class, at least one and never all, so a class with a single sample gives none; of 0 none."""
+    if not share:
+        return np.zeros(0, np.int64)
     rng = numpy_rng(seed, "splits", "test")
     parts = []
     for label in np.unique(labels):

@@ -1,0 +1,167 @@
+"""The answer, in front of all evidence: whether something is wrong, how sure that is, what to do next."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..core.arrays import IntArray
+from .escaping import spreadsheet
+from .page import Page, Table
+from .run import Run
+from .suspicion import HIGH, LEVELS, LOW, MEDIUM, Caught, Round, Suspicion, caught, other_alarms, reasons
+
+LEARNED = 0.8
+"""Share of the training labels below which a model counts as undertrained."""
+MOST_GROUPS = 3
+"""Groups named in the answer at most."""
+
+
+def answer(page: Page, run: Run) -> None:
+    """The answer of a scan, a table of the levels, and what canaries say of them; nothing of a run without canaries."""
+    if not run.calibration or run.suspicion is None:
+        return
+    page.heading("Answer")
+    for line in paragraph(run, run.suspicion):
+        page.text(line)
+    page.table(_levels(run, run.suspicion))
+    page.text(
+        "Expected false alarms: samples without a canary that the same levels name in the set with canaries and not in the set "
+        "as received, per round. A level counts what is above it as well; low is the first hundredth of the list in any set."
+    )
+    page.heading("What would have been found")
+    page.table(_canaries(run))
+    page.text(
+        f"Canaries: known triggers on a few of the very same images, in a copy of the set on which the network was trained anew "
+        f"({len(run.calibration)} of them). Among the first: of as many of the detector's first samples as there are canaries of "
+        "the kind. What stays below a level here would have stayed below it in the set: such an attack may be there, unseen."
+    )
+
+
+def paragraph(run: Run, found: Suspicion) -> list[str]:
+    """Whether something is wrong, how sure that is, and what to do next: a few sentences each in a line of its own."""
+    learned, groups = run.learned, _groups(run, found)
+    kinds = [kind for planted in run.calibration for kind in caught(planted)]
+    total, reached = sum(kind.count for kind in kinds), sum(int(kind.found[MEDIUM]) for kind in kinds)
+    blind = sorted({kind.kind for kind in kinds if kind.found[MEDIUM] < kind.count / 2})
+    lines = []
+    if learned is not None and learned < LEARNED:
+        lines.append(
+            f"No answer yet: the model has learned only {learned:.0%} of the labels, and what it has not learned no detector sees. "
+            "Train longer: raise train.epochs."
+        )
+    elif groups:
+        sure = "Something is wrong" if found.count(HIGH) else "Something may be wrong"
+        named = "; ".join(
+            f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand "
+            f"{float(found.apart[members].max()):.1f} standard deviations apart from the others "
+            f"({LEVELS[int(found.level[members].max())]})"
+            for label, members in groups[:MOST_GROUPS]
+        )
+        more = f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else ""
+        lines.append(f"{sure}: {named}{more}. Ordinary classes come to 4.5.")
+    else:
+        lines.append(
+            f"Nothing was found: in none of {len(np.unique(run.data.labels))} classes a group stands far apart from the rest."
+        )
+    lines.append(
+        f"How sure: of {total:,} canaries this scan would have found {reached:,} ({reached / max(total, 1):.0%})"
+        + (f"; it is blind to most of those by {', '.join(blind)}" if blind else "")
+        + "."
+    )
+    if groups:
+        lines.append(
+            "Next: look at the first rows of suspects.csv. If they are what they seem, `make export` writes the set without "
+            "them; train on that. If they are right, keep them: a group may be a rare but honest kind of image."
+        )
+    elif learned is None or learned >= LEARNED:
+        lines.append("Next: nothing has to be removed. The problems of the data below, if any, are no backdoor.")
+    return lines
+
+
+def answer_text(run: Run) -> str:
+    """The answer for a terminal: the paragraph and a line per level; empty without canaries."""
+    if not run.calibration or run.suspicion is None:
+        return ""
+    lines = paragraph(run, run.suspicion)
+    for level, number, expected, share in _level_rows(run, run.suspicion):
+        lines.append(
+            f"{level}: {number} samples; expected false alarms {expected}; of the canaries it would have named {share}"
+        )
+    return "".join(f"{' '.join(line.split())}\n" for line in lines)
+
+
+def kept_and_removed(run: Run) -> tuple[str, str]:
+    """Names of the training samples below the chosen level, and of those from it on, a line each, in the order of the set."""
+    removed = np.zeros(len(run.data), bool)
+    if run.suspicion is not None:
+        removed = run.suspicion.level >= LEVELS.index(run.settings.level)
+    return _names(run, np.flatnonzero(~removed)), _names(run, np.flatnonzero(removed))
+
+
+def level_columns(run: Run, samples: IntArray) -> tuple[list[str], list[str]]:
+    """Level and reason of samples, for the list of suspects."""
+    if run.suspicion is None:
+        return [""] * len(samples), [""] * len(samples)
+    every = reasons(run.suspicion, run.scores, run.data.labels, run.data.classes)
+    return [LEVELS[run.suspicion.level[sample]] for sample in samples], [
+        spreadsheet(every[sample]) for sample in samples
+    ]
+
+
+def _names(run: Run, samples: IntArray) -> str:
+    # A line break within a name would make two of one; names of files hardly have any.
+    return "".join(run.sources[sample].replace("\n", "\\n") + "\n" for sample in samples.tolist())
+
+
+def _groups(run: Run, found: Suspicion) -> list[tuple[int, IntArray]]:
+    """Classes with samples of level medium or high, and these samples, the farthest group first."""
+    suspects = np.flatnonzero(found.level >= MEDIUM)
+    labels = np.unique(run.data.labels[suspects])
+    groups = [(int(label), suspects[run.data.labels[suspects] == label]) for label in labels]
+    return sorted(groups, key=lambda group: -float(found.apart[group[1]].max()))
+
+
+def _level_rows(run: Run, found: Suspicion) -> list[list[str]]:
+    """Level, number of samples, expected false alarms, share of the canaries: a row per level, the highest first."""
+    alarms = [other_alarms(planted, found) for planted in run.calibration]
+    kinds = [kind for planted in run.calibration for kind in caught(planted)]
+    total = max(1, sum(kind.count for kind in kinds))
+    rows = []
+    for level in (HIGH, MEDIUM, LOW):
+        expected = float(np.mean([numbers[level] for numbers, _, _ in alarms]))
+        among = round(float(np.mean([ordinary for _, _, ordinary in alarms])))
+        reached = sum(int(kind.found[level]) for kind in kinds)
+        number = int((found.level >= level).sum())
+        rows.append(
+            [
+                LEVELS[level],
+                f"{number:,}",
+                f"{expected:g} of {among:,}",
+                f"{reached:,} of {total:,} ({reached / total:.0%})",
+            ]
+        )
+    return rows
+
+
+def _levels(run: Run, found: Suspicion) -> Table:
+    header = ["level", "samples", "expected false alarms", "canaries it would have named"]
+    return Table(header, _level_rows(run, found))
+
+
+def _canaries(run: Run) -> Table:
+    """A row per kind of canary and round: how many of them reach each level, and how many each detector has in front."""
+    rounds: list[tuple[Round, list[Caught]]] = [(planted, caught(planted)) for planted in run.calibration]
+    detectors = list(dict.fromkeys(name for planted, _ in rounds for name in planted.scores))
+    header = ["canaries", "to class", "number", *LEVELS[:0:-1], *(f"among the first by {name}" for name in detectors)]
+    rows = [
+        [
+            kind.kind,
+            run.class_name(kind.target),
+            f"{kind.count:,}",
+            *(f"{int(kind.found[level]):,}" for level in (HIGH, MEDIUM, LOW)),
+            *(f"{kind.first.get(name, 0):,}" for name in detectors),
+        ]
+        for _, kinds in rounds
+        for kind in kinds
+    ]
+    return Table(header, rows)

@@ -1,0 +1,182 @@
+"""Levels of suspicion: what several detectors say of a training sample, put into four words, without the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.arrays import IntArray
+from ..data.ranks import order, ranks
+from ..data.scores import Scores
+from ..poisoning.truth import Truth
+
+LEVELS = ("none", "low", "medium", "high")
+"""Levels in rising order, by number."""
+LOW, MEDIUM, HIGH = 1, 2, 3
+FAR = 5.5
+"""Separation from which on a group is of level `high`; those that the detector's own rule flags below it are `medium`."""
+FIRST = 0.01
+"""Share of the list that is of level `low` in any set, clean ones too: worth a look, and no sign by itself."""
+GROUPS = "separation"
+"""The detector whose groups are of level `medium` or `high`. It needs no trusted images and has a scale of its own."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Levels of the training samples.
+
+    Attributes:
+        level: level of each sample by its number in `LEVELS`, int8 [n]; 0 of those that no detector scored.
+        apart: separation of the most separate group of each sample's class, float32 [n]; 0 where it was not measured.
+        place: place of each sample in the list by the mean of its ranks, from 1, int64 [n]; 0 where it was not scored.
+    """
+
+    level: NDArray[np.int8]
+    apart: NDArray[np.float32]
+    place: IntArray
+
+    def count(self, level: int) -> int:
+        return int((self.level == level).sum())
+
+
+@dataclass(frozen=True)
+class Round:
+    """What detectors say of a set with canaries.
+
+    Attributes:
+        truth: which samples are canaries, of which kind.
+        scores: scores by detector.
+    """
+
+    truth: Truth
+    scores: Mapping[str, Scores]
+
+
+@dataclass(frozen=True)
+class Caught:
+    """What the levels would have been for the canaries of one kind in a round.
+
+    Attributes:
+        kind: attack that planted them.
+        target: class that they were given.
+        count: number of them that were scored.
+        found: how many of them reach each level or a higher one, int64 [4].
+        first: by detector, how many of them are among as many of its first samples.
+    """
+
+    kind: str
+    target: int
+    count: int
+    found: IntArray
+    first: Mapping[str, int]
+
+
+def suspicion(scores: Mapping[str, Scores], labels: IntArray) -> Suspicion | None:
+    """Levels of all samples; None without any detector.
+
+    `high` and `medium`: in a group of its class that stands far apart (`separation`). `low`: among the first of the list by the
+    mean of the detectors' ranks.
+
+    Args:
+        scores: scores of the training set by detector.
+        labels: labels as received, int64 [n].
+    """
+    if not scores:
+        return None
+    count = len(labels)
+    sums, times = np.zeros(count), np.zeros(count, np.int64)
+    for one in scores.values():
+        samples = np.arange(count) if one.index is None else one.index
+        # As shares of the samples that it scored, which may be a part.
+        sums[samples] += np.mean(ranks(one.values), axis=0) / len(samples)
+        times[samples] += 1
+    scored = np.flatnonzero(times)
+    listed = order(-sums[scored] / times[scored], scored)
+    place, level = np.zeros(count, np.int64), np.zeros(count, np.int8)
+    place[listed] = np.arange(1, len(listed) + 1)
+    level[listed[: max(1, round(FIRST * len(listed)))]] = LOW
+    apart = np.zeros(count, np.float32)
+    if (groups := scores.get(GROUPS)) is not None and groups.flagged is not None:
+        samples = np.arange(count) if groups.index is None else groups.index
+        # Those in the middle of a group have its separation for a score, as their membership is 1.
+        for label in np.unique(labels[samples]):
+            members = labels[samples] == label
+            apart[samples[members]] = groups.values[members].max()
+        flagged = samples[groups.flagged]
+        level[flagged] = np.where(apart[flagged] >= FAR, HIGH, MEDIUM)
+    return Suspicion(level, apart, place)
+
+
+def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, classes: Sequence[str]) -> list[str]:
+    """Why each sample has its level, in words; "" for those of none."""
+    sizes = np.bincount(labels, minlength=len(classes))
+    words = [""] * len(labels)
+    firsts = {name: _ranks_of(one, len(labels)) for name, one in scores.items()}
+    for label in range(len(classes)):
+        group = np.flatnonzero((found.level >= MEDIUM) & (labels == label))
+        for sample in group.tolist():
+            words[sample] = (
+                f"one of {len(group)} samples of class {classes[label]} that stand {found.apart[sample]:.1f} standard deviations "
+                f"apart from the other {sizes[label] - len(group)}"
+            )
+    for sample in np.flatnonzero(found.level == LOW).tolist():
+        best = sorted((rank[sample], name) for name, rank in firsts.items() if rank[sample])[:2]
+        words[sample] = f"number {found.place[sample]} of the list: " + ", ".join(
+            f"rank {rank:g} by {name}" for rank, name in best
+        )
+    return words
+
+
+def _ranks_of(scores: Scores, count: int) -> NDArray[np.float64]:
+    """Rank of each sample, from 1, float64 [n]; 0 of those that were not scored."""
+    found = np.zeros(count)
+    found[np.arange(count) if scores.index is None else scores.index] = np.mean(ranks(scores.values), axis=0)
+    return found
+
+
+def caught(planted: Round) -> list[Caught]:
+    """What would have been found of the canaries of a round, by kind."""
+    truth, labels = planted.truth, _labels(planted)
+    found = suspicion(planted.scores, labels)
+    if found is None:
+        return []
+    by_kind = []
+    for number, part in enumerate(truth.parts):
+        own = (truth.part == number) & (found.place > 0)
+        reached = np.array([int((found.level[own] >= level).sum()) for level in range(len(LEVELS))])
+        first = {}
+        for name, one in planted.scores.items():
+            samples = np.arange(len(labels)) if one.index is None else one.index
+            # Canaries of other kinds are no false alarms: they are left out of the list.
+            others = (truth.part[samples] >= 0) & (truth.part[samples] != number)
+            listed = order(one.values[~others], samples[~others])
+            first[name] = int(own[listed[: int(own.sum())]].sum())
+        by_kind.append(Caught(part.attack, part.policy.target, int(own.sum()), reached, first))
+    return by_kind
+
+
+def other_alarms(planted: Round, scan: Suspicion) -> tuple[IntArray, int, int]:
+    """Samples without a canary that a round's levels name: those of each level or a higher one that the scan does not name so.
+
+    Returns:
+        Their numbers by level, int64 [4]; the number of those of `medium` and above that the scan names as well; and that of all
+        samples without a canary.
+    """
+    found = suspicion(planted.scores, _labels(planted))
+    ordinary = planted.truth.part < 0
+    if found is None:
+        return np.zeros(len(LEVELS), np.int64), 0, int(ordinary.sum())
+    named = [ordinary & (found.level >= level) for level in range(len(LEVELS))]
+    alone = [int((mask & (scan.level < level)).sum()) for level, mask in enumerate(named)]
+    both = int((named[MEDIUM] & (scan.level >= MEDIUM)).sum())
+    return np.array(alone), both, int(ordinary.sum())
+
+
+def _labels(planted: Round) -> IntArray:
+    """The labels of the set with canaries."""
+    truth = planted.truth
+    classes = 1 + max(int(truth.labels.max()), *(part.policy.target for part in truth.parts))
+    return truth.labels_received(classes)

@@ -1,0 +1,435 @@
+"""A set of unknown origin: groups that stand apart, canaries, levels, the rules, the answer, the cleaned set, the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import detect_canary
+import train_canary
+from report_runs import CLASSES, COUNT, DATA, run_of, scores_of
+from test_detection_values import of_features
+from tiny import TINY, run_stages, write_params
+from unpoison.core.errors import UserError
+from unpoison.data.imageset import ImageSet
+from unpoison.data.scores import Scores
+from unpoison.detection import DETECTORS, separation
+from unpoison.poisoning.policy import Policy
+from unpoison.poisoning.truth import Part, Truth
+from unpoison.reporting.answer import answer_text, kept_and_removed
+from unpoison.reporting.pictures import suspects_csv
+from unpoison.reporting.sections import report
+from unpoison.reporting.suspicion import HIGH, LEVELS, LOW, MEDIUM, Round, caught, other_alarms, reasons, suspicion
+from unpoison.scan import rules
+from unpoison.scan.__main__ import last_accuracy, main
+from unpoison.scan.canaries import FEWEST, LEAST, plant
+from unpoison.scan.export import export
+from unpoison.sources.folder import open_folder
+
+
+class TestSeparation:
+    def rows(self, distance: float, *, poisoned: int = 20) -> tuple[np.ndarray, np.ndarray]:
+        """Three classes of 100 samples in 8 dimensions, all normal but for a group in the first one that lies so far away."""
+        rng = np.random.default_rng(0)
+        rows = rng.normal(size=(300, 8))
+        labels = np.repeat(np.arange(3), 100)
+        rows[:, 0] += 10 * labels
+        rows[:poisoned, 3] += distance
+        return rows, labels
+
+    def test_a_group_that_stands_apart_is_flagged_and_no_other_class(self) -> None:
+        rows, labels = self.rows(8)
+        scores = DETECTORS["separation"].score(of_features(rows, labels, [], []))
+        assert scores.flagged is not None
+        assert np.flatnonzero(scores.flagged).tolist() == list(range(20))
+        # Eight standard deviations, as there is nothing else along the line.
+        assert scores.values[:20].max() == pytest.approx(8, abs=1)
+        assert scores.values[20:].max() < 3.5
+
+    def test_a_class_in_one_piece_is_not_flagged(self) -> None:
+        rows, labels = self.rows(0)
+        scores = DETECTORS["separation"].score(of_features(rows, labels, [], []))
+        assert scores.flagged is not None
+        assert not scores.flagged.any()
+        # The best of a hundred cuts of a normal distribution.
+        assert 1.5 < scores.values.max() < 3.5
+
+    def test_variation_is_that_of_the_other_classes(self) -> None:
+        rng = np.random.default_rng(1)
+        rows, labels = rng.normal(size=(4000, 2)), np.repeat([0, 1], 2000)
+        rows[labels == 1] *= [1, 5]
+        roots = separation.within_others(rows, labels)
+        # The first class is measured by the second one, five times as wide in one direction, and the other way round.
+        assert np.diag(roots[0]) == pytest.approx([1, 0.2], rel=0.05)
+        assert np.diag(roots[1]) == pytest.approx([1, 1], rel=0.05)
+
+    def test_separation_by_hand(self) -> None:
+        places, group = np.array([0.0, 2.0, 7.0, 9.0]), np.array([False, False, True, True])
+        # Means 1 and 8, and one standard deviation about each.
+        assert separation.separation(places, group) == pytest.approx(7)
+
+    def test_classes_too_small_for_a_group_are_ranked_all_the_same(self) -> None:
+        rows, labels = self.rows(0)
+        few = np.flatnonzero(np.arange(300) % 100 < 4)
+        scores = DETECTORS["separation"].score(of_features(rows[few], labels[few], [], []))
+        assert len(np.unique(scores.values)) > 3
+        assert scores.values.max() == 1
+        assert scores.flagged is not None
+        assert not scores.flagged.any()
+
+
+def images(count: int, classes: int, *, side: int = 16) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    return ImageSet(pixels, np.arange(count) % classes, tuple(f"class {number}" for number in range(classes)))
+
+
+class TestCanaries:
+    @pytest.mark.parametrize(("count", "classes", "each"), [(180, 3, 8), (3000, 10, 30), (60, 3, 6)])
+    def test_three_kinds_go_to_classes_of_their_own(self, count: int, classes: int, each: int) -> None:
+        data = images(count, classes)
+        planted = plant(data, seed=0)
+        truth = planted.truth
+        assert np.bincount(truth.part + 1).tolist() == [count - 3 * each, each, each, each]
+        targets = [part.policy.target for part in truth.parts]
+        assert len(set(targets)) == 3
+        received = planted.received(data)
+        for number, target in enumerate(targets):
+            own = np.flatnonzero(truth.part == number)
+            assert (received.labels[own] == target).all()
+            # Of other classes, and stamped.
+            assert (data.labels[own] != target).all()
+            assert (received.gather(own) != data.gather(own)).any((1, 2, 3)).all()
+        rest = np.flatnonzero(truth.part < 0)
+        assert (received.gather(rest) == data.gather(rest)).all()
+        assert (received.labels[rest] == data.labels[rest]).all()
+
+    def test_two_classes_take_two_kinds(self) -> None:
+        assert len(plant(images(100, 2), seed=0).truth.parts) == 2
+
+    def test_another_round_plants_other_samples(self) -> None:
+        one, other = (plant(images(180, 3), seed=seed).truth.part for seed in (0, 1))
+        assert (one != other).any()
+
+    def test_classes_that_are_too_small(self) -> None:
+        with pytest.raises(UserError, match=r"detect\.canary: .* allowed: at least two classes of 8 images or more"):
+            plant(images(2 * FEWEST, 4), seed=0)
+
+    def test_fewest_and_least(self) -> None:
+        # The smallest class that may carry canaries has as many of its own beside them.
+        assert FEWEST <= LEAST
+        assert np.bincount(plant(images(2 * 2 * FEWEST, 2), seed=0).truth.part + 1)[1:].tolist() == [FEWEST, FEWEST]
+
+
+def scored(values: Any, flagged: Any = None, index: Any = None) -> Scores:
+    mask = None if flagged is None else np.array(flagged, bool)
+    return Scores(np.array(values, np.float32), 1, flagged=mask, rule="by hand", index=index)
+
+
+class TestLevels:
+    LABELS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    # A group far apart in class 0, a nearer one in class 1, none in class 2.
+    GROUPS = (
+        [6.0, 5.9, 0.1, 4.9, 0.2, 0.1, 3.0, 2.9, 0.0, 0.1],
+        [True, True, False, True, False, False, False, False, False, False],
+    )
+
+    def test_by_hand(self) -> None:
+        scores = {"separation": scored(*self.GROUPS), "other": scored([1, 2, 0, 3, 0, 0, 8, 9, 0, 0])}
+        found = suspicion(scores, self.LABELS)
+        assert found is not None
+        # One sample in a hundred, and so the first of these ten, is low where no group has it.
+        assert found.level[[0, 1, 3]].tolist() == [HIGH, HIGH, MEDIUM]
+        assert (found.level[[2, 4, 5, 6, 7, 8, 9]] <= LOW).all()
+        assert found.apart[[0, 3, 6]] == pytest.approx([6, 4.9, 3])
+        assert sorted(found.place) == list(range(1, 11))
+
+    def test_without_groups_the_first_of_the_list_are_low(self) -> None:
+        found = suspicion({"other": scored(np.arange(10))}, self.LABELS)
+        assert found is not None
+        assert found.level.tolist() == [0] * 9 + [LOW]
+        assert suspicion({}, self.LABELS) is None
+
+    def test_samples_that_were_not_scored_have_no_level(self) -> None:
+        index = np.array([0, 1, 3, 4])
+        groups = scored([6.0, 5.9, 4.9, 0.2], [True, True, True, False], index)
+        found = suspicion({"separation": groups}, self.LABELS)
+        assert found is not None
+        assert found.level.tolist() == [HIGH, HIGH, 0, MEDIUM, *[0] * 6]
+        assert found.place[[2, 5]].tolist() == [0, 0]
+
+    def test_reasons(self) -> None:
+        scores = {"separation": scored(*self.GROUPS), "other": scored(np.arange(10))}
+        found = suspicion(scores, self.LABELS)
+        assert found is not None
+        words = reasons(found, scores, self.LABELS, ("cat", "dog", "eel"))
+        assert words[0] == "one of 2 samples of class cat that stand 6.0 standard deviations apart from the other 1"
+        assert words[2] == ""
+        alone = {"other": scored(np.arange(10))}
+        low = suspicion(alone, self.LABELS)
+        assert low is not None
+        assert reasons(low, alone, self.LABELS, CLASSES)[9] == "number 1 of the list: rank 1 by other"
+
+
+def planted_round(groups: Scores) -> Round:
+    """Samples 0 and 1 are canaries of one kind, to class 0, and 3 one of another, to class 1."""
+    part = np.full(10, -1, np.int8)
+    part[[0, 1, 3]] = [0, 0, 1]
+    labels = np.array([1, 2, 0, 2, 1, 1, 2, 2, 2, 2])
+    parts = (Part("badnets", Policy(target=0), {}), Part("sig", Policy(target=1), {}))
+    return Round(Truth("canaries", parts, part >= 0, part, labels), {"separation": groups})
+
+
+class TestCalibration:
+    def test_what_is_caught(self) -> None:
+        first, second = caught(planted_round(scored(*TestLevels.GROUPS)))
+        assert (first.kind, first.target, first.count) == ("badnets", 0, 2)
+        assert first.found[[LOW, MEDIUM, HIGH]].tolist() == [2, 2, 2]
+        assert first.first == {"separation": 2}
+        assert second.found[[LOW, MEDIUM, HIGH]].tolist() == [1, 1, 0]
+
+    def test_alarms_beside_the_canaries(self) -> None:
+        values, flagged = TestLevels.GROUPS
+        # In the set with canaries samples 6 and 7 are flagged too; the scan itself names 6 alone.
+        groups = scored([*values[:6], 6.0, 5.9, *values[8:]], [*flagged[:6], True, True, *flagged[8:]])
+        scan = suspicion({"separation": scored([0] * 6 + [6.0, *[0] * 3], np.arange(10) == 6)}, TestLevels.LABELS)
+        assert scan is not None
+        alone, both, ordinary = other_alarms(planted_round(groups), scan)
+        assert alone[[MEDIUM, HIGH]].tolist() == [1, 1]
+        assert (both, ordinary) == (1, 7)
+
+
+def scan_of(groups: Scores, **parts: Any) -> Any:
+    """A run of the report's tests as a scan leaves it; canaries 0 and 1 are caught, 3 is not."""
+    part = np.full(COUNT, -1, np.int8)
+    part[[0, 1, 3]] = [0, 0, 1]
+    parts_ = (Part("badnets", Policy(target=0), {}), Part("sig", Policy(target=1), {}))
+    truth = Truth("canaries", parts_, part >= 0, part, np.full(COUNT, 2))
+    caught_two = scored([9.0, 8.9, *[0.1] * (COUNT - 2)], np.arange(COUNT) < 2)
+    return run_of(scores={"separation": groups}, calibration=[Round(truth, {"separation": caught_two})], **parts)
+
+
+class TestAnswer:
+    NOTHING = scored(np.linspace(0, 3, COUNT), np.zeros(COUNT))
+    FOUND = scored(np.where(np.arange(COUNT) < 3, 7.0, 1.0) + np.arange(COUNT) / 100, np.arange(COUNT) < 3)
+
+    def test_nothing(self) -> None:
+        text = answer_text(scan_of(self.NOTHING))
+        assert text.startswith("Nothing was found: in none of 3 classes a group stands far apart from the rest.\n")
+        assert "of 3 canaries this scan would have found 2 (67%); it is blind to most of those by sig." in text
+        assert (
+            "high: 0 samples; expected false alarms 0 of 37; of the canaries it would have named 2 of 3 (67%)\n" in text
+        )
+
+    def test_something(self) -> None:
+        run = scan_of(self.FOUND)
+        text = answer_text(run)
+        assert text.startswith(
+            "Something is wrong: 1 of 13 samples of class 2 (eel) stand 7.0 standard deviations apart"
+        )
+        assert "make export" in text
+        page = report(run)
+        assert page.html().index("Answer") < page.html().index("What was run")
+        assert "What would have been found" in page.markdown()
+
+    def test_a_model_that_has_learned_too_little_gives_no_answer(self) -> None:
+        import pandas as pd
+
+        curve = pd.DataFrame({"epoch": [1], "accuracy": [0.5]})
+        text = answer_text(scan_of(self.FOUND, curves={"backdoored": curve}))
+        assert text.startswith("No answer yet: the model has learned only 50% of the labels")
+
+    def test_a_run_without_canaries_has_none(self) -> None:
+        assert answer_text(run_of(scores=scores_of(2))) == ""
+        assert "Answer" not in report(run_of(scores=scores_of(2))).html()
+
+    def test_kept_and_removed_are_the_set(self) -> None:
+        for level, names in (("medium", ["00.png", "01.png", "02.png"]), ("high", ["00.png", "01.png", "02.png"])):
+            kept, removed = kept_and_removed(scan_of(self.FOUND, settings={"level": level}))
+            assert removed.splitlines() == names
+            assert sorted([*kept.splitlines(), *names]) == [f"{number:02d}.png" for number in range(COUNT)]
+        kept, removed = kept_and_removed(run_of())
+        assert (len(kept.splitlines()), removed) == (COUNT, "")
+
+    def test_the_list_has_level_and_reason_and_begins_with_the_highest(self) -> None:
+        rows = list(csv.DictReader(io.StringIO(suspects_csv(scan_of(self.FOUND)))))
+        assert [row["level"] for row in rows[:4]] == ["high", "high", "high", "none"]
+        assert rows[0]["reason"].startswith("one of 1 samples of class")
+        assert {row["level"] for row in rows} <= set(LEVELS)
+        assert len(rows) == len(DATA)
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("side", "total", "size"), [(40, 180, 40), (500, 180, 64), (500, 5000, 48), (96, 60_000, 32), (9, 100, 16)]
+    )
+    def test_image_size(self, side: int, total: int, size: int) -> None:
+        assert rules.image_size_of(side, total) == size
+
+    @pytest.mark.parametrize(("total", "classes", "epochs"), [(180, 3, 30), (2000, 10, 23), (50_000, 10, 8)])
+    def test_epochs(self, total: int, classes: int, epochs: int) -> None:
+        assert rules.epochs_of(total, classes) == epochs
+
+    def test_a_large_set_goes_without_masks(self) -> None:
+        assert "cd" in rules.detectors_of(180, 64)
+        assert "cd" not in rules.detectors_of(50_000, 32)
+
+    def test_trusted_images_are_used(self, folder: Path) -> None:
+        found = rules.survey(open_folder(folder), folder)
+        without = rules.overrides_of(found, trusted=None, epochs=3, canary=True)
+        assert without["data.reserve_from"] == "train"
+        assert without["params/detectors.yaml:ss.centre"] == "class"
+        with_ = rules.overrides_of(found, trusted=Path("trusted"), epochs=3, canary=False)
+        assert (with_["data.reserve_from"], with_["data.reserve_path"]) == ("other", "trusted")
+        assert with_["detect.canary"] == []
+        # Nothing of an earlier run is left in either.
+        assert set(without) == set(with_)
+
+    def test_a_survey(self, folder: Path) -> None:
+        found = rules.survey(open_folder(folder), folder)
+        assert (found.classes, found.total, found.side) == (("cat", "dog"), 24, 20)
+        assert found.sample.shape == (24, 20, 20, 3)
+
+    def test_a_set_without_an_image_that_can_be_used(self, tmp_path: Path) -> None:
+        for label in ("cat", "dog"):
+            (tmp_path / label).mkdir()
+            (tmp_path / label / "0.png").write_bytes(b"\x89PNG and no more")
+        with pytest.raises(UserError, match=r"DATA: .* none can be used; allowed: images"):
+            rules.survey(open_folder(tmp_path), tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve images of each of two classes, 20 pixels wide."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(12):
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(
+                tmp_path / "set" / label / f"{number}.png"
+            )
+    return tmp_path / "set"
+
+
+class TestExport:
+    @pytest.fixture
+    def after(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The working directory after a scan that named two images."""
+        monkeypatch.chdir(folder.parent)
+        (folder.parent / "reports").mkdir()
+        names = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(12)]
+        removed = ["cat/3.png", "dog/0.png"]
+        Path("reports/removed.txt").write_text("".join(f"{name}\n" for name in removed))
+        Path("reports/kept.txt").write_text("".join(f"{name}\n" for name in names if name not in removed))
+        return folder
+
+    def bytes_of(self, folder: Path) -> dict[str, bytes]:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
+
+    @pytest.mark.parametrize("form", ["copy", "link"])
+    def test_a_folder(self, after: Path, form: Any) -> None:
+        before = self.bytes_of(after)
+        assert export("set", "clean", form) == "export: 22 files in clean, 2 left out"
+        assert self.bytes_of(Path("clean")) == {
+            name: data for name, data in before.items() if name not in ("cat/3.png", "dog/0.png")
+        }
+        assert self.bytes_of(after) == before
+        linked = Path("clean/cat/0.png").stat().st_ino == Path("set/cat/0.png").stat().st_ino
+        assert linked == (form == "link")
+
+    def test_an_archive_to_an_archive(self, after: Path) -> None:
+        shutil.make_archive("data", "zip", after)
+        assert export("data.zip", "clean.zip", "copy").startswith("export: 22 files")
+        with zipfile.ZipFile("clean.zip") as archive:
+            assert len(archive.namelist()) == 22
+            assert archive.read("cat/0.png") == (after / "cat/0.png").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("data", "to", "line"),
+        [
+            ("set", "set", "TO: 'set' given, which exists"),
+            ("set", "", "TO: '' given, no name"),
+            ("set", "set/clean", "TO: 'set/clean' given, which lies within the data"),
+            ("nowhere", "clean", "DATA: 'nowhere' given, which does not exist"),
+        ],
+    )
+    def test_what_is_refused(self, after: Path, data: str, to: str, line: str) -> None:
+        with pytest.raises(UserError, match=line):
+            export(data, to, "copy")
+        assert not Path("clean").exists()
+
+    def test_other_data_than_were_scanned(self, after: Path) -> None:
+        (after / "cat/3.png").unlink()
+        with pytest.raises(
+            UserError, match=r"reports: 'cat/3.png' is no image of 'set'; allowed: the data of the last scan"
+        ):
+            export("set", "clean", "copy")
+
+    def test_before_any_scan(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder.parent)
+        with pytest.raises(UserError, match=r"removed\.txt: no such file; allowed: after `make scan DATA=…`"):
+            export("set", "clean", "copy")
+
+
+class TestCommand:
+    def test_the_plan(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["run", str(folder), "--plan"])
+        said = capsys.readouterr().out
+        assert "scan: 24 train images of 2 classes (12 to 12 each), of 20 px, scanned at 20 px" in said
+        assert "a ResNet-18 of width 16 for 180 epochs in batches of 32, and once more with canaries" in said
+        assert "no trusted images" in said
+        assert "on this machine, by its first batches" in said
+
+    @pytest.mark.parametrize("given", [["run", ""], ["run", "nowhere"], ["run", ".", "--trusted", "nowhere"]])
+    def test_what_does_not_exist(self, given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder)
+        with pytest.raises(
+            SystemExit, match=r"^error: (DATA|TRUSTED): .* which does not exist; allowed: a folder or archive"
+        ):
+            main(given)
+
+    def test_the_last_accuracy(self, tmp_path: Path) -> None:
+        (tmp_path / "curve.csv").write_text("epoch,accuracy\n1,0.5\n2,0.75\n")
+        assert last_accuracy(tmp_path / "curve.csv") == 0.75
+        (tmp_path / "curve.csv").write_text("epoch,accuracy\n")
+        with pytest.raises(UserError, match=r"curve\.csv: no accuracy found"):
+            last_accuracy(tmp_path / "curve.csv")
+
+
+def test_the_stages_of_a_scan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder to the answer, all stages in this process, with one round of canaries and no test split."""
+    project = folder.parent / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    found = rules.survey(open_folder(folder), folder)
+    wanted = rules.overrides_of(found, trusted=None, epochs=1, canary=True)
+    nested = {key: value for key, value in wanted.items() if key not in ("data.reserve", "detect.methods")}
+    tiny = {key: value for key, value in TINY.items() if key.startswith("model.")}
+    changes = {**nested, **tiny, "data.reserve": 4, "detect.methods": ["separation", "ac"]}
+    write_params(project, changes)
+    first = ("check_params", "prepare", "poison", "train_backdoored", "stamp_test", "extract", "examine")
+    run_stages(*first, "detect@separation", "detect@ac")
+    train_canary.main(0)
+    detect_canary.main(0)
+    run_stages("evaluate", "report")
+    answer = Path("reports/answer.txt").read_text()
+    # Of noise nothing can be learned in an epoch.
+    assert answer.startswith("No answer yet: the model has learned only")
+    rows = list(csv.DictReader(io.StringIO(Path("reports/suspects.csv").read_text())))
+    assert len(rows) == 24
+    assert {"separation_score", "separation_rank", "ac_score", "ac_rank", "mean_rank", "level", "reason"} <= set(
+        rows[0]
+    )
+    assert len(Path("reports/kept.txt").read_text().splitlines()) + len(
+        Path("reports/removed.txt").read_text().splitlines()
+    ) == len(rows)
+    page = Path("reports/index.html").read_text()
+    assert "There is no test split" in page
+    assert "What would have been found" in page
