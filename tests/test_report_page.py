@@ -46,7 +46,17 @@ def test_suspects_are_ranked_by_all_detectors() -> None:
     second = np.zeros(COUNT, np.float32)
     second[[3, 5]] = [2, 1]
     table = suspects_table(run_of(scores={"one": scores_of(1)["detector0"], "two": Scores(second, 1)}))
-    assert list(table.columns) == ["sample", "label", "one_score", "one_rank", "two_score", "two_rank", "mean_rank", *LAST]
+    assert list(table.columns) == [
+        "sample",
+        "label",
+        "one_score",
+        "one_rank",
+        "two_score",
+        "two_rank",
+        "mean_rank",
+        "level",
+        "reason",
+    ]
     first = table.iloc[0]
     assert (first["sample"], first["label"], first["one_rank"], first["two_rank"]) == ("39.png", "cat", 1, 21.5)
     fifth = table[table["sample"] == "05.png"].iloc[0]
