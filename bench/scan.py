@@ -64,7 +64,16 @@ def _graded(clone: Path, planted: set[str]) -> dict[str, Any]:
     """Numbers of planted and other samples of each level, and of planted ones in front of the list."""
     with (clone / "reports/suspects.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    found: dict[str, Any] = {"scored": len(rows)}
+    target = {row["label"] for row in rows if Path(row["sample"]).name in planted}
+    apart = {True: [0.0], False: [0.0]}
+    for row in rows:
+        apart[row["label"] in target].append(float(row["separation_score"]))
+    # How far the most separate group of the planted class stands apart, and that of any other.
+    found: dict[str, Any] = {
+        "scored": len(rows),
+        "apart": round(max(apart[True]), 2),
+        "others": round(max(apart[False]), 2),
+    }
     for level in ("high", "medium"):
         named = [Path(row["sample"]).name in planted for row in rows if row["level"] == level]
         found |= {f"{level}_planted": sum(named), f"{level}_others": len(named) - sum(named)}
