@@ -15,6 +15,7 @@ from PIL import Image
 
 import detect_canary
 import train_canary
+from contract import own_parameters
 from report_runs import CLASSES, COUNT, DATA, run_of, scores_of
 from test_detection_values import of_features
 from tiny import TINY, run_stages, write_params
@@ -27,7 +28,7 @@ from unpoison.poisoning.truth import Part, Truth
 from unpoison.reporting.answer import answer_text, kept_and_removed
 from unpoison.reporting.pictures import suspects_csv
 from unpoison.reporting.sections import report
-from unpoison.reporting.suspicion import HIGH, LEVELS, LOW, MEDIUM, Round, caught, other_alarms, reasons, suspicion
+from unpoison.reporting.suspicion import FAR, HIGH, LEVELS, LOW, MEDIUM, Round, caught, other_alarms, reasons, suspicion
 from unpoison.scan import rules
 from unpoison.scan.__main__ import last_accuracy, main
 from unpoison.scan.canaries import FEWEST, LEAST, plant
@@ -433,3 +434,19 @@ def test_the_stages_of_a_scan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     page = Path("reports/index.html").read_text()
     assert "There is no test split" in page
     assert "What would have been found" in page
+
+
+def test_the_page_is_true() -> None:
+    text = " ".join((Path(__file__).resolve().parent.parent / "docs" / "scan.md").read_text(encoding="utf-8").split())
+    threshold = own_parameters(DETECTORS["separation"].parameters)["threshold"].default
+    assert f"stands {FAR:g} standard deviations or more apart" in text
+    assert f"in such a group at {threshold:g} or more" in text
+    (few, large), (many, middle) = rules.SIDES.items()
+    assert f"{large} px at most; of more than {few:,} images {middle}, of more than {many:,} 32" in text
+    assert f"{rules.STEPS} optimiser steps, or {rules.STEPS_PER_CLASS} for each class if that is more" in text
+    assert f"{rules.FEWEST_EPOCHS} epochs at least; in batches of {rules.BATCH}" in text
+    assert f"fewer than {rules.SMALL:,} images {rules.SMALL_BATCH}" in text
+    *named, last = (f"`{name}`" for name in rules.detectors_of(100, 32))
+    assert f"{', '.join(named)}, and {last} up to" in text
+    assert LEAST == 8
+    assert "at least eight, of a copy of the set" in text
