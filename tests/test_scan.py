@@ -93,7 +93,7 @@ def images(count: int, classes: int, *, side: int = 16) -> ImageSet:
 
 
 class TestCanaries:
-    @pytest.mark.parametrize(("count", "classes", "each"), [(180, 3, 8), (3000, 10, 30), (60, 3, 6)])
+    @pytest.mark.parametrize(("count", "classes", "each"), [(180, 3, 12), (3000, 10, 30), (60, 3, 6)])
     def test_three_kinds_go_to_classes_of_their_own(self, count: int, classes: int, each: int) -> None:
         data = images(count, classes)
         planted = plant(data, seed=0)
@@ -448,5 +448,5 @@ def test_the_page_is_true() -> None:
     assert f"fewer than {rules.SMALL:,} images {rules.SMALL_BATCH}" in text
     *named, last = (f"`{name}`" for name in rules.detectors_of(100, 32))
     assert f"{', '.join(named)}, and {last} up to" in text
-    assert LEAST == 8
-    assert "at least eight, of a copy of the set" in text
+    assert LEAST == 12
+    assert "at least twelve, of a copy of the set" in text

@@ -22,7 +22,7 @@ from ..poisoning.poisoned import Poisoned
 
 KINDS: Mapping[str, Attack] = {"badnets": badnets.ATTACK, "blended": blended.ATTACK, "sig": sig.ATTACK}
 """Attacks that canaries are planted by, as published but for the size of the patch. Each goes to a class of its own."""
-SHARE, LEAST = 0.01, 8
+SHARE, LEAST = 0.01, 12
 """Canaries of a kind: a share of all samples and at least so many, but never more than a third of their class then has."""
 FEWEST = 4
 """Canaries of a kind below which there is nothing to learn from them."""
