@@ -226,7 +226,8 @@ class TestAnswer:
         assert text.startswith("Nothing was found: in none of 3 classes a group stands far apart from the rest.\n")
         assert "of 3 canaries this scan would have found 2 (67%); it is blind to most of those by sig." in text
         assert (
-            "high: 0 samples; expected false alarms 0 of 37; of the canaries it would have named 2 of 3 (67%)\n" in text
+            "high: 0 samples; expected false alarms 0 of 37; of the canaries it would have named 2 of 3, 0.667 [.208, .939]\n"
+            in text
         )
 
     def test_something(self) -> None:

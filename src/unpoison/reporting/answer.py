@@ -6,6 +6,7 @@ import numpy as np
 
 from ..core.arrays import IntArray
 from .escaping import spreadsheet
+from .intervals import EXPLAINED, share_of
 from .page import Page, Table
 from .run import Run
 from .suspicion import HIGH, LEVELS, LOW, MEDIUM, Caught, Round, Suspicion, caught, other_alarms, reasons
@@ -21,19 +22,18 @@ def answer(page: Page, run: Run) -> None:
     if not run.calibration or run.suspicion is None:
         return
     page.heading("Answer")
-    for line in paragraph(run, run.suspicion):
-        page.text(line)
+    page.text(" ".join(paragraph(run, run.suspicion)))
     page.table(_levels(run, run.suspicion))
     page.text(
-        "Expected false alarms: samples without a canary that the same levels name in the set with canaries and not in the set "
-        "as received, per round. A level counts what is above it as well; low is the first hundredth of the list in any set."
+        f"{EXPLAINED} Expected false alarms: samples without a canary that the same levels name in the set with canaries and not "
+        "in the set as received, per round. A level counts what is above it as well; low is the first hundredth of the list in any set."
     )
     page.heading("What would have been found")
     page.table(_canaries(run))
     page.text(
-        f"Canaries: known triggers on a few of the very same images, in a copy of the set on which the network was trained anew "
-        f"({len(run.calibration)} of them). Among the first: of as many of the detector's first samples as there are canaries of "
-        "the kind. What stays below a level here would have stayed below it in the set: such an attack may be there, unseen."
+        f"Canaries: known triggers on a few of the very same images, in a copy of the set on which the network was trained anew; "
+        f"rounds: {len(run.calibration)}. First by a detector: so many of them are among as many of its first samples. What stays "
+        "below a level here would have stayed below it in the set: such an attack may be there, unseen."
     )
 
 
@@ -70,7 +70,7 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     )
     if groups:
         lines.append(
-            "Next: look at the first rows of suspects.csv. If they are what they seem, `make export` writes the set without "
+            "Next: look at the first rows of suspects.csv. If they are what they seem, `make export DATA=… TO=clean` writes the set without "
             "them; train on that. If they are right, keep them: a group may be a rare but honest kind of image."
         )
     elif learned is None or learned >= LEARNED:
@@ -137,7 +137,7 @@ def _level_rows(run: Run, found: Suspicion) -> list[list[str]]:
                 LEVELS[level],
                 f"{number:,}",
                 f"{expected:g} of {among:,}",
-                f"{reached:,} of {total:,} ({reached / total:.0%})",
+                f"{reached:,} of {total:,}, {share_of(reached / total, total)}",
             ]
         )
     return rows
@@ -152,7 +152,7 @@ def _canaries(run: Run) -> Table:
     """A row per kind of canary and round: how many of them reach each level, and how many each detector has in front."""
     rounds: list[tuple[Round, list[Caught]]] = [(planted, caught(planted)) for planted in run.calibration]
     detectors = list(dict.fromkeys(name for planted, _ in rounds for name in planted.scores))
-    header = ["canaries", "to class", "number", *LEVELS[:0:-1], *(f"among the first by {name}" for name in detectors)]
+    header = ["canaries", "to class", "number", *LEVELS[:0:-1], *(f"first by {name}" for name in detectors)]
     rows = [
         [
             kind.kind,
