@@ -26,7 +26,7 @@ def answer(page: Page, run: Run) -> None:
     page.table(_levels(run, run.suspicion))
     page.text(
         f"{EXPLAINED} Expected false alarms: samples without a canary that the same levels name in the set with canaries and not "
-        "in the set as received, per round. A level counts what is above it as well; low is the first hundredth of the list in any set."
+        "in the set as received, per round. A level counts what is above it as well; low is the first hundredth of any list."
     )
     page.heading("What would have been found")
     page.table(_canaries(run))
