@@ -7,8 +7,9 @@
 A way is a network, or a network and an attack. 2,400 digits, the recipe `small` for 12 epochs, the attack as published at a rate of
 0.1 with target 0. The audit is that of the command: 200 other digits are given, 60 of them held out, 70 trusted and 70 suspects
 (`audit.scenario`), methods with the parameters of `params/`. Networks are narrow and trainings short for the sake of the time
-that fifteen audits take on a core. Nothing was chosen by what this measures. `hit` is 1 where an inspector flags the target, `flagged` the number of classes that it flags; `tpr` is a detector's
-share of held-out images with the trigger that its rule flags, as if they had been among the suspects, `fpr` that of the suspects.
+that fifteen audits take on a core. Nothing was chosen by what this measures. `hit` is 1 where an inspector flags the target,
+`flagged` the number of classes that it flags; `tpr` is a detector's share of held-out images with the trigger that its rule
+flags, as if they had been among the suspects, `fpr` that of the suspects.
 """
 
 from __future__ import annotations

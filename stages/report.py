@@ -30,6 +30,8 @@ from common import (
     run_stage,
 )
 
+import numpy as np
+
 from examine import PROBLEMS, other_splits
 from not_applicable import NO_SET
 from parameters import Params, checked, load_params
@@ -50,6 +52,7 @@ from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.reporting import inputs
+from unpoison.reporting.audit import read_rates
 from unpoison.reporting.cards import cards
 from unpoison.reporting.metrics import read_metrics
 from unpoison.reporting.pictures import suspects_csv
@@ -60,6 +63,7 @@ from unpoison.reporting.sections import report
 INDEX, SUMMARY = Path("reports/index.html"), Path("reports/summary.md")
 SUSPECTS, LISTED = Path("reports/suspects.csv"), Path("reports/problems.csv")
 CARDS = Path("reports/cards")
+RATES = Path("bench/results/audit.csv")
 
 
 def settings(params: Params) -> ReportSettings:
@@ -77,6 +81,8 @@ def main() -> list[Path]:
         about=about,
         sources=sources,
         truth=truth,
+        chance=_chance(),
+        rates=read_rates(RATES),
         **_found(data, truth is not None, teacher_of(params)),
     )
     page = report(run)
@@ -93,6 +99,12 @@ def write_together(texts: Mapping[Path, str]) -> None:
     with ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(new_file(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _chance() -> float:
+    """The share of the most frequent class among the test images, 0 of none."""
+    labels = open_split(BASE, "test").labels
+    return float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
 
 
 def _examined(data: ImageSet) -> Examined:

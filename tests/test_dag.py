@@ -74,6 +74,7 @@ MAY_IMPORT = {
     "stress": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},
+    "audit": {"detection", "sources", "reporting", "compute", "models", "data", "core"},
     "suites": {"attacks", "crafting", "poisoning", "training", "models", "reporting", "data", "core"},
 }
 

@@ -80,6 +80,8 @@ class Run:
         curves: training curves by model, with epoch, loss and accuracy.
         examined: problems of the data that are no backdoor.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
+        chance: share of the most frequent class among the test images.
+        rates: audits of models that are known to be clean or backdoored, a row each; None where there are none.
     """
 
     settings: ReportSettings
@@ -103,6 +105,8 @@ class Run:
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     examined: Examined | None = None
     losses: Any = None
+    chance: float = 0.0
+    rates: pd.DataFrame | None = None
 
     def class_name(self, label: int) -> str:
         """A class by number and name, `2 (10)`, or by number where that is its name."""

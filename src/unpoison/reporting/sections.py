@@ -12,6 +12,7 @@ from ..data.ranks import ranks
 from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
+from .audit import audited
 from .metrics import best_first
 from .page import Page, Table
 from .problems import problems
@@ -50,6 +51,7 @@ def report(run: Run) -> Page:
     if run.settings.note:
         page.text(" ".join(run.settings.note.split()))
     # Words and figures first, then pictures; a section that has nothing to show adds nothing.
+    audited(page, run)
     what_was_run(page, run)
     models(page, run)
     detection(page, run)
@@ -78,7 +80,8 @@ def what_was_run(page: Page, run: Run) -> None:
         rows += [(f"network of {name}", other) for name, other in others.items() if other != network_of(network)]
         if run.teacher:
             rows.append(("teacher of student", run.teacher))
-        rows.append(("training", inline(made_by.get("recipe", {}))))
+        received = "none here: the model was received" if "received" in made_by else ""
+        rows.append(("training", received or inline(made_by.get("recipe", {}))))
     if run.sampler is not None:
         rows.append(("variations", inline(run.sampler)))
         if run.sampler.get("prior") == "data/poisoned":
