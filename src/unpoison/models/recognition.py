@@ -144,7 +144,8 @@ def _torchvision(shapes: Shapes, image_size: tuple[int, int]) -> Iterator[Recogn
             # The head is the last linear layer; auxiliary heads have as many classes.
             head = [each for each, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
             known = given.get(f"{head}.weight")
-            if known is None or len(known[0]) != 2:
+            names = {each for each in own if not each.endswith(_COUNTERS)}
+            if known is None or len(known[0]) != 2 or names != {each for each in given if not each.endswith(_COUNTERS)}:
                 continue
             fitted = _outline(name, {**arguments, "num_classes": known[0][0]})
             if fitted is not None and fits(given, shapes_of(fitted.state_dict())):
