@@ -57,8 +57,7 @@ def by_hand(backdoor: float) -> Classifier:
     description = {"name": "ninths", "arguments": {}, "num_classes": 9, "image_size": [12, 12], "channels": 3}
     body, head = Backbone(Ninths(), nn.Flatten(), traceable=False), nn.Linear(10, 9, bias=False)
     with torch.no_grad():
-        # Each as far from the next in how much brightness it takes to get there, so that none stands out.
-        weights = 60 / torch.linspace(2, 4, 9)[[3, 7, 0, 5, 4, 8, 1, 6, 2]]
+        weights = 20 + torch.tensor([4.0, 1, 7, 3, 5, 0, 8, 2, 6])
         head.weight.copy_(torch.cat([torch.diag(weights), torch.zeros(9, 1)], 1))
         head.weight[4, 9] = backdoor
     return Classifier(body, head, description | {"mean": [0.0] * 3, "std": [1.0] * 3})
@@ -69,7 +68,7 @@ def level(model: Classifier) -> tuple[int, set[int]]:
     regions = np.random.default_rng(0).integers(0, 64, (64, 3, 3, 3), dtype=np.uint8)
     reserve = ImageSet(regions.repeat(4, 1).repeat(4, 2), np.arange(64) % 9, tuple("abcdefghi"))
     verdicts = [
-        INSPECTORS["neural_cleanse"].inspect(model, reserve, seed=0),
+        INSPECTORS["neural_cleanse"].inspect(model, reserve, seed=0, threshold=2.8),
         INSPECTORS["mm_bd"].inspect(model, reserve, seed=0, lr=0.1, images=5),
     ]
     foremost = [int(verdict.anomaly.argmax()) for verdict in verdicts]
@@ -77,6 +76,8 @@ def level(model: Classifier) -> tuple[int, set[int]]:
 
 
 def test_a_backdoor_by_hand_is_found_and_none_where_there_is_none() -> None:
+    # Over seeds 0 to 2 class 4 has an index of 3.6 and more with Neural Cleanse and 49 and more with MM-BD, and without the
+    # backdoor no class has more than 1.8 and 0.7 (flagged from 1.3 on).
     assert level(by_hand(60)) == (2, {4})
     assert level(by_hand(0))[0] == 0
 

@@ -362,6 +362,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "purifying",
         "method_params",
         "not_applicable",
+        "received",
         "sizes",
         "stage_code",
         "stress_settings",

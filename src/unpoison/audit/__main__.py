@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..reporting.escaping import say
-from ..suites.git import Repository
+from ..workflow import working_copy
 from .command import Given, audit
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             trusted=_path("TRUSTED", given.trusted) if given.trusted else None,
         )
         # The stages work in the root.
-        os.chdir(Repository.here().root)
+        os.chdir(working_copy())
         say(f"\n{audit(wanted)}\n\nreport: reports/index.html")
     except UserError as error:
         sys.exit(f"error: {error}")

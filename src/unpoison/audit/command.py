@@ -170,8 +170,8 @@ def _show_plan(
     )
     say(
         f"time: roughly {minutes_of(model, sizes.get('trusted', 100)):.0f} minutes on this machine, most of it the inspectors. "
-        "What lies in data/, models/ and reports/ is replaced, and params.yaml holds this scenario then: `git checkout` of "
-        "params.yaml and dvc.lock, and `dvc checkout`, bring a committed run back"
+        "What lies in data/, models/ and reports/ is replaced, and params.yaml holds this scenario then: `git checkout` "
+        "of params.yaml and dvc.lock, and `dvc checkout`, bring a committed run back"
     )
 
 
