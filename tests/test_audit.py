@@ -190,7 +190,10 @@ def test_the_verdict_in_words() -> None:
     )
     assert r"Assumed: m\|odel.pt (SHA-256 abababababababab)" in text
     text = summary(neural_cleanse=verdict(0, 5, 1), mm_bd=verdict(0, 1, 0))
-    assert "A suspicion, not a finding: neural_cleanse flags class 1" in text
+    assert (
+        "A suspicion, not a finding: neural_cleanse flags class 1 (\\<b>dog\\</b>); mm_bd flags no class, and ranks class 1"
+        in text
+    )
     assert "VERDICT. No sign of a backdoor" in summary(neural_cleanse=verdict(0, 1, 1), mm_bd=verdict(0, 1, 0))
     assert "ACC is low (0.490" in summary(0.49, neural_cleanse=verdict(0, 1, 1))
 
@@ -211,6 +214,7 @@ def test_rates_are_of_the_same_kind_of_network() -> None:
             "attack": attack,
             "mm_bd.flagged": flagged,
             "mm_bd.foremost": 1,
+            "mm_bd.index": 2 + flagged,
             "mm_bd.hit": hit,
         }
         for attack, flagged, hit in (
@@ -225,7 +229,9 @@ def test_rates_are_of_the_same_kind_of_network() -> None:
     text = summary(rates=pd.DataFrame([*rows, *other]), mm_bd=verdict(0, 3, 1))
     assert "of 3 clean models of this kind (resnet18 stem=conv3 width=8) 1 got this verdict or a worse one" in text
     assert "of 2 backdoored ones (badnets, sig) 1 (" in text
-    assert "| 1 of 3 flagged | target flagged in 1 of 2 |" in text
+    assert "| 1 of 3 flagged, 1 with an index as large | target flagged in 1 of 2 |" in text
+    assert "says nothing by itself" not in text
+    assert "says nothing by itself" in summary(rates=pd.DataFrame(rows[1:2]), mm_bd=verdict(0, 3, 1))
     text = summary(rates=pd.DataFrame([*rows, *other]), mm_bd=verdict(0, 1, 1))
     assert "clean models of this kind (resnet18 stem=conv3 width=8) 2 got this verdict (no class flagged" in text
 

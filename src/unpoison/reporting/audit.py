@@ -129,7 +129,11 @@ def _level(verdicts: Mapping[str, Verdict]) -> int:
 def _verdict(run: Run) -> str:
     if not run.verdicts:
         return "No verdict: no inspector looked at the model."
-    said = "; ".join(f"{name} flags {_names(run, _flagged(verdict))}" for name, verdict in run.verdicts.items())
+    said = "; ".join(
+        f"{name} flags {_names(run, _flagged(verdict))}"
+        + ("" if verdict.flagged.any() else f", and ranks {_names(run, [int(verdict.anomaly.argmax())])} first")
+        for name, verdict in run.verdicts.items()
+    )
     target = run.class_name(int(next(iter(run.verdicts.values())).anomaly.argmax()))
     return "VERDICT. " + LEVELS[_level(run.verdicts)].format(some=said, all=" and ".join(run.verdicts), target=target)
 
@@ -144,7 +148,7 @@ def _known(run: Run) -> tuple[str, pd.DataFrame]:
     kind = kind_of(run.model["network"])
     if run.rates is None:
         return kind, pd.DataFrame({"attack": []})
-    needed = [f"{name}.{figure}" for name in run.verdicts for figure in ("flagged", "foremost")]
+    needed = [f"{name}.{figure}" for name in run.verdicts for figure in ("flagged", "foremost", "index")]
     if not set(needed) <= set(run.rates.columns):
         return kind, run.rates[:0]
     return kind, run.rates[run.rates["network"] == kind]
@@ -194,9 +198,12 @@ def _looked_at(run: Run) -> Table:
     rows = []
     for name, verdict in run.verdicts.items():
         found = f"flags {_names(run, _flagged(verdict))}; largest index {verdict.anomaly.max():.2f}"
-        alarms = (
-            f"{int((clean[f'{name}.flagged'] > 0).sum())} of {len(clean)} flagged" if len(clean) else "not measured"
-        )
+        alarms = "not measured"
+        if len(clean):
+            above = int((clean[f"{name}.index"] >= round(float(verdict.anomaly.max()), 3)).sum())
+            alarms = (
+                f"{int((clean[f'{name}.flagged'] > 0).sum())} of {len(clean)} flagged, {above} with an index as large"
+            )
         hits = f"target flagged in {int(other[f'{name}.hit'].sum())} of {len(other)}" if len(other) else "not measured"
         rows.append([name, found, alarms, hits])
     for name, scores in run.scores.items():
