@@ -216,6 +216,7 @@ def test_rates_are_of_the_same_kind_of_network() -> None:
             "mm_bd.foremost": 1,
             "mm_bd.index": 2 + flagged,
             "mm_bd.hit": hit,
+            "asr": hit,
         }
         for attack, flagged, hit in (
             ("none", 0, None),
@@ -228,7 +229,7 @@ def test_rates_are_of_the_same_kind_of_network() -> None:
     other = [{**rows[1], "network": "compact width=32"}] * 5
     text = summary(rates=pd.DataFrame([*rows, *other]), mm_bd=verdict(0, 3, 1))
     assert "of 3 clean models of this kind (resnet18 stem=conv3 width=8) 1 got this verdict or a worse one" in text
-    assert "of 2 backdoored ones (badnets, sig) 1 (" in text
+    assert "of 2 backdoored ones (badnets, sig; ASR 0.00 to 1.00) 1 (" in text
     assert "| 1 of 3 flagged, 1 with an index as large | target flagged in 1 of 2 |" in text
     assert "says nothing by itself" not in text
     assert "says nothing by itself" in summary(rates=pd.DataFrame(rows[1:2]), mm_bd=verdict(0, 3, 1))

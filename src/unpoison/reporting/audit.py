@@ -172,7 +172,12 @@ def _rates(run: Run) -> str:
     said += f" ({words[level]}; {_interval(counted[0], len(clean))})"
     if len(other):
         attacks = ", ".join(dict.fromkeys(other["attack"].astype(str)))
+        if "asr" in other:
+            # A backdoor that was hardly learned is no failure of who does not find it.
+            attacks += f"; ASR {other['asr'].min():.2f} to {other['asr'].max():.2f}"
         said += f", of {len(other)} backdoored ones ({attacks}) {counted[1]} ({_interval(counted[1], len(other))})"
+    if level and 2 * counted[0] >= len(clean):
+        said += "; what half of the clean models get says nothing by itself"
     return (
         f"{said}. They were trained on digits of 32 px, and other data may have other rates (bench/results/audit.csv)."
     )
