@@ -4,13 +4,13 @@
     python bench/audit.py --ways resnet18/badnets resnet18/blended       # backdoored ones, each with seed 0
     python bench/audit.py --ways compact --seeds 1 --quick               # whether it runs; nothing is written
 
-A way is a network, or a network and an attack. 4,800 digits, the recipe `small` for 8 epochs without augmentation (with it a network
-this narrow hardly learns a small trigger: ASR 0.48), the attack as published at a rate of 0.1 with target 0. The audit is that of the
-command: 200 other digits are given, 60 of them held out, 70 trusted and 70 suspects (`audit.scenario`), methods with the parameters of
-`params/`. Networks are narrow and trainings short for the sake of the time that fifteen audits take on a core. Nothing was chosen by
-what inspectors, detectors or purifiers did. `hit` is 1 where an inspector flags the target, `flagged` the number of classes that it
-flags; `tpr` is a detector's share of held-out images with the trigger that its rule flags, as if they had been among the suspects,
-`fpr` that of the suspects.
+A way is a network, or a network and an attack. 4,800 digits, the recipe `small` for 8 epochs without augmentation (with it a
+network this narrow hardly learns a small trigger: ASR 0.48), the attack as published at a rate of 0.1 with target 0. The audit
+is that of the command: 200 other digits are given, 60 held out, 70 trusted and 70 suspects (`audit.scenario`), methods with the
+parameters of `params/`. Networks are narrow and trainings short for the sake of the time that fifteen audits take on a core.
+Nothing was chosen by what inspectors, detectors or purifiers did. `hit` is 1 where an inspector flags the target, `flagged` the
+number of classes that it flags; `tpr` is a detector's share of held-out images with the trigger that its rule flags, as if they
+had been among the suspects, `fpr` that of the suspects.
 """
 
 from __future__ import annotations
