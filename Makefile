@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's, and the library the one that lies here.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
-.PHONY: setup git repro scan export report costs params test test-slow fuzz suite suite-table suite-curves suite-sheet lint bench clean clean-scratch
+.PHONY: setup git repro scan export audit report costs params test test-slow fuzz suite suite-table suite-curves suite-sheet lint \
+	bench clean clean-scratch
 
 setup: $(READY)
 
@@ -64,6 +65,11 @@ test: setup
 suite: git setup
 	@$(RUN) python -m unpoison.suites run "$(SUITE)" $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") \
 		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS)) $(if $(filter 1,$(FRESH)),--fresh)
+
+# A checkpoint from elsewhere and a few images in folders of classes. NETWORK, IMAGE_SIZE, MEAN, STD, CLASSES, TRUSTED: docs/audit.md.
+audit: git setup
+	@$(RUN) python -m unpoison.audit --model "$(MODEL)" --data "$(DATA)" --network "$(NETWORK)" --image-size "$(IMAGE_SIZE)" \
+		--mean "$(MEAN)" --std "$(STD)" --classes "$(CLASSES)" --trusted "$(TRUSTED)"
 
 suite-table: git setup
 	@$(RUN) python -m unpoison.suites table "$(SUITE)"

@@ -42,17 +42,19 @@ from parameters import (
     with_variations,
 )
 from purifying import purified_of
+from received import received_of
 from robust_methods import robust_of
 from robust_networks import robust_network_of, student_network_of
 from sizes import check_sizes, training_size
 from stage_code import write_stage_code
 from teacher import teacher_of
 from training import network_of, recipe_of
+from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE
 from unpoison.compute.device import hardware
 from unpoison.core.content_store import ContentStore
 from unpoison.core.errors import UserError, file_of, keys_of
-from unpoison.core.files import new_folder, write_json
+from unpoison.core.files import new_folder, sha256_file, write_json
 from unpoison.core.hyperparameters import one_of
 from unpoison.crafting.craft import make_trigger
 from unpoison.data.imageset import ImageSet
@@ -70,6 +72,7 @@ from without import WITHOUT
 SECTIONS = [
     "seed",
     "control",
+    "received",
     "data",
     "attack",
     "model",
@@ -108,6 +111,7 @@ def check_all(params: Params) -> None:
             if key not in keys:
                 raise UserError(f"{PARAMS}: {name}.{key}: unknown key, allowed: {', '.join(keys)}")
     network_of(params)
+    received_of(params)
     robust_network_of(params)
     if (teacher := teacher_of(params)) != BACKDOORED:
         _check_readable("distill.teacher", teacher)
@@ -244,11 +248,14 @@ def _check_stress(params: Params, data: prepare.Settings) -> None:
     wanted = stress_settings.settings(params)
     if not wanted.methods:
         return
-    if poison.settings(params).name == "none":
+    reversing = [name for name, inspector in INSPECTORS.items() if inspector.reverses]
+    if poison.settings(params).name == "none" and not set(reversing) & set(detect.settings(params).models):
         raise UserError(
             f"{PARAMS}: stress.methods: {wanted.methods!r} given, allowed with attack.name none, of which no poisoned sample "
-            "is known: []"
+            f"is known: [], or with a trigger that is reversed from the model, one of {', '.join(reversing)} in detect.models"
         )
+    if poison.settings(params).name == "none" and wanted.reactivation:
+        raise UserError(f"{PARAMS}: stress.reactivation: true given, allowed with attack.name none: false")
     if wanted.poisoned >= (most := data.most("reserve")):
         raise UserError(
             f"{PARAMS}: stress.poisoned: {wanted.poisoned} given, allowed: fewer than data.reserve, {most} trusted images"
@@ -289,6 +296,9 @@ def main() -> list[Path]:
     with new_folder(CHECKED) as staging:
         write_stage_code(staging, params)
         write_json(staging / "attack.json", attacks_in_use(params))
+        folder = received_of(params)
+        digest = None if folder is None else sha256_file(folder / models.DESCRIPTION)
+        write_json(staging / "received.json", {"received": digest})
         pipeline = generate_variations.chosen_of(params).pipeline() if with_variations(params) else None
         write_json(staging / "weights.json", {"weights": None if pipeline is None else pipeline.digest})
         reasons = {"control": why_without_control(params), "prior": why_without_prior(params)}

@@ -30,6 +30,8 @@ from common import (
     run_stage,
 )
 
+import numpy as np
+
 from canary import CALIBRATION
 from canary import TRUTH as CANARIES
 from examine import PROBLEMS, other_splits
@@ -54,6 +56,7 @@ from unpoison.poisoning.triggered import read_triggered
 from unpoison.poisoning.truth import read_truth
 from unpoison.reporting import inputs
 from unpoison.reporting.answer import answer_text, kept_and_removed
+from unpoison.reporting.audit import read_rates
 from unpoison.reporting.cards import cards
 from unpoison.reporting.metrics import read_metrics
 from unpoison.reporting.pictures import suspects_csv
@@ -66,6 +69,7 @@ INDEX, SUMMARY = Path("reports/index.html"), Path("reports/summary.md")
 SUSPECTS, LISTED = Path("reports/suspects.csv"), Path("reports/problems.csv")
 CARDS = Path("reports/cards")
 ANSWER, KEPT, REMOVED = Path("reports/answer.txt"), Path("reports/kept.txt"), Path("reports/removed.txt")
+RATES = Path("bench/results/audit.csv")
 
 
 def settings(params: Params) -> ReportSettings:
@@ -83,6 +87,8 @@ def main() -> list[Path]:
         about=about,
         sources=sources,
         truth=truth,
+        chance=_chance(),
+        rates=read_rates(RATES),
         **_found(data, truth is not None, teacher_of(params)),
         calibration=_calibration(data, section(params, "detect").get("canary") or []),
     )
@@ -102,6 +108,12 @@ def write_together(texts: Mapping[Path, str]) -> None:
     with ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(new_file(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _chance() -> float:
+    """The share of the most frequent class among the test images, 0 of none."""
+    labels = open_split(BASE, "test").labels
+    return float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
 
 
 def _examined(data: ImageSet) -> Examined:

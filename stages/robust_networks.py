@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from parameters import PARAMS, Params, section
+from received import victim_network_of
 from teacher import teacher_of
 from training import fresh_model, network_of
 from unpoison import models
@@ -36,7 +37,7 @@ def teacher_network_of(params: Params) -> dict[str, Any]:
     """The teacher's network, without the pretrained weights that its training may have begun with."""
     teacher = teacher_of(params)
     if teacher == BACKDOORED:
-        return {key: value for key, value in network_of(params).items() if key != "pretrained"}
+        return {key: value for key, value in victim_network_of(params).items() if key != "pretrained"}
     about = models.read_about(teacher).network
     with file_of(teacher / models.DESCRIPTION), keys_of("network"):
         return {"name": about.name, **models.network_arguments(about.name, about.arguments)}

@@ -14,6 +14,7 @@ import numpy as np
 from parameters import FAMILIES, PARAMS, Params, own_parameters, with_variations
 from prepare import Settings
 from purifying import purified_of
+from received import received_of, victim_network_of
 from robust_methods import robust_of
 from robust_networks import load_teacher, robust_network_of, student_network_of, teacher_network_of
 from teacher import teacher_of
@@ -64,9 +65,10 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe | None) -> No
     if prior is not None:
         with file_of(PARAMS), keys_of("prior"):
             check_recipe(prior, (side, side))
-    blank, victim = _blank(2, side, channels), network_of(params)
-    trained = [("train", "model", victim)]
-    if robust_of(params) and (robust := robust_network_of(params)) != victim:
+    blank, victim = _blank(2, side, channels), victim_network_of(params)
+    # A model that was received is not trained.
+    trained = [("train", "model", victim)] if received_of(params) is None else []
+    if robust_of(params) and (robust := robust_network_of(params)) != network_of(params):
         trained.append(("train", "robust.model", robust))
     if with_variations(params):
         if teacher != BACKDOORED:

@@ -16,8 +16,9 @@ import purifying
 import robust_methods
 from parameters import Params, methods_of
 from poison import settings
+from received import victim_network_of
 from robust_networks import robust_network_of, student_network_of, teacher_network_of
-from training import network_of, recipe_of
+from training import recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
 from unpoison.core.files import write_json
@@ -105,7 +106,7 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
 
 def _networks(params: Params) -> dict[str, set[str]]:
     """The networks by name that a defence's or the victim's stage runs; `model`: of every stage that is not listed."""
-    victim, robust = {network_of(params)["name"]}, {robust_network_of(params)["name"]}
+    victim, robust = {victim_network_of(params)["name"]}, {robust_network_of(params)["name"]}
     student = {student_network_of(params)["name"]}
     return {
         "model": victim,

@@ -1,4 +1,4 @@
-"""Train on the poisoned set as a victim would, and keep every sample's loss in every epoch."""
+"""Train on the poisoned set as a victim would, and keep every sample's loss in every epoch; or take over a model received."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from common import (
 import numpy as np
 
 from parameters import PARAMS, load_params, seed_of
+from received import origin_of, received_of
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
 from unpoison.compute.checkpoints import Checkpoints
@@ -37,7 +38,7 @@ from unpoison.data.store import open_poisoned, open_split
 from unpoison.poisoning import attacker
 from unpoison.poisoning.attacker import Restore, read_training, write_trained
 from unpoison.poisoning.poisoned import Poisoned
-from unpoison.training.loop import fit
+from unpoison.training.loop import History, fit
 
 if TYPE_CHECKING:
     from unpoison.crafting.stamping import Stamping
@@ -61,6 +62,8 @@ def main() -> list[Path]:
     params = load_params()
     seed, network, recipe = seed_of(params), network_of(params), recipe_of(params, "train")
     received, hand = open_poisoned(BASE, POISONED), None
+    if (folder := received_of(params)) is not None:
+        return _take_over(folder, received, seed)
     data, poisoned = received, read_training(ATTACKER_TRAINING, _restore, poisoned=received.digest)
     if poisoned is not None:
         # The trigger comes while the victim trains: he starts from the clean images.
@@ -98,6 +101,29 @@ def main() -> list[Path]:
         checkpoints.remove()
     last = history.epochs[-1]
     print(f"train_backdoored: loss {last['loss']:.4f}, accuracy on the poisoned set {last['accuracy']:.4f}", flush=True)
+    return [BACKDOORED, ATTACKER_TRAINED, TRAINING / "losses", TRAINING / "backdoored.csv"]
+
+
+def _take_over(folder: Path, data: ImageSet, seed: int) -> list[Path]:
+    """Write the model received as the victim, of which there is no training to tell."""
+    if world().rank:
+        return []
+    model, about = models.load(folder, data), models.read_about(folder)
+    digest = sha256_file(folder / models.DESCRIPTION)
+    made_by = {
+        "stage": "train_backdoored",
+        "received": origin_of(about.made_by, digest),
+        "seed": seed,
+        "machine": machine(),
+    }
+    made_from = {"poisoned": data.digest, "received": digest}
+    models.save(model, BACKDOORED, classes=data.classes, made_by=made_by, made_from=made_from)
+    write_trained(ATTACKER_TRAINED, None, {**made_from, "backdoored": models.digest_of(BACKDOORED)})
+    nothing = History([], np.zeros((0, len(data)), np.float32))
+    with new_folder(TRAINING / "losses") as staging:
+        np.save(staging / "losses.npy", nothing.losses)
+    write_curve(TRAINING / "backdoored.csv", nothing)
+    print(f"train_backdoored: nothing trained, the model received has SHA-256 {models.digest_of(folder)}", flush=True)
     return [BACKDOORED, ATTACKER_TRAINED, TRAINING / "losses", TRAINING / "backdoored.csv"]
 
 

@@ -86,6 +86,7 @@ MAY_IMPORT = {
         "data",
         "core",
     },
+    "audit": {"detection", "sources", "reporting", "compute", "models", "data", "core"},
     "suites": {"attacks", "crafting", "poisoning", "training", "models", "reporting", "data", "core"},
 }
 
@@ -378,6 +379,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "purifying",
         "method_params",
         "not_applicable",
+        "received",
         "sizes",
         "stage_code",
         "stress_settings",

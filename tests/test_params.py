@@ -38,7 +38,7 @@ def test_default_is_valid() -> None:
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("sead", 1, r"sead: unknown key, allowed: seed, control, data"),
+    ("sead", 1, r"sead: unknown key, allowed: seed, control, received, data"),
     ("seed", -1, r"seed: -1 given, allowed: a whole number from 0"),
     ("seed", True, r"seed: True given"),
     ("train", "fast", r"train: 'fast' given, allowed: a block of keys"),
@@ -310,7 +310,10 @@ def test_branches_may_be_empty(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attack.name": "none"}, r"stress\.methods: \['fst'\] given, allowed with attack\.name none, .*: \[\]$"),
+        (
+            {"attack.name": "none"},
+            r"stress\.methods: \['fst'\] given, allowed with attack\.name none, .*: \[\], or with a trigger",
+        ),
         (
             {"stress.poisoned": 600},
             r"stress\.poisoned: 600 given, allowed: fewer than data\.reserve, 600 trusted images$",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .core.errors import UserError
@@ -14,6 +15,11 @@ from .suites.git import Repository, surroundings
 from .suites.params import override
 
 DVC = (sys.executable, "-m", "dvc")
+
+
+def working_copy() -> Path:
+    """The root of the repository that the working directory is in. Raises UserError outside one."""
+    return Repository.here().root
 
 
 def run_stages(overrides: Mapping[str, Any], targets: Sequence[str]) -> None:
@@ -26,7 +32,7 @@ def run_stages(overrides: Mapping[str, Any], targets: Sequence[str]) -> None:
     Raises:
         UserError: a stage failed; its own line stands above.
     """
-    root = Repository.here().root
+    root = working_copy()
     settings = [part for key, value in overrides.items() for part in ("-S", override(key, value))]
     environment = {
         **surroundings(),

@@ -26,6 +26,12 @@ Figure = Literal[
     "reactivated_asr_clean",
     "reactivated_untriggered",
     "reactivated_untriggered_clean",
+    "reversed",
+    "reversed_purified",
+    "reversed_retuned",
+    "control",
+    "control_purified",
+    "control_retuned",
 ]
 
 

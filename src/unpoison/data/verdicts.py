@@ -114,6 +114,19 @@ def load_verdict(folder: Path, *, method: str | None = None, classes: int | None
     return Verdict(anomaly, flagged, about.rule, about.forward_passes, about.caption, aux)
 
 
+def suspected_and_control(verdict: Verdict) -> tuple[int, int] | None:
+    """The class whose reversed trigger is the most suspicious, and one to compare it with: the next one above the median index.
+
+    Returns:
+        Two numbers of classes; None where the verdict holds no patches, or of fewer than two classes.
+    """
+    if "masks" not in verdict.aux or len(verdict.anomaly) < 2:
+        return None
+    order = np.argsort(verdict.anomaly, kind="stable")
+    # Of two classes the lower one is the control; of more there is always one at the median beside the highest.
+    return int(order[-1]), int(order[(len(order) - 1) // 2])
+
+
 def _aux(path: Path, classes: int) -> Arrays:
     """The arrays for pictures: none, or a mask and a pattern of the same size for each class."""
     aux = load_arrays(path)

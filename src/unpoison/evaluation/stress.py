@@ -53,7 +53,7 @@ def retuned_metrics(
 
 
 def line_metrics(
-    models: Iterable[tuple[float, Classifier]], test: ImageSet, truth: Truth, triggered: Mapping[str, Triggered]
+    models: Iterable[tuple[float, Classifier]], test: ImageSet, truth: Truth | None, triggered: Mapping[str, Triggered]
 ) -> Line:
     """ACC and ASR of the networks on a line, by their places on it; no ASR where no test image carries a trigger."""
     graded = [(t, model_metrics(model, test, truth, triggered)) for t, model in models]

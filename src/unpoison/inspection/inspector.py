@@ -46,10 +46,12 @@ class Inspector:
         inspect: `inspect(model, reserve, *, seed, …) -> Verdict`, from the suspect classifier, which is left as it was, and
             the trusted images. Its keyword-only arguments but the seed are the method's own parameters.
         needs_trusted: `needs_trusted(**own parameters)`, the least number of trusted images it can work with.
+        reverses: whether its verdict holds a trigger for each class.
     """
 
     inspect: Callable[..., Verdict]
     needs_trusted: Callable[..., int] = _none
+    reverses: bool = False
 
     @property
     def parameters(self) -> Callable[..., Verdict]:

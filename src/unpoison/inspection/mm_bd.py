@@ -146,10 +146,12 @@ def largest_margins(
         ascending.add_(velocity, alpha=lr)
         reached = margin.detach().double().view(len(active), -1)
         now = reached.sum(1).cpu().numpy()
-        margins[active] = reached.amax(1).cpu().numpy()
+        # As an array: a tensor of one class would be a number to NumPy, and this no longer a row of it.
+        rows = active.numpy()
+        margins[rows] = reached.amax(1).cpu().numpy()
         # Where the margins hardly change, the published code ends a class's ascent.
-        going = np.abs(sums[active] - now) >= STILL * np.abs(sums[active])
-        sums[active] = now
+        going = np.abs(sums[rows] - now) >= STILL * np.abs(sums[rows])
+        sums[rows] = now
         if not going.any():
             break
         if not going.all():

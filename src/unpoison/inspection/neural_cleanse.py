@@ -273,4 +273,4 @@ def _needs_trusted(**arguments: object) -> int:
     return 1
 
 
-INSPECTOR = Inspector(inspect=inspect, needs_trusted=_needs_trusted)
+INSPECTOR = Inspector(inspect=inspect, needs_trusted=_needs_trusted, reverses=True)

@@ -70,8 +70,8 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     )
     if groups:
         lines.append(
-            "Next: look at the first rows of suspects.csv. If they are what they seem, `make export DATA=… TO=clean` writes the set "
-            "without them; train on that. If they are right, keep them: a group may be a rare but honest kind of image."
+            "Next: look at the first rows of suspects.csv. If they are what they seem, `make export DATA=… TO=clean` writes the "
+            "set without them; train on that. If they are right, keep them: a group may be a rare but honest kind of image."
         )
     elif learned is None or learned >= LEARNED:
         lines.append("Next: nothing has to be removed. The problems of the data below, if any, are no backdoor.")

@@ -44,6 +44,12 @@ SHOWN = (
     "retuned_asr_clean",
     "reactivated_asr",
     "reactivated_asr_clean",
+    "reversed",
+    "reversed_purified",
+    "reversed_retuned",
+    "control",
+    "control_purified",
+    "control_retuned",
 )
 """Figures of a model besides `acc` that the report shows where they are there."""
 DEEPEST = 8

@@ -86,6 +86,8 @@ class Run:
         examined: problems of the data that are no backdoor.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
         calibration: what the detectors say of sets with canaries, a round each.
+        chance: share of the most frequent class among the test images.
+        rates: audits of models that are known to be clean or backdoored, a row each; None where there are none.
     """
 
     settings: ReportSettings
@@ -110,6 +112,8 @@ class Run:
     examined: Examined | None = None
     losses: Any = None
     calibration: Sequence[Round] = ()
+    chance: float = 0.0
+    rates: pd.DataFrame | None = None
 
     def class_name(self, label: int) -> str:
         """A class by number and name, `2 (10)`, or by number where that is its name."""

@@ -13,6 +13,7 @@ from ..poisoning.policy import Policy
 from ..poisoning.truth import Truth
 from . import figures, pictures
 from .answer import LEARNED, answer
+from .audit import audited
 from .classes import MOST_CLASSES, agreement, by_class
 from .intervals import EXPLAINED, bracketed, images_behind, share_of
 from .metrics import best_first
@@ -55,6 +56,7 @@ def report(run: Run) -> Page:
         page.text(" ".join(run.settings.note.split()))
     answer(page, run)
     # Words and figures first, then pictures; a section that has nothing to show adds nothing.
+    audited(page, run)
     what_was_run(page, run)
     models(page, run)
     detection(page, run)
@@ -85,7 +87,8 @@ def what_was_run(page: Page, run: Run) -> None:
         rows += [(f"network of {name}", other) for name, other in others.items() if other != network_of(network)]
         if run.teacher:
             rows.append(("teacher of student", run.teacher))
-        rows.append(("training", inline(made_by.get("recipe", {}))))
+        received = "none here: the model was received" if "received" in made_by else ""
+        rows.append(("training", received or inline(made_by.get("recipe", {}))))
     if run.sampler is not None:
         rows.append(("variations", inline(run.sampler)))
         if run.sampler.get("prior") == "data/poisoned":
