@@ -15,6 +15,7 @@ had been among the suspects, `fpr` that of the suspects.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from ruamel.yaml import YAML
 
-from pairs import ROOT, of_seeds
+from pairs import RESULTS, ROOT, report
 from unpoison import models
 from unpoison.attacks import SINGLE, hand_of
 from unpoison.audit.scenario import DETECTORS as SCORED
@@ -51,6 +53,7 @@ from unpoison.stress.reversed import reversed_figures
 from unpoison.training.loop import fit
 from unpoison.training.recipes import recipe_named
 
+FILE = "audit.csv"
 TRAIN, GIVEN, EPOCHS, TARGET = 4800, 200, 8, 0
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet18": {"name": "resnet18", "width": 8, "stem": "conv3_pool"},
@@ -160,5 +163,29 @@ def detection(model: Classifier, data: ImageSet, reserve: ImageSet, triggered: I
     return found
 
 
+def known(way: str, seed: int) -> bool:
+    """Whether the file has the row already: fifteen audits take hours, and are measured in more than one go."""
+    file, (network, _, attack) = RESULTS / FILE, way.partition("/")
+    if not file.is_file():
+        return False
+    about = models.build(num_classes=10, image_size=(32, 32), **NETWORKS[network]).description
+    rows = pd.read_csv(file)
+    return bool(((rows.network == kind_of(about)) & (rows.attack == (attack or "none")) & (rows.seed == seed)).any())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["resnet18"])
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="seeds from 0 on; rows that the file has are not measured again"
+    )
+    parser.add_argument("--quick", action="store_true", help="one epoch, nothing written: whether it runs at all")
+    given = parser.parse_args()
+    for seed in range(given.seeds):
+        for way in given.ways:
+            if given.quick or not known(way, seed):
+                report([measured(way, seed, given.quick)], FILE, write=not given.quick)
+
+
 if __name__ == "__main__":
-    of_seeds(__doc__, WAYS, "audit.csv", measured, default=["resnet18"])
+    main()
