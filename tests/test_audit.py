@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import check_params
@@ -33,7 +32,7 @@ from unpoison.data.stress import load_stressed
 from unpoison.data.verdicts import Verdict, suspected_and_control
 from unpoison.inspection import INSPECTORS
 from unpoison.models.classifier import Backbone, Classifier
-from unpoison.reporting.audit import level_of, near_chance, section_of, wilson
+from unpoison.reporting.audit import level_of, near_chance, section_of
 from unpoison.reporting.sections import report
 from unpoison.sources import digits
 from unpoison.sources.folder import open_folder
@@ -88,13 +87,6 @@ def test_a_backdoor_by_hand_is_found_and_none_where_there_is_none() -> None:
 )
 def test_levels(flagged: list[int], foremost: list[int], expected: int) -> None:
     assert level_of(flagged, foremost) == expected
-
-
-@pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 10), (10, 10), (57, 60)])
-def test_the_interval_is_wilson_s(hits: int, count: int) -> None:
-    known = binomtest(hits, count).proportion_ci(method="wilson")
-    np.testing.assert_allclose(wilson(hits, count), (known.low, known.high), atol=1e-6)
-    assert wilson(0, 0) == (0, 1)
 
 
 def test_chance_is_told_from_knowledge_by_the_interval() -> None:

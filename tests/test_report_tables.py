@@ -24,6 +24,10 @@ def test_intervals_are_those_of_scipy(hits: int, count: int) -> None:
     assert wilson(hits / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+def test_of_nothing_a_share_may_be_any() -> None:
+    assert wilson(0, 0) == (0, 1)
+
+
 def test_a_figure_is_written_with_its_interval() -> None:
     assert share_of(0.95, 1200) == "0.950 [.936,\u00a0.961]"
     assert share_of(1, 1080) == "1.000 [.996,\u00a01.000]"

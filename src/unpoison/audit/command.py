@@ -23,8 +23,9 @@ from ..data.store import open_split
 from ..detection import DETECTORS as ALL_DETECTORS
 from ..models.classifier import Classifier
 from ..models.receiving import Wanted, receive
-from ..reporting.audit import kind_of, near_chance, section_of, wilson
+from ..reporting.audit import kind_of, near_chance, section_of
 from ..reporting.escaping import say
+from ..reporting.intervals import wilson
 from ..sources.decode import DefectError, decode
 from ..sources.folder import open_folder
 from ..sources.source import Source
@@ -195,7 +196,7 @@ def check_understood(model: Classifier, test: ImageSet) -> None:
     acc, count = accuracy_of(model, test), len(test)
     chance = float(np.bincount(test.labels).max() / count)
     if near_chance(acc, count, chance):
-        low, high = wilson(acc * count, count)
+        low, high = wilson(acc, count)
         raise UserError(
             f"MODEL: NO VERDICT: ACC {acc:.3f} [{low:.2f}, {high:.2f}] on {count} held-out images, no better than chance "
             f"({chance:.2f}), so normalisation, class order or network is not the one assumed; {hints(model, test)}"

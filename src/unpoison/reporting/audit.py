@@ -12,6 +12,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..data.verdicts import Verdict, suspected_and_control
 from .inputs import read_curve
+from .intervals import wilson
 from .page import Page, Table
 from .run import Run
 
@@ -43,19 +44,9 @@ def kind_of(network: Mapping[str, Any]) -> str:
     return " ".join([network["name"], *own])
 
 
-def wilson(hits: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` by Wilson's score (1927), which stays in [0, 1]; (0, 1) of nothing."""
-    if not count:
-        return 0.0, 1.0
-    z, share = 1.959964, hits / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def near_chance(acc: float, count: int, chance: float) -> bool:
     """Whether an accuracy on `count` images is not told from always giving the most frequent class, whose share is `chance`."""
-    return wilson(acc * count, count)[0] <= chance
+    return wilson(acc, count)[0] <= chance
 
 
 def read_rates(path: Path) -> pd.DataFrame | None:
@@ -264,10 +255,10 @@ def _assumed(run: Run, about: Mapping[str, Any]) -> str:
 
 
 def _share(share: float, count: int) -> str:
-    low, high = wilson(share * count, count)
+    low, high = wilson(share, count)
     return f"{share:.3f} [{low:.2f}, {high:.2f}] of {count}"
 
 
 def _interval(hits: int, count: int) -> str:
-    low, high = wilson(hits, count)
+    low, high = wilson(hits / max(count, 1), count)
     return f"95 % interval of the rate: {low:.2f} to {high:.2f}"

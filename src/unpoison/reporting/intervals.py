@@ -20,8 +20,10 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 
     Args:
         share: what part of them it is, in [0, 1].
-        count: number of images, above 0.
+        count: number of images. Of none a share may be any, 0 to 1.
     """
+    if not count:
+        return 0.0, 1.0
     spread = Z * Z / count
     middle = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt((share * (1 - share) + spread / 4) / count) / (1 + spread)
