@@ -43,13 +43,13 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     kinds = [kind for planted in run.calibration for kind in caught(planted)]
     total, reached = sum(kind.count for kind in kinds), sum(int(kind.found[MEDIUM]) for kind in kinds)
     blind = sorted({kind.kind for kind in kinds if kind.found[MEDIUM] < kind.count / 2})
-    lines = []
     if learned is not None and learned < LEARNED:
-        lines.append(
+        return [
             f"No answer yet: the model has learned only {learned:.0%} of the labels, and what it has not learned no detector sees. "
-            "Train longer: raise train.epochs."
-        )
-    elif groups:
+            "Next: train longer (train.epochs); until then the levels mean nothing."
+        ]
+    lines = []
+    if groups:
         sure = "Something is wrong" if found.count(HIGH) else "Something may be wrong"
         named = "; ".join(
             f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand "
@@ -73,7 +73,7 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
             "Next: look at the first rows of suspects.csv. If they are what they seem, `make export DATA=… TO=clean` writes the "
             "set without them; train on that. If they are right, keep them: a group may be a rare but honest kind of image."
         )
-    elif learned is None or learned >= LEARNED:
+    else:
         lines.append("Next: nothing has to be removed. The problems of the data below, if any, are no backdoor.")
     return lines
 
