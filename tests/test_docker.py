@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -397,7 +398,9 @@ class TestEntry:
     def test_docker_stop_ends_it_at_once(self, number: signal.Signals, container: Container) -> None:
         (container.folder / "called.wait").touch()
         command = [*container.command, "scan", str(container.folder / "data")]
-        with subprocess.Popen(command, env=container.environment) as process:
+        # Of a run in the background SIGINT is ignored, and a shell cannot trap what was ignored when it began.
+        usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(command, env=container.environment, preexec_fn=usual) as process:
             deadline = time.monotonic() + 30
             while not (container.copy / "reports" / ".gitignore").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)

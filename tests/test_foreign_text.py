@@ -172,8 +172,9 @@ def test_no_cell_of_a_spreadsheet_is_a_formula_and_every_name_comes_back() -> No
     scores = {name: type(scored)(np.arange(len(NAMES), dtype=np.float32), 1) for name, scored in scores_of(1).items()}
     text = suspects_csv(run_of(data=DATA, sources=list(NAMES), scores=scores))
     rows = list(csv.reader(io.StringIO(text)))
-    assert {len(row) for row in rows} == {5}
-    texts = [cell for row in rows for cell in row[:2]]
+    assert {len(row) for row in rows} == {7}
+    # Names, and the reason at the end, which may hold the name of a class.
+    texts = [cell for row in rows for cell in (*row[:2], row[-1])]
     assert not [cell for cell in texts if cell.strip().startswith(("=", "+", "-", "@", "\uff1d"))]
     assert not [cell for cell in texts if escaping.visible(cell, keep=escaping.JOINERS) != cell]
     back = {escaping.from_spreadsheet(row[0]) for row in rows[1:]}

@@ -78,7 +78,7 @@ def test_fifteen_detectors_stand_in_one_order_everywhere(drawn: list[Figure]) ->
         *[f"{name}: {graded[name]['tpr_at_1fpr']:.3f} at 1 %" for name in with_fusion],
     ]
     assert re.findall(r"<p>(\w+): \d of label", section(page, "Most suspicious samples")) == ordered
-    assert list(suspects_table(run))[2:-1:2] == [f"{name}_score" for name in ordered]
+    assert list(suspects_table(run))[2:-3:2] == [f"{name}_score" for name in ordered]
     # A histogram for each, with both kinds in it, and a curve for each, the last line, before those of the others.
     histograms, curves = drawn[:15], drawn[15:]
     assert all(list(kinds(figure)) == ["clean", "poisoned"] for figure in histograms)
