@@ -42,7 +42,7 @@ def score(
     Args:
         seed: seed of the starts of the clusters and of the halves.
         threshold: separation above which the rule flags a group. Halves of a normal distribution are 2.7 standard
-            deviations apart, the most separate groups of clean classes are 2.5 to 4.2 (docs/scan.md).
+            deviations apart, the most separate groups of clean classes 2.3 to 4.9 (docs/scan.md).
         components: principal components of a class in which its groups are looked for.
         least: fewest samples of a group.
 

@@ -58,7 +58,7 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
             for label, members in groups[:MOST_GROUPS]
         )
         more = f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else ""
-        lines.append(f"{sure}: {named}{more}. Ordinary classes come to no more than 4.5.")
+        lines.append(f"{sure}: {named}{more}. Ordinary classes seldom come to 4.5.")
     else:
         lines.append(
             f"Nothing was found: in none of {len(np.unique(run.data.labels))} classes a group stands far apart from the rest."

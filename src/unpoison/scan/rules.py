@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.arrays import Images, IntArray
 from ..core.errors import UserError
-from ..sources.decode import DefectError, decode
+from ..sources.decode import DefectError, decode, resized
 from ..sources.source import Source
 
 LOOKED_AT = 256
@@ -166,8 +166,6 @@ def overrides_of(found: Survey, *, trusted: Path | None, epochs: int, canary: bo
 
 
 def _sized(content: bytes | Images, side: int) -> Images:
-    from ..sources.decode import resized
-
     if isinstance(content, bytes):
         return decode(content, side, "crop")
     pixels = resized(content, side, "crop")
