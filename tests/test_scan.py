@@ -51,8 +51,8 @@ class TestSeparation:
         scores = DETECTORS["separation"].score(of_features(rows, labels, [], []))
         assert scores.flagged is not None
         assert np.flatnonzero(scores.flagged).tolist() == list(range(20))
-        # Eight standard deviations, as there is nothing else along the line.
-        assert scores.values[:20].max() == pytest.approx(8, abs=1)
+        # Eight standard deviations, as there is nothing else along the line, less 1.645 times the root of 100 / 1600 + 64 / 200.
+        assert scores.values[:20].max() == pytest.approx(8 - 1.02, abs=0.9)
         assert scores.values[20:].max() < 3.5
 
     def test_a_class_in_one_piece_is_not_flagged(self) -> None:
@@ -76,6 +76,13 @@ class TestSeparation:
         places, group = np.array([0.0, 2.0, 7.0, 9.0]), np.array([False, False, True, True])
         # Means 1 and 8, and one standard deviation about each.
         assert separation.separation(places, group) == pytest.approx(7)
+
+    @pytest.mark.parametrize(("few", "rest", "expected"), [(50, 50, 4.3318), (7, 49, 3.9773)])
+    def test_the_lower_bound_by_hand(self, few: int, rest: int, expected: float) -> None:
+        # 5 - 1.645 sqrt(100 / 2500 + 25 / 200), and 5 - 1.645 sqrt(56 / 343 + 25 / 112): fewer are less sure.
+        group = np.arange(few + rest) < few
+        assert separation.at_least(5, group) == pytest.approx(expected, abs=1e-3)
+        assert separation.at_least(0.1, group) == 0
 
     def test_classes_too_small_for_a_group_are_ranked_all_the_same(self) -> None:
         rows, labels = self.rows(0)
@@ -171,7 +178,7 @@ class TestLevels:
         found = suspicion(scores, self.LABELS)
         assert found is not None
         words = reasons(found, scores, self.LABELS, ("cat", "dog", "eel"))
-        assert words[0] == "one of 2 samples of class cat that stand 6.0 standard deviations apart from the other 1"
+        assert words[0] == "one of 2 samples of class cat that stand at least 6.0 standard deviations apart from the other 1"
         assert words[2] == ""
         alone = {"other": scored(np.arange(10))}
         low = suspicion(alone, self.LABELS)
@@ -234,7 +241,7 @@ class TestAnswer:
         run = scan_of(self.FOUND)
         text = answer_text(run)
         assert text.startswith(
-            "Something is wrong: 1 of 13 samples of class 2 (eel) stand 7.0 standard deviations apart"
+            "Something is wrong: 1 of 13 samples of class 2 (eel) stand at least 7.0 standard deviations apart"
         )
         assert "make export" in text
         page = report(run)

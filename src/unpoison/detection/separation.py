@@ -33,22 +33,23 @@ def score(
     suspect: Suspect,
     *,
     seed: int = 0,
-    threshold: NonNegative = 4.5,
+    threshold: NonNegative = 4.2,
     components: Count = 10,
     least: Count = 6,
 ) -> Scores:
-    """How far the most separate group of a sample's class stands apart, times the sample's membership in it (0 to 1).
+    """How far at least the most separate group of a sample's class stands apart, times the sample's membership in it (0 to 1).
 
     Args:
         seed: seed of the starts of the clusters and of the halves.
         threshold: separation above which the rule flags a group. Halves of a normal distribution are 2.7 standard
-            deviations apart, the most separate groups of clean classes 2.3 to 4.9 (docs/scan.md).
+            deviations apart, the most separate groups of clean classes 2.0 to 4.1 (docs/scan.md).
         components: principal components of a class in which its groups are looked for.
         least: fewest samples of a group.
 
     A group's separation is the distance of its mean from that of the rest of the class, in standard deviations about the
     two, along the line through both. The line is found on one half of the class and measured on the other: along the best
-    of a hundred directions any small class falls in two. Where a class is too small for a group, samples score by their distance
+    of a hundred directions any small class falls in two. Of that the lower bound counts, as some few samples of a class often
+    lie far out by chance. Where a class is too small for a group, samples score by their distance
     from its mean, as a share of the largest.
     """
     data = suspect.data
@@ -65,10 +66,10 @@ def score(
             values[members] = distances / max(distances.max(), 1e-12)
             continue
         rng = numpy_rng(seed, "separation/halves", label)
-        apart = held_out(of_class, group, components, rng)
+        apart = at_least(held_out(of_class, group, components, rng), group)
         belongs = membership(of_class, group, components)
         values[members], flagged[members] = apart * belongs, (apart > threshold) & (belongs > 0.5)
-    rule = f"the groups that stand more than {threshold:g} standard deviations apart from the rest of their class"
+    rule = f"the groups that stand at least {threshold:g} standard deviations apart from the rest of their class"
     return Scores(values.astype(np.float32), forward_passes=1, assumption=ASSUMPTION, flagged=flagged, rule=rule)
 
 
@@ -133,6 +134,17 @@ def held_out(rows: Real, group: Mask, components: int, rng: np.random.Generator)
                 line = _between(points[half], group[half])
                 found.append(separation((points @ line)[~half], group[~half]))
     return float(np.mean(found)) if found else 0.0
+
+
+def at_least(apart: float, group: Mask) -> float:
+    """One-sided 95 % lower bound of a separation, 0 or more, by the sizes of the group and of the rest.
+
+    Hedges and Olkin, "Statistical Methods for Meta-Analysis", 1985, chapter 5: the variance of a difference of means in
+    standard deviations.
+    """
+    few, rest = int(group.sum()), int((~group).sum())
+    variance = (few + rest) / (few * rest) + apart**2 / (2 * (few + rest))
+    return max(0.0, apart - 1.645 * float(np.sqrt(variance)))
 
 
 def membership(rows: Real, group: Mask, components: int) -> Real:

@@ -52,13 +52,13 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     if groups:
         sure = "Something is wrong" if found.count(HIGH) else "Something may be wrong"
         named = "; ".join(
-            f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand "
+            f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at least "
             f"{float(found.apart[members].max()):.1f} standard deviations apart from the others "
             f"({LEVELS[int(found.level[members].max())]})"
             for label, members in groups[:MOST_GROUPS]
         )
         more = f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else ""
-        lines.append(f"{sure}: {named}{more}. Ordinary classes seldom come to 4.5.")
+        lines.append(f"{sure}: {named}{more}. Ordinary classes seldom come to 4.")
     else:
         lines.append(
             f"Nothing was found: in none of {len(np.unique(run.data.labels))} classes a group stands far apart from the rest."

@@ -16,7 +16,7 @@ from ..poisoning.truth import Truth
 LEVELS = ("none", "low", "medium", "high")
 """Levels in rising order, by number."""
 LOW, MEDIUM, HIGH = 1, 2, 3
-FAR = 5.5
+FAR = 5.0
 """Separation from which on a group is of level `high`; those that the detector's own rule flags below it are `medium`."""
 FIRST = 0.01
 """Share of the list that is of level `low` in any set, clean ones too: worth a look, and no sign by itself."""
@@ -119,7 +119,7 @@ def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, cl
         group = np.flatnonzero((found.level >= MEDIUM) & (labels == label))
         for sample in group.tolist():
             words[sample] = (
-                f"one of {len(group)} samples of class {classes[label]} that stand {found.apart[sample]:.1f} standard deviations "
+                f"one of {len(group)} samples of class {classes[label]} that stand at least {found.apart[sample]:.1f} standard deviations "
                 f"apart from the other {sizes[label] - len(group)}"
             )
     for sample in np.flatnonzero(found.level == LOW).tolist():
