@@ -178,7 +178,10 @@ class TestLevels:
         found = suspicion(scores, self.LABELS)
         assert found is not None
         words = reasons(found, scores, self.LABELS, ("cat", "dog", "eel"))
-        assert words[0] == "one of 2 samples of class cat that stand at least 6.0 standard deviations apart from the other 1"
+        assert (
+            words[0]
+            == "one of 2 samples of class cat that stand at least 6.0 standard deviations apart from the other 1"
+        )
         assert words[2] == ""
         alone = {"other": scored(np.arange(10))}
         low = suspicion(alone, self.LABELS)
@@ -447,7 +450,7 @@ def test_the_stages_of_a_scan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_page_is_true() -> None:
     text = " ".join((Path(__file__).resolve().parent.parent / "docs" / "scan.md").read_text(encoding="utf-8").split())
     threshold = own_parameters(DETECTORS["separation"].parameters)["threshold"].default
-    assert f"stands {FAR:g} standard deviations or more apart" in text
+    assert f"stands at least {FAR:g} standard deviations apart" in text
     assert f"in such a group at {threshold:g} or more" in text
     (few, large), (many, middle) = rules.SIDES.items()
     assert f"{large} px at most; of more than {few:,} images {middle}, of more than {many:,} 32" in text

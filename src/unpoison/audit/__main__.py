@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core.command_line import one_line_errors
 from ..core.errors import UserError
 from ..reporting.escaping import say
 from ..workflow import working_copy
@@ -17,7 +17,7 @@ from .command import Given, audit
 def main(arguments: Sequence[str] | None = None) -> None:
     """Raises SystemExit with one line for what the user can put right; `arguments` None: those of the command line."""
     given = _parser().parse_args(arguments)
-    try:
+    with one_line_errors(given.model, again="the same command goes on where it stopped"):
         wanted = Given(
             model=_path("MODEL", given.model),
             data=_path("DATA", given.data),
@@ -31,12 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The stages work in the root.
         os.chdir(working_copy())
         say(f"\n{audit(wanted)}\n\nreport: reports/index.html")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {UserError(f'{error.filename or given.model}: {error.strerror or error}')}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command goes on where it stopped")
 
 
 def _path(key: str, given: str) -> Path:

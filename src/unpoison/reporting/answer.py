@@ -52,8 +52,8 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     if groups:
         sure = "Something is wrong" if found.count(HIGH) else "Something may be wrong"
         named = "; ".join(
-            f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at least "
-            f"{float(found.apart[members].max()):.1f} standard deviations apart from the others "
+            f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at "
+            f"least {float(found.apart[members].max()):.1f} standard deviations apart from the others "
             f"({LEVELS[int(found.level[members].max())]})"
             for label, members in groups[:MOST_GROUPS]
         )

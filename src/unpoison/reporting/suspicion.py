@@ -119,8 +119,8 @@ def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, cl
         group = np.flatnonzero((found.level >= MEDIUM) & (labels == label))
         for sample in group.tolist():
             words[sample] = (
-                f"one of {len(group)} samples of class {classes[label]} that stand at least {found.apart[sample]:.1f} standard deviations "
-                f"apart from the other {sizes[label] - len(group)}"
+                f"one of {len(group)} samples of class {classes[label]} that stand at least {found.apart[sample]:.1f} standard "
+                f"deviations apart from the other {sizes[label] - len(group)}"
             )
     for sample in np.flatnonzero(found.level == LOW).tolist():
         best = sorted((rank[sample], name) for name, rank in firsts.items() if rank[sample])[:2]

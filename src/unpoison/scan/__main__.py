@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core.command_line import one_line_errors
 from ..core.errors import UserError
 from ..reporting.escaping import say
 from ..sources.folder import open_folder
@@ -25,17 +25,11 @@ FILES = ("reports/index.html", "reports/suspects.csv", "reports/problems.csv")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Raises SystemExit with one line for what the user can put right; `arguments` None: those of the command line."""
     given = _parser().parse_args(arguments)
-    try:
+    with one_line_errors(given.command, again="the same command goes on with the stages that are not done"):
         if given.command == "run":
             scan(given.data, trusted=given.trusted, canary=not given.without_canary, plan_only=given.plan)
         else:
             say(export(given.data, given.to, given.form))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {UserError(f'{error.filename or given.command}: {error.strerror or error}')}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command goes on with the stages that are not done")
 
 
 def scan(data: str, *, trusted: str | None = None, canary: bool = True, plan_only: bool = False) -> None:

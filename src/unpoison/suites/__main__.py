@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from ..core.errors import UserError
+from ..core.command_line import one_line_errors
 from ..reporting.escaping import say
 from .git import Repository
 from .reading import path_of
@@ -18,7 +17,7 @@ from .table import write_table
 def main(arguments: Sequence[str] | None = None) -> None:
     """Raises SystemExit with one line for what the user can put right; `arguments` None: those of the command line."""
     given = _parser().parse_args(arguments)
-    try:
+    with one_line_errors(given.name, again="the same command goes on where it stopped"):
         repository = Repository.here()
         if given.command == "run":
             run(repository, given.name, given.scale, given.data, only=given.experiments, fresh=given.fresh)
@@ -40,13 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             path = sheet(repository, given.name, given.scale, given.data, only=given.experiments, images=given.images)
             say(f"wrote {path.relative_to(repository.root)}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        # A full or read-only disk, say; what is half-written goes with its temporary name.
-        sys.exit(f"error: {UserError(f'{error.filename or given.name}: {error.strerror or error}')}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command goes on where it stopped")
 
 
 def _parser() -> argparse.ArgumentParser:
