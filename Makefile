@@ -18,6 +18,11 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+# A variable's value as it was given, for the shell: neither make nor the shell takes any character of it for its own.
+quoted = '$(subst ','\'',$(value $(1)))'
+# The value of a variable that is 0 or 1.
+switch = $(if $(filter-out 0 1,$($(1))),$(error $(1): '$($(1))' given, allowed: 0 or 1))$($(1))
+
 # DVC works in Git repositories alone. Said before anything is installed.
 git:
 	@git --version >/dev/null 2>&1 || { echo "error: git: not found, allowed: git on PATH" >&2; exit 1; }
@@ -34,12 +39,12 @@ repro: git setup
 # Looks for planted samples in a folder or archive of images of unknown origin. TRUSTED: trusted images of the same classes; PLAN=1: only
 # says what it would do; CANARY=0: without canaries.
 scan: git setup
-	@$(RUN) python -m unpoison.scan run "$(DATA)" $(if $(TRUSTED),--trusted "$(TRUSTED)") $(if $(filter 1,$(PLAN)),--plan) \
-		$(if $(filter 0,$(CANARY)),--without-canary)
+	@$(RUN) python -m unpoison.scan run $(if $(TRUSTED),--trusted=$(call quoted,TRUSTED)) \
+		$(if $(filter 1,$(call switch,PLAN)),--plan) $(if $(filter 0,$(call switch,CANARY)),--without-canary) -- $(call quoted,DATA)
 
 # The scanned set without what reports/removed.txt names, in TO: a new folder, or a new .zip. FORM=link: hard links instead of copies.
 export: git setup
-	@$(RUN) python -m unpoison.scan export "$(DATA)" "$(TO)" $(if $(FORM),--form "$(FORM)")
+	@$(RUN) python -m unpoison.scan export $(if $(FORM),--form=$(call quoted,FORM)) -- $(call quoted,DATA) $(call quoted,TO)
 
 # Grades and shows what there is, after a part of the pipeline (`dvc exp run detect`).
 report: setup
@@ -68,8 +73,9 @@ suite: git setup
 
 # A checkpoint from elsewhere and a few images in folders of classes. NETWORK, IMAGE_SIZE, MEAN, STD, CLASSES, TRUSTED: docs/audit.md.
 audit: git setup
-	@$(RUN) python -m unpoison.audit --model "$(MODEL)" --data "$(DATA)" --network "$(NETWORK)" --image-size "$(IMAGE_SIZE)" \
-		--mean "$(MEAN)" --std "$(STD)" --classes "$(CLASSES)" --trusted "$(TRUSTED)"
+	@$(RUN) python -m unpoison.audit --model=$(call quoted,MODEL) --data=$(call quoted,DATA) --network=$(call quoted,NETWORK) \
+		--image-size=$(call quoted,IMAGE_SIZE) --mean=$(call quoted,MEAN) --std=$(call quoted,STD) \
+		--classes=$(call quoted,CLASSES) --trusted=$(call quoted,TRUSTED)
 
 suite-table: git setup
 	@$(RUN) python -m unpoison.suites table "$(SUITE)"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from common import BASE, say
+from common import BASE, check_code, run_stage, say
 
 from parameters import PARAMS
 from unpoison.core.errors import UserError
@@ -17,13 +18,18 @@ PLANTED, MODELS, CALIBRATION = Path("data/canaries"), Path("models/canaries"), P
 SET, TRUTH = "set", "truth"
 
 
-def round_of(stage: str) -> int:
-    """The round that a stage is run for, from the command line: `python stages/STAGE.py 0`."""
+def run_of_round(stage: str, main: Callable[[int], list[Path]], *, together: bool = False) -> None:
+    """Run a stage for the round that the command line names: `python stages/STAGE.py 0`."""
     given = sys.argv[1] if len(sys.argv) == 2 else ""
-    if not given.isdecimal():
-        say(f"usage: python stages/{stage}.py ROUND")
-        raise UserError(f"{PARAMS}: detect.canary: round {given!r} given, allowed: a whole number from 0")
-    return int(given)
+
+    def checked() -> list[Path]:
+        if not given.isdecimal():
+            say(f"usage: python stages/{stage}.py ROUND")
+            raise UserError(f"{PARAMS}: detect.canary: round {given!r} given, allowed: a whole number from 0")
+        check_code(stage)
+        return main(int(given))
+
+    run_stage(f"{stage}@{given}", checked, together=together)
 
 
 def open_planted(number: int) -> ImageSet:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BASE, check_code, run_stage, say
+from common import BASE, say
 
 import numpy as np
 
-from canary import CALIBRATION, MODELS, PLANTED, TRUTH, open_planted, round_of
+from canary import CALIBRATION, MODELS, PLANTED, TRUTH, open_planted, run_of_round
 from detect import settings
 from parameters import FAMILIES, load_params, methods_of, own_parameters, seed_of
 from unpoison import models
@@ -31,7 +31,6 @@ from unpoison.detection.sample import draw_sample
 
 
 def main(number: int) -> list[Path]:
-    check_code("detect_canary")
     params = load_params()
     seed, data, reserve = derive(seed_of(params), "canary", number), open_planted(number), open_split(BASE, "reserve")
     check_made_from(MODELS / str(number), models.DESCRIPTION, canaries=data.digest)
@@ -67,5 +66,4 @@ def main(number: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    number = round_of("detect_canary")
-    run_stage(f"detect_canary@{number}", lambda: main(number))
+    run_of_round("detect_canary", main)

@@ -90,6 +90,7 @@ def main() -> list[Path]:
         chance=_chance(),
         rates=read_rates(RATES),
         **_found(data, truth is not None, teacher_of(params)),
+        levels_by=section(params, "detect").get("methods") or [],
         calibration=_calibration(data, section(params, "detect").get("canary") or []),
     )
     page = report(run)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BASE, POISONED, check_code, run_stage, say
+from common import BASE, POISONED, say
 
 import numpy as np
 
-from canary import MODELS, PLANTED, SET, TRUTH, open_planted, round_of
+from canary import MODELS, PLANTED, SET, TRUTH, open_planted, run_of_round
 from parameters import PARAMS, load_params, seed_of
 from training import fresh_model, network_of, recipe_of
 from unpoison import models
@@ -27,7 +27,6 @@ from unpoison.training.loop import fit
 
 
 def main(number: int) -> list[Path]:
-    check_code("train_canary")
     params = load_params()
     seed, network, recipe = derive(seed_of(params), "canary", number), network_of(params), recipe_of(params, "train")
     folder = PLANTED / str(number)
@@ -65,5 +64,4 @@ def _plant(seed: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    number = round_of("train_canary")
-    run_stage(f"train_canary@{number}", lambda: main(number), together=True)
+    run_of_round("train_canary", main, together=True)

@@ -334,8 +334,9 @@ def test_a_model_that_was_not_understood_is_said_so(planted: Planted) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"^error: MODEL: none given, allowed: a file or folder"),
-        (["--model", "x.pt"], r"^error: DATA: none given"),
+        ([], r"^error: MODEL: none given; allowed: a checkpoint, or a model folder"),
+        (["--model", "README.md"], r"^error: DATA: none given"),
+        (["--model", "README.md", "--data", "docs", "--network", " "], r"^error: .*"),
         (["--model", "x.pt", "--data", "y"], r"^error: MODEL: '.*x\.pt' given, which does not exist; allowed"),
         (
             ["--model", "x.pt", "--data", "y", "--image-size", "4"],
@@ -369,6 +370,7 @@ def test_stages_are_run_with_quoted_overrides(monkeypatch: pytest.MonkeyPatch) -
         return subprocess.CompletedProcess(given, len(commands) - 1)
 
     monkeypatch.setattr(workflow.subprocess, "run", run)
+    monkeypatch.setattr(workflow, "taken_back", lambda *_: [])
     values = {"data.path": "it's, here", "data.image_size": None, "purify.methods": ["bnp"]}
     workflow.run_stages(values, ["report"])
     expected = [

@@ -75,6 +75,7 @@ MAY_IMPORT = {
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},
     "scan": {
+        "detection",
         "attacks",
         "crafting",
         "sources",

@@ -299,7 +299,7 @@ class TestEntry:
         for arguments in (["help"], ["--help"], ["scan", "--help"], ["audit", "-h"]):
             done = container.run(*arguments)
             assert done.returncode == 0
-            assert "scan [DATA] [--trusted FOLDER]" in done.stdout
+            assert "audit MODEL [DATA] [--trusted FOLDER]" in done.stdout
             assert "audit MODEL [DATA]" in done.stdout
 
     @pytest.mark.parametrize(
@@ -310,10 +310,10 @@ class TestEntry:
             (["make", "scan"], "command: make given"),
             (["\x1b[31m"], r"command: $'\E[31m' given"),
             (["scan", "--cuda"], "scan: option --cuda given, allowed: --help, --trusted FOLDER"),
-            (["audit", "--cuda"], "audit: option --cuda given, allowed: --help\n"),
+            (["audit", "--cuda"], "audit: option --cuda given, allowed: --help, --trusted FOLDER\n"),
             (["scan", "{}/data", "--trusted"], "--trusted: nothing given, allowed: a folder"),
             (["scan", "--trusted="], "--trusted: nothing given"),
-            (["audit", "{}/model.safetensors", "--trusted", "/x"], "--trusted: given to audit, allowed: to scan alone"),
+            (["audit", "{}/model.safetensors", "{}/data", "--trusted", "{}/x"], "/x is not in the container"),
             (["scan", "{}/data", "{}/data"], "scan: 2 paths given, allowed: at most 1"),
             (["audit", "/a", "/b", "/c"], "audit: 3 paths given, allowed: at most 2"),
             (["audit"], "MODEL: nothing given, allowed: a .safetensors file"),

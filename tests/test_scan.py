@@ -15,10 +15,10 @@ from PIL import Image
 
 import detect_canary
 import train_canary
-from contract import own_parameters
+from parameters import load_params
 from report_runs import CLASSES, COUNT, DATA, run_of, scores_of
 from test_detection_values import of_features
-from tiny import TINY, run_stages, write_params
+from tiny import ROOT, TINY, run_stages, write_params
 from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Scores
@@ -28,7 +28,19 @@ from unpoison.poisoning.truth import Part, Truth
 from unpoison.reporting.answer import answer_text, kept_and_removed
 from unpoison.reporting.pictures import suspects_csv
 from unpoison.reporting.sections import report
-from unpoison.reporting.suspicion import FAR, HIGH, LEVELS, LOW, MEDIUM, Round, caught, other_alarms, reasons, suspicion
+from unpoison.reporting.suspicion import (
+    FAR,
+    HIGH,
+    LEVELS,
+    LOW,
+    MEDIUM,
+    Round,
+    at_least,
+    caught,
+    other_alarms,
+    reasons,
+    suspicion,
+)
 from unpoison.scan import rules
 from unpoison.scan.__main__ import last_accuracy, main
 from unpoison.scan.canaries import FEWEST, LEAST, plant
@@ -127,7 +139,7 @@ class TestCanaries:
         assert (one != other).any()
 
     def test_classes_that_are_too_small(self) -> None:
-        with pytest.raises(UserError, match=r"detect\.canary: .* allowed: at least two classes of 8 images or more"):
+        with pytest.raises(UserError, match=r"detect\.canary: .* allowed: at least two classes of 12 images or more"):
             plant(images(2 * FEWEST, 4), seed=0)
 
     def test_fewest_and_least(self) -> None:
@@ -164,6 +176,15 @@ class TestLevels:
         assert found is not None
         assert found.level.tolist() == [0] * 9 + [LOW]
         assert suspicion({}, self.LABELS) is None
+
+    def test_a_lower_bound_is_rounded_down(self) -> None:
+        assert [at_least(value) for value in (4.97, 5.0, 4.2, 12.34)] == ["4.9", "5.0", "4.2", "12.3"]
+
+    def test_levels_are_by_the_detectors_of_the_run(self) -> None:
+        scores = {"left over": scored(np.arange(COUNT)), "separation": scored(np.arange(COUNT)[::-1], np.zeros(COUNT))}
+        both, own = (run_of(scores=scores, **part).suspicion for part in ({}, {"levels_by": ["separation"]}))
+        assert own.level.tolist() == [LOW] + [0] * (COUNT - 1)
+        assert both.level.tolist() != own.level.tolist()
 
     def test_samples_that_were_not_scored_have_no_level(self) -> None:
         index = np.array([0, 1, 3, 4])
@@ -212,9 +233,9 @@ class TestCalibration:
         groups = scored([*values[:6], 6.0, 5.9, *values[8:]], [*flagged[:6], True, True, *flagged[8:]])
         scan = suspicion({"separation": scored([0] * 6 + [6.0, *[0] * 3], np.arange(10) == 6)}, TestLevels.LABELS)
         assert scan is not None
-        alone, both, ordinary = other_alarms(planted_round(groups), scan)
+        alone, ordinary = other_alarms(planted_round(groups), scan)
         assert alone[[MEDIUM, HIGH]].tolist() == [1, 1]
-        assert (both, ordinary) == (1, 7)
+        assert ordinary == 7
 
 
 def scan_of(groups: Scores, **parts: Any) -> Any:
@@ -233,7 +254,9 @@ class TestAnswer:
 
     def test_nothing(self) -> None:
         text = answer_text(scan_of(self.NOTHING))
-        assert text.startswith("Nothing was found: in none of 3 classes a group stands far apart from the rest.\n")
+        assert text.startswith(
+            "Nothing was found: in none of the 3 classes does a group stand far apart from the rest.\n"
+        )
         assert "of 3 canaries this scan would have found 2 (67%); it is blind to most of those by sig." in text
         assert (
             "high: 0 samples; expected false alarms 0 of 37; of the canaries it would have named 2 of 3, 0.667 [.208, .939]\n"
@@ -258,7 +281,28 @@ class TestAnswer:
         text = answer_text(scan_of(self.FOUND, curves={"backdoored": curve}))
         assert text.startswith("No answer yet: the model has learned only 50% of the labels")
 
-    def test_a_run_without_canaries_has_none(self) -> None:
+    def test_without_canaries_nothing_is_known_of_what_would_have_been_found(self) -> None:
+        run = run_of(truth=None, scores={"separation": self.FOUND})
+        lines = answer_text(run).splitlines()
+        assert lines[0].startswith("Something is wrong: 1 of 13 samples of class 2 (eel)")
+        assert lines[1].startswith("How sure: unknown, as no canaries were planted")
+        assert lines[-3:] == ["high: 3 samples", "medium: 3 samples", "low: 3 samples"]
+        assert "Answer" in report(run).html()
+        assert "expected false alarms" not in report(run).markdown()
+
+    def test_where_the_first_of_the_list_are(self) -> None:
+        labels = np.arange(1000) % 4
+        # The first ten are of class 1, which is one sample in four.
+        first = scored(
+            np.where((labels == 1) & (np.arange(1000) < 40), 9.0, 1.0) + np.arange(1000) / 1e4, np.zeros(1000)
+        )
+        data = ImageSet(np.zeros((1000, 8, 8, 1), np.uint8), labels, ("a", "b", "c", "d"))
+        text = answer_text(
+            run_of(data=data, sources=[f"{number}.png" for number in range(1000)], scores={"separation": first})
+        )
+        assert "Of the first 10 of the list 10 are of class 1 (b), which has 25% of the samples" in text
+
+    def test_a_run_that_is_no_scan_has_none(self) -> None:
         assert answer_text(run_of(scores=scores_of(2))) == ""
         assert "Answer" not in report(run_of(scores=scores_of(2))).html()
 
@@ -301,8 +345,14 @@ class TestRules:
         with_ = rules.overrides_of(found, trusted=Path("trusted"), epochs=3, canary=False)
         assert (with_["data.reserve_from"], with_["data.reserve_path"]) == ("other", "trusted")
         assert with_["detect.canary"] == []
-        # Nothing of an earlier run is left in either.
         assert set(without) == set(with_)
+        (folder.parent / "set" / "train").mkdir()
+        for label in ("cat", "dog"):
+            shutil.copytree(folder / label, folder / "reserve" / label)
+            shutil.move(folder / label, folder / "train" / label)
+        own = rules.overrides_of(rules.survey(open_folder(folder), folder), trusted=None, epochs=3, canary=True)
+        assert (own["data.reserve_from"], own["data.reserve"]) == ("held_out", None)
+        assert own["params/detectors.yaml:ss.centre"] == "reserve"
 
     def test_a_survey(self, folder: Path) -> None:
         found = rules.survey(open_folder(folder), folder)
@@ -313,7 +363,7 @@ class TestRules:
         for label in ("cat", "dog"):
             (tmp_path / label).mkdir()
             (tmp_path / label / "0.png").write_bytes(b"\x89PNG and no more")
-        with pytest.raises(UserError, match=r"DATA: .* none can be used; allowed: images"):
+        with pytest.raises(UserError, match=r"DATA: .* none of whose 2 images looked at can be used; allowed: images"):
             rules.survey(open_folder(tmp_path), tmp_path)
 
 
@@ -330,6 +380,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+def scanned(path: str) -> None:
+    """The parameters of a scan of so and so, in the working directory."""
+    Path("params.yaml").write_text(f"data: {{path: {path}}}\n")
+
+
 class TestExport:
     @pytest.fixture
     def after(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -340,6 +395,8 @@ class TestExport:
         removed = ["cat/3.png", "dog/0.png"]
         Path("reports/removed.txt").write_text("".join(f"{name}\n" for name in removed))
         Path("reports/kept.txt").write_text("".join(f"{name}\n" for name in names if name not in removed))
+        Path("reports/answer.txt").write_text("Something is wrong: …\n")
+        scanned("set")
         return folder
 
     def bytes_of(self, folder: Path) -> dict[str, bytes]:
@@ -348,7 +405,7 @@ class TestExport:
     @pytest.mark.parametrize("form", ["copy", "link"])
     def test_a_folder(self, after: Path, form: Any) -> None:
         before = self.bytes_of(after)
-        assert export("set", "clean", form) == "export: 22 files in clean, 2 left out"
+        assert export(Path("set"), "clean", form) == "export: 22 files in clean, 2 left out"
         assert self.bytes_of(Path("clean")) == {
             name: data for name, data in before.items() if name not in ("cat/3.png", "dog/0.png")
         }
@@ -358,7 +415,8 @@ class TestExport:
 
     def test_an_archive_to_an_archive(self, after: Path) -> None:
         shutil.make_archive("data", "zip", after)
-        assert export("data.zip", "clean.zip", "copy").startswith("export: 22 files")
+        scanned("data.zip")
+        assert export(Path("data.zip"), "clean.zip", "copy").startswith("export: 22 files")
         with zipfile.ZipFile("clean.zip") as archive:
             assert len(archive.namelist()) == 22
             assert archive.read("cat/0.png") == (after / "cat/0.png").read_bytes()
@@ -369,25 +427,66 @@ class TestExport:
             ("set", "set", "TO: 'set' given, which exists"),
             ("set", "", "TO: '' given, no name"),
             ("set", "set/clean", "TO: 'set/clean' given, which lies within the data"),
-            ("nowhere", "clean", "DATA: 'nowhere' given, which does not exist"),
+            ("set", "out/../set/clean", "which lies within the data"),
+            ("set", "link/clean", "which lies within the data"),
+            ("other", "clean", "DATA: 'other' given, allowed: the data of the last scan here, 'set'"),
         ],
     )
     def test_what_is_refused(self, after: Path, data: str, to: str, line: str) -> None:
+        Path("link").symlink_to("set")
         with pytest.raises(UserError, match=line):
-            export(data, to, "copy")
+            export(Path(data), to, "copy")
         assert not Path("clean").exists()
+        assert not (after / "clean").exists()
 
     def test_other_data_than_were_scanned(self, after: Path) -> None:
         (after / "cat/3.png").unlink()
         with pytest.raises(
-            UserError, match=r"reports: 'cat/3.png' is no image of 'set'; allowed: the data of the last scan"
+            UserError, match=r"reports: 'cat/3.png' is no training image of 'set'; allowed: the data as they were"
         ):
-            export("set", "clean", "copy")
+            export(Path("set"), "clean", "copy")
+
+    def test_an_image_that_came_later(self, after: Path) -> None:
+        shutil.copy(after / "cat/0.png", after / "cat/new.png")
+        with pytest.raises(UserError, match=r"DATA: 'cat/new.png' was not there when the data were scanned"):
+            export(Path("set"), "clean", "copy")
+
+    def test_a_file_that_cannot_be_used_is_left_out(self, after: Path) -> None:
+        (after / "cat/a: b.png").write_bytes(b"no image")
+        Path("data/base").mkdir(parents=True)
+        Path("data/base/defects.txt").write_text("cat/a: b.png: cannot identify image file\n")
+        said = "export: 22 files in clean, 2 left out, and 1 that cannot be used"
+        assert export(Path("set"), "clean", "copy") == said
+        assert len(self.bytes_of(Path("clean"))) == 22
+
+    def test_a_list_without_a_line_break_at_its_end(self, after: Path) -> None:
+        Path("reports/removed.txt").write_text("cat/3.png\ndog/0.png")
+        assert export(Path("set"), "clean", "copy") == "export: 22 files in clean, 2 left out"
+
+    @pytest.mark.parametrize("name", ["a\nb.png", "back\\new.png", "größe ü.png"])
+    def test_odd_names(self, after: Path, name: str) -> None:
+        (after / "cat/3.png").rename(after / "cat" / name)
+        usual = {f"{label}/{number}.png" for label in ("cat", "dog") for number in range(12)}
+        (listed,) = set(open_folder(after).names["train"]) - usual
+        Path("reports/removed.txt").write_text(f"{listed}\ndog/0.png\n")
+        assert export(Path("set"), "clean", "copy") == "export: 22 files in clean, 2 left out"
+
+    @pytest.mark.parametrize(
+        ("answer", "line"),
+        [
+            ("", "empty, as the last run here was no scan"),
+            ("No answer yet: too little\n", "the last scan here has no answer"),
+        ],
+    )
+    def test_a_run_without_an_answer(self, after: Path, answer: str, line: str) -> None:
+        Path("reports/answer.txt").write_text(answer)
+        with pytest.raises(UserError, match=rf"reports/answer\.txt: {line}"):
+            export(Path("set"), "clean", "copy")
 
     def test_before_any_scan(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder.parent)
-        with pytest.raises(UserError, match=r"removed\.txt: no such file; allowed: after `make scan DATA=…`"):
-            export("set", "clean", "copy")
+        with pytest.raises(UserError, match=r"answer\.txt: no such file; allowed: after `make scan DATA=…`"):
+            export(Path("set"), "clean", "copy")
 
 
 class TestCommand:
@@ -395,15 +494,38 @@ class TestCommand:
         main(["run", str(folder), "--plan"])
         said = capsys.readouterr().out
         assert "scan: 24 train images of 2 classes (12 to 12 each), of 20 px, scanned at 20 px" in said
-        assert "a ResNet-18 of width 16 for 180 epochs in batches of 32, and once more with canaries" in said
+        assert (
+            "a ResNet-18 of width 16 for 180 epochs in batches of 32, and once more with canaries (badnets, blended)"
+            in said
+        )
         assert "no trusted images" in said
         assert "on this machine, by its first batches" in said
+
+    def test_what_no_stage_could_end_with_is_said_before_any_starts(self, folder: Path) -> None:
+        for number in range(10):
+            (folder / "dog" / f"{number}.png").unlink()
+        with pytest.raises(
+            SystemExit, match=r"^error: DATA: 14 images to compare others with, allowed: at least 24, strip"
+        ):
+            main(["run", str(folder), "--plan"])
+        with pytest.raises(
+            SystemExit, match=r"^error: TRUSTED: 14 images to compare others with, allowed: at least 24"
+        ):
+            main(["run", str(folder), "--trusted", str(folder), "--plan"])
+        for number in range(20):
+            shutil.copy(folder / "cat" / "0.png", folder / "cat" / f"more {number}.png")
+        with pytest.raises(
+            SystemExit, match=r"^error: detect\.canary: .* allowed: at least two classes of 12 .*CANARY=0"
+        ):
+            main(["run", str(folder), "--plan"])
+        main(["run", str(folder), "--plan", "--without-canary"])
 
     @pytest.mark.parametrize("given", [["run", ""], ["run", "nowhere"], ["run", ".", "--trusted", "nowhere"]])
     def test_what_does_not_exist(self, given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
         with pytest.raises(
-            SystemExit, match=r"^error: (DATA|TRUSTED): .* which does not exist; allowed: a folder or archive"
+            SystemExit,
+            match=r"^error: (DATA|TRUSTED): .*(none given|which does not exist); allowed: a folder or archive",
         ):
             main(given)
 
@@ -448,8 +570,8 @@ def test_the_stages_of_a_scan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_page_is_true() -> None:
-    text = " ".join((Path(__file__).resolve().parent.parent / "docs" / "scan.md").read_text(encoding="utf-8").split())
-    threshold = own_parameters(DETECTORS["separation"].parameters)["threshold"].default
+    text = " ".join((ROOT / "docs" / "scan.md").read_text(encoding="utf-8").split())
+    threshold = load_params(ROOT)["params/detectors.yaml"]["separation"]["threshold"]
     assert f"stands at least {FAR:g} standard deviations apart" in text
     assert f"in such a group at {threshold:g} or more" in text
     (few, large), (many, middle) = rules.SIDES.items()

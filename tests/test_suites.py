@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import yaml
 from dvc.utils.cli_parse import to_path_overrides
-from dvc.utils.hydra import to_hydra_overrides
+from dvc.utils.hydra import apply_overrides, to_hydra_overrides
 
 from check_params import check_all
 from parameters import load_params
 from suite_files import FILE, NAMES, ROOT, VARIED, changed, ran, read
 from unpoison.attacks import ATTACKS
 from unpoison.core.errors import UserError
+from unpoison.core.yaml_file import parse_yaml
 from unpoison.suites.__main__ import main
 from unpoison.suites.git import Repository, git
 from unpoison.suites.params import override, params_at, params_of, value_at
@@ -263,7 +264,7 @@ def test_parameters_of_a_commit_are_those_of_the_stages() -> None:
 
 
 def test_overrides_are_what_dvc_reads() -> None:
-    values = ["/a b=,:'x", "null", "#ff0000", None, True, 1e-05, 3, ["crop", "flip"], []]
+    values = ["/a b=,:'x", "a\\", "a\\\\'b", "C:\\x", "null", "#ff0000", None, True, 1e-05, 3, ["crop", "flip"], []]
     for key, path in (("a.b", "params.yaml"), ("params/attacks.yaml:badnets.size", "params/attacks.yaml")):
         given = to_path_overrides([override(key, value) for value in values])
         assert list(given) == [path]
@@ -271,6 +272,14 @@ def test_overrides_are_what_dvc_reads() -> None:
         assert [back.value() for back in read_back] == values
         assert {back.key_or_group for back in read_back} == {key.rpartition(":")[2]}
         assert all(back.is_force_add() for back in read_back)
+
+
+@pytest.mark.parametrize("text", ["${b}", "\\${b}", "a\\\\${b}'\\", "$b", "a}b{"])
+def test_a_text_reaches_the_file_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: {b: 1}\n")
+    apply_overrides(path, [override("a.b", text)])
+    assert parse_yaml(path.read_text(), "params.yaml") == {"a": {"b": text}}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,40 +5,34 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..core.command_line import one_line_errors
 from ..core.errors import UserError
 from ..reporting.escaping import say
-from ..workflow import working_copy
+from ..workflow import given_path, working_copy
 from .command import Given, audit
+
+MODELS = "a checkpoint, or a model folder; make audit MODEL=model.safetensors DATA=photos.zip"
+IMAGES = "a folder or archive of images"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Raises SystemExit with one line for what the user can put right; `arguments` None: those of the command line."""
     given = _parser().parse_args(arguments)
-    with one_line_errors(given.model, again="the same command goes on where it stopped"):
+    with one_line_errors("MODEL", again="the same command goes on where it stopped"):
         wanted = Given(
-            model=_path("MODEL", given.model),
-            data=_path("DATA", given.data),
-            network=given.network,
             image_size=_whole("IMAGE_SIZE", given.image_size),
             mean=_numbers("MEAN", given.mean),
             std=_numbers("STD", given.std, positive=True),
+            network=given.network,
             classes=tuple(filter(None, given.classes.split(","))),
-            trusted=_path("TRUSTED", given.trusted) if given.trusted else None,
+            model=given_path("MODEL", given.model, MODELS),
+            data=given_path("DATA", given.data, IMAGES),
+            trusted=given_path("TRUSTED", given.trusted, IMAGES) if given.trusted else None,
         )
         # The stages work in the root.
         os.chdir(working_copy())
         say(f"\n{audit(wanted)}\n\nreport: reports/index.html")
-
-
-def _path(key: str, given: str) -> Path:
-    if not given:
-        raise UserError(
-            f"{key}: none given, allowed: a file or folder; make audit MODEL=model.safetensors DATA=photos.zip"
-        )
-    return Path(os.path.abspath(given))
 
 
 def _whole(key: str, given: str) -> int | None:
@@ -71,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", default="", help="a folder or archive of images in a folder for each class")
     parser.add_argument("--network", default="", help="'torchvision:resnet18' or 'resnet18 width=16 stem=conv3_pool'")
-    parser.add_argument("--image-size", default="", help="pixels per side; else those of the first image")
+    parser.add_argument(
+        "--image-size", default="", help="pixels per side; else those of the images, which all have one size"
+    )
     parser.add_argument("--mean", default="", help="mean of each channel, '0.485,0.456,0.406'")
     parser.add_argument("--std", default="", help="standard deviation of each channel")
     parser.add_argument("--classes", default="", help="names with commas between them, in the order of the outputs")

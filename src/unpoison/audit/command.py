@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from ..compute.device import pick_device
 from ..compute.inference import frozen, logits_of
 from ..core.errors import UserError
 from ..core.files import open_file
-from ..core.yaml_file import LARGEST, parse_yaml
 from ..data.imageset import ImageSet
 from ..data.store import open_split
 from ..detection import DETECTORS as ALL_DETECTORS
@@ -30,7 +28,7 @@ from ..sources.decode import DefectError, decode
 from ..sources.folder import open_folder
 from ..sources.source import Source
 from ..sources.splits import SplitSettings, arrange
-from ..workflow import run_stages
+from ..workflow import committed, run_stages
 from .scenario import DETECTORS, INSPECTORS, RESERVE, TEST_SHARE, overrides, purifiers_for
 
 RECEIVED = Path("data/received")
@@ -75,9 +73,6 @@ def audit(given: Given) -> str:
     Raises:
         UserError: what cannot work, before anything runs; a stage that failed; an accuracy near chance, which allows no verdict.
     """
-    for key, path in (("MODEL", given.model), ("DATA", given.data), ("TRUSTED", given.trusted)):
-        if path is not None and not path.exists():
-            raise UserError(f"{key}: {str(path)!r} given, which does not exist; allowed: a file or folder")
     source = open_folder(given.data)
     sizes = split_sizes(source, given.trusted is not None)
     folder = receive(given.model, wanted_of(given, source), RECEIVED)
@@ -131,9 +126,14 @@ def split_sizes(source: Source, trusted: bool) -> dict[str, int]:
     """
     settings = SplitSettings(test_share=TEST_SHARE, reserve=0 if trusted else RESERVE, public=0)
     sizes = {name: len(rows) for name, (_, rows) in arrange(source.labels, settings, source.classes).items()}
+    if not sizes["test"]:
+        raise UserError(
+            f"DATA: {len(source.labels['train'])} images given, none of which can be held out; allowed: at least two of a class, "
+            "and more to say anything"
+        )
     if trusted:
         return {"held out": sizes["test"], "suspects": sizes["train"]}
-    own = _own_parameters()
+    own = committed("params/detectors.yaml")
     least, name = max((ALL_DETECTORS[name].needs_trusted(**own.get(name) or {}), name) for name in DETECTORS)
     if sizes["reserve"] < least:
         raise UserError(
@@ -141,13 +141,6 @@ def split_sizes(source: Source, trusted: bool) -> dict[str, int]:
             f"allowed: so many that {least} are, {name} needs them, or trusted images of their own (TRUSTED)"
         )
     return {"held out": sizes["test"], "trusted": sizes["reserve"], "suspects": sizes["train"]}
-
-
-def _own_parameters() -> dict[str, Any]:
-    """The parameters of detectors as this working copy has them."""
-    path = Path("params/detectors.yaml")
-    with open_file(path) as file:
-        return parse_yaml(file.read(LARGEST + 1), str(path))
 
 
 def _show_plan(

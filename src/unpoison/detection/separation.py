@@ -68,7 +68,8 @@ def score(
         rng = numpy_rng(seed, "separation/halves", label)
         apart = at_least(held_out(of_class, group, components, rng), group)
         belongs = membership(of_class, group, components)
-        values[members], flagged[members] = apart * belongs, (apart > threshold) & (belongs > 0.5)
+        # The largest membership is made 1, so that a class's largest score is its group's separation.
+        values[members], flagged[members] = apart * belongs / belongs.max(), (apart >= threshold) & (belongs > 0.5)
     rule = f"the groups that stand at least {threshold:g} standard deviations apart from the rest of their class"
     return Scores(values.astype(np.float32), forward_passes=1, assumption=ASSUMPTION, flagged=flagged, rule=rule)
 

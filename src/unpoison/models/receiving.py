@@ -149,7 +149,7 @@ def _of_weights(weights: Path, wanted: Wanted, path: Path) -> tuple[Classifier, 
 
 def _named(text: str) -> Recognised:
     """A network by the name and arguments that a user gives. Its head is looked at when it is built."""
-    name, *parts = text.split()
+    name, *parts = text.split() or [""]
     arguments: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")

@@ -9,21 +9,36 @@ from .escaping import spreadsheet
 from .intervals import EXPLAINED, share_of
 from .page import Page, Table
 from .run import Run
-from .suspicion import HIGH, LEVELS, LOW, MEDIUM, Caught, Round, Suspicion, caught, other_alarms, reasons
+from .suspicion import (
+    HIGH,
+    LEARNED,
+    LEVELS,
+    LOW,
+    MEDIUM,
+    NO_ANSWER,
+    Suspicion,
+    at_least,
+    first_of,
+    other_alarms,
+    reasons,
+)
 
-LEARNED = 0.8
-"""Share of the training labels below which a model counts as undertrained."""
 MOST_GROUPS = 3
 """Groups named in the answer at most."""
+FEW = 5
+"""Samples below which the answer does not say where the first of the list are."""
 
 
 def answer(page: Page, run: Run) -> None:
-    """The answer of a scan, a table of the levels, and what canaries say of them; nothing of a run without canaries."""
-    if not run.calibration or run.suspicion is None:
+    """The answer of a scan, a table of the levels, and what canaries say of them; nothing of a run that is no scan."""
+    if run.suspicion is None or not run.is_scan:
         return
     page.heading("Answer")
     page.text(" ".join(paragraph(run, run.suspicion)))
     page.table(_levels(run, run.suspicion))
+    if not run.calibration:
+        page.text("A level counts what is above it as well; low is the first hundredth of any list.")
+        return
     page.text(
         f"{EXPLAINED} Expected false alarms: samples without a canary that the same levels name in the set with canaries and not "
         "in the set as received, per round. A level counts what is above it as well; low is the first hundredth of any list."
@@ -40,12 +55,9 @@ def answer(page: Page, run: Run) -> None:
 def paragraph(run: Run, found: Suspicion) -> list[str]:
     """Whether something is wrong, how sure that is, and what to do next: a few sentences each in a line of its own."""
     learned, groups = run.learned, _groups(run, found)
-    kinds = [kind for planted in run.calibration for kind in caught(planted)]
-    total, reached = sum(kind.count for kind in kinds), sum(int(kind.found[MEDIUM]) for kind in kinds)
-    blind = sorted({kind.kind for kind in kinds if kind.found[MEDIUM] < kind.count / 2})
     if learned is not None and learned < LEARNED:
         return [
-            f"No answer yet: the model has learned only {learned:.0%} of the labels, and what it has not learned no detector sees. "
+            f"{NO_ANSWER}: the model has learned only {learned:.0%} of the labels, and what it has not learned no detector sees. "
             "Next: train longer (train.epochs); until then the levels mean nothing."
         ]
     lines = []
@@ -53,21 +65,17 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
         sure = "Something is wrong" if found.count(HIGH) else "Something may be wrong"
         named = "; ".join(
             f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at "
-            f"least {float(found.apart[members].max()):.1f} standard deviations apart from the others "
+            f"least {at_least(float(found.apart[members].max()))} standard deviations apart from the others "
             f"({LEVELS[int(found.level[members].max())]})"
             for label, members in groups[:MOST_GROUPS]
         )
         more = f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else ""
         lines.append(f"{sure}: {named}{more}. Ordinary classes seldom come to 4.")
     else:
-        lines.append(
-            f"Nothing was found: in none of {len(np.unique(run.data.labels))} classes a group stands far apart from the rest."
-        )
-    lines.append(
-        f"How sure: of {total:,} canaries this scan would have found {reached:,} ({reached / max(total, 1):.0%})"
-        + (f"; it is blind to most of those by {', '.join(blind)}" if blind else "")
-        + "."
-    )
+        classes = len(np.unique(run.data.labels))
+        lines.append(f"Nothing was found: in none of the {classes} classes does a group stand far apart from the rest.")
+        lines += _foremost(run, found)
+    lines.append(_how_sure(run))
     if groups:
         lines.append(
             "Next: look at the first rows of suspects.csv. If they are what they seem, `make export DATA=… TO=clean` writes the "
@@ -78,15 +86,43 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     return lines
 
 
+def _foremost(run: Run, found: Suspicion) -> list[str]:
+    """Where the first of the list are: a sentence where most of them are of one class, as planted ones are and others may be."""
+    first = np.flatnonzero((found.place > 0) & (found.place <= first_of(int((found.place > 0).sum()))))
+    sizes = np.bincount(run.data.labels[first], minlength=len(run.data.classes))
+    label = int(sizes.argmax())
+    if len(first) < FEW or sizes[label] <= len(first) / 2:
+        return []
+    return [
+        f"Of the first {len(first):,} of the list {sizes[label]:,} are of class {run.class_name(label)}, which has "
+        f"{(run.data.labels == label).mean():.0%} of the samples: no sign by itself, and worth a look."
+    ]
+
+
+def _how_sure(run: Run) -> str:
+    kinds = [kind for planted in run.calibration for kind in planted.kinds]
+    if not kinds:
+        return "How sure: unknown, as no canaries were planted, and so nothing says what this scan would have found."
+    total, reached = sum(kind.count for kind in kinds), sum(int(kind.found[MEDIUM]) for kind in kinds)
+    blind = sorted({kind.kind for kind in kinds if kind.found[MEDIUM] < kind.count / 2})
+    return (
+        f"How sure: of {total:,} canaries this scan would have found {reached:,} ({reached / max(total, 1):.0%})"
+        + (f"; it is blind to most of those by {', '.join(blind)}" if blind else "")
+        + "."
+    )
+
+
 def answer_text(run: Run) -> str:
-    """The answer for a terminal: the paragraph and a line per level; empty without canaries."""
-    if not run.calibration or run.suspicion is None:
+    """The answer for a terminal: the paragraph and a line per level; empty for a run that is no scan."""
+    if run.suspicion is None or not run.is_scan:
         return ""
     lines = paragraph(run, run.suspicion)
-    for level, number, expected, share in _level_rows(run, run.suspicion):
-        lines.append(
-            f"{level}: {number} samples; expected false alarms {expected}; of the canaries it would have named {share}"
-        )
+    for level, number, *calibrated in _level_rows(run, run.suspicion):
+        line = f"{level}: {number} samples"
+        if calibrated:
+            expected, share = calibrated
+            line += f"; expected false alarms {expected}; of the canaries it would have named {share}"
+        lines.append(line)
     return "".join(f"{' '.join(line.split())}\n" for line in lines)
 
 
@@ -102,15 +138,14 @@ def level_columns(run: Run, samples: IntArray) -> tuple[list[str], list[str]]:
     """Level and reason of samples, for the list of suspects."""
     if run.suspicion is None:
         return [""] * len(samples), [""] * len(samples)
-    every = reasons(run.suspicion, run.scores, run.data.labels, run.data.classes)
+    every = reasons(run.suspicion, run.grounds, run.data.labels, run.data.classes)
     return [LEVELS[run.suspicion.level[sample]] for sample in samples], [
         spreadsheet(every[sample]) for sample in samples
     ]
 
 
 def _names(run: Run, samples: IntArray) -> str:
-    # A line break within a name would make two of one; names of files hardly have any.
-    return "".join(run.sources[sample].replace("\n", "\\n") + "\n" for sample in samples.tolist())
+    return "".join(f"{run.sources[sample]}\n" for sample in samples.tolist())
 
 
 def _groups(run: Run, found: Suspicion) -> list[tuple[int, IntArray]]:
@@ -122,36 +157,30 @@ def _groups(run: Run, found: Suspicion) -> list[tuple[int, IntArray]]:
 
 
 def _level_rows(run: Run, found: Suspicion) -> list[list[str]]:
-    """Level, number of samples, expected false alarms, share of the canaries: a row per level, the highest first."""
+    """Level, number of samples, and with canaries expected false alarms and their share: a row per level, the highest first."""
     alarms = [other_alarms(planted, found) for planted in run.calibration]
-    kinds = [kind for planted in run.calibration for kind in caught(planted)]
+    kinds = [kind for planted in run.calibration for kind in planted.kinds]
     total = max(1, sum(kind.count for kind in kinds))
     rows = []
     for level in (HIGH, MEDIUM, LOW):
-        expected = float(np.mean([numbers[level] for numbers, _, _ in alarms]))
-        among = round(float(np.mean([ordinary for _, _, ordinary in alarms])))
-        reached = sum(int(kind.found[level]) for kind in kinds)
-        number = int((found.level >= level).sum())
-        rows.append(
-            [
-                LEVELS[level],
-                f"{number:,}",
-                f"{expected:g} of {among:,}",
-                f"{reached:,} of {total:,}, {share_of(reached / total, total)}",
-            ]
-        )
+        row = [LEVELS[level], f"{int((found.level >= level).sum()):,}"]
+        if alarms:
+            expected = float(np.mean([numbers[level] for numbers, _ in alarms]))
+            among = round(float(np.mean([ordinary for _, ordinary in alarms])))
+            reached = sum(int(kind.found[level]) for kind in kinds)
+            row += [f"{expected:g} of {among:,}", f"{reached:,} of {total:,}, {share_of(reached / total, total)}"]
+        rows.append(row)
     return rows
 
 
 def _levels(run: Run, found: Suspicion) -> Table:
     header = ["level", "samples", "expected false alarms", "canaries it would have named"]
-    return Table(header, _level_rows(run, found))
+    return Table(header if run.calibration else header[:2], _level_rows(run, found))
 
 
 def _canaries(run: Run) -> Table:
     """A row per kind of canary and round: how many of them reach each level, and how many each detector has in front."""
-    rounds: list[tuple[Round, list[Caught]]] = [(planted, caught(planted)) for planted in run.calibration]
-    detectors = list(dict.fromkeys(name for planted, _ in rounds for name in planted.scores))
+    detectors = list(dict.fromkeys(name for planted in run.calibration for name in planted.scores))
     header = ["canaries", "to class", "number", *LEVELS[:0:-1], *(f"first by {name}" for name in detectors)]
     rows = [
         [
@@ -161,7 +190,7 @@ def _canaries(run: Run) -> Table:
             *(f"{int(kind.found[level]):,}" for level in (HIGH, MEDIUM, LOW)),
             *(f"{kind.first.get(name, 0):,}" for name in detectors),
         ]
-        for _, kinds in rounds
-        for kind in kinds
+        for planted in run.calibration
+        for kind in planted.kinds
     ]
     return Table(header, rows)

@@ -40,16 +40,7 @@ SHOWN = (
     "ra",
     "cross_acc",
     "der",
-    "retuned_asr",
-    "retuned_asr_clean",
-    "reactivated_asr",
-    "reactivated_asr_clean",
-    "reversed",
-    "reversed_purified",
-    "reversed_retuned",
-    "control",
-    "control_purified",
-    "control_retuned",
+    *get_args(Figure),
 )
 """Figures of a model besides `acc` that the report shows where they are there."""
 DEEPEST = 8

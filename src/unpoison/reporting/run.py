@@ -21,7 +21,7 @@ from ..poisoning.policy import class_name
 from ..poisoning.triggered import Triggered
 from ..poisoning.truth import Truth
 from .metrics import best_first
-from .suspicion import Round, Suspicion, suspicion
+from .suspicion import GROUPS, Round, Suspicion, suspicion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,7 @@ class Run:
             inputs `inputs.DETECTOR.FIGURE`.
         line: ACC and ASR of networks between purified models and the backdoored one: `t`, `METHOD.acc`, `METHOD.asr`.
         scores: scores by detector.
+        levels_by: detectors that make the levels, as another run may have left scores of more; None: all.
         not_applicable: detectors that had no set to score, as the victim receives a model.
         verdicts: verdicts on the backdoored model by inspector.
         curves: training curves by model, with epoch, loss and accuracy.
@@ -106,6 +107,7 @@ class Run:
     intervals: pd.DataFrame | None = None
     line: pd.DataFrame | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
+    levels_by: Sequence[str] | None = None
     not_applicable: Sequence[str] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
@@ -126,7 +128,19 @@ class Run:
     @cached_property
     def suspicion(self) -> Suspicion | None:
         """Levels of suspicion of the training samples, where detectors have scored them."""
-        return suspicion(self.scores, self.data.labels)
+        return suspicion(self.grounds, self.data.labels)
+
+    @property
+    def grounds(self) -> Mapping[str, Scores]:
+        """The scores that the levels are made of."""
+        return {name: one for name, one in self.scores.items() if self.levels_by is None or name in self.levels_by}
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether the page opens with an answer: of data of unknown origin whose groups were looked at, or with canaries."""
+        return self.suspicion is not None and (
+            bool(self.calibration) or (self.truth is None and GROUPS in self.grounds)
+        )
 
     @property
     def learned(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ LEVELS = ("none", "low", "medium", "high")
 LOW, MEDIUM, HIGH = 1, 2, 3
 FAR = 5.0
 """Separation from which on a group is of level `high`; those that the detector's own rule flags below it are `medium`."""
+LEARNED = 0.8
+"""Share of the training labels below which a model is undertrained, and no level means anything."""
+NO_ANSWER = "No answer yet"
+"""How the answer of such a scan begins."""
 FIRST = 0.01
 """Share of the list that is of level `low` in any set, clean ones too: worth a look, and no sign by itself."""
 GROUPS = "separation"
@@ -53,6 +58,11 @@ class Round:
 
     truth: Truth
     scores: Mapping[str, Scores]
+
+    @cached_property
+    def kinds(self) -> list[Caught]:
+        """What would have been found of each kind of canary."""
+        return caught(self)
 
 
 @dataclass(frozen=True)
@@ -97,17 +107,22 @@ def suspicion(scores: Mapping[str, Scores], labels: IntArray) -> Suspicion | Non
     listed = order(-sums[scored] / times[scored], scored)
     place, level = np.zeros(count, np.int64), np.zeros(count, np.int8)
     place[listed] = np.arange(1, len(listed) + 1)
-    level[listed[: max(1, round(FIRST * len(listed)))]] = LOW
+    level[listed[: first_of(len(listed))]] = LOW
     apart = np.zeros(count, np.float32)
     if (groups := scores.get(GROUPS)) is not None and groups.flagged is not None:
         samples = np.arange(count) if groups.index is None else groups.index
-        # Those in the middle of a group have its separation for a score, as their membership is 1.
+        # The largest score of a class is its group's separation.
         for label in np.unique(labels[samples]):
             members = labels[samples] == label
             apart[samples[members]] = groups.values[members].max()
         flagged = samples[groups.flagged]
         level[flagged] = np.where(apart[flagged] >= FAR, HIGH, MEDIUM)
     return Suspicion(level, apart, place)
+
+
+def first_of(count: int) -> int:
+    """How many samples are the first of a list of so many."""
+    return max(1, round(FIRST * count))
 
 
 def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, classes: Sequence[str]) -> list[str]:
@@ -119,8 +134,8 @@ def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, cl
         group = np.flatnonzero((found.level >= MEDIUM) & (labels == label))
         for sample in group.tolist():
             words[sample] = (
-                f"one of {len(group)} samples of class {classes[label]} that stand at least {found.apart[sample]:.1f} standard "
-                f"deviations apart from the other {sizes[label] - len(group)}"
+                f"one of {len(group)} samples of class {classes[label]} that stand at least {at_least(found.apart[sample])} "
+                f"standard deviations apart from the other {sizes[label] - len(group)}"
             )
     for sample in np.flatnonzero(found.level == LOW).tolist():
         best = sorted((rank[sample], name) for name, rank in firsts.items() if rank[sample])[:2]
@@ -128,6 +143,11 @@ def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, cl
             f"rank {rank:g} by {name}" for rank, name in best
         )
     return words
+
+
+def at_least(apart: float) -> str:
+    """A lower bound with one decimal, rounded down: 4.97 is not 5."""
+    return f"{np.floor(apart * 10) / 10:.1f}"
 
 
 def _ranks_of(scores: Scores, count: int) -> NDArray[np.float64]:
@@ -158,21 +178,19 @@ def caught(planted: Round) -> list[Caught]:
     return by_kind
 
 
-def other_alarms(planted: Round, scan: Suspicion) -> tuple[IntArray, int, int]:
+def other_alarms(planted: Round, scan: Suspicion) -> tuple[IntArray, int]:
     """Samples without a canary that a round's levels name: those of each level or a higher one that the scan does not name so.
 
     Returns:
-        Their numbers by level, int64 [4]; the number of those of `medium` and above that the scan names as well; and that of all
-        samples without a canary.
+        Their numbers by level, int64 [4], and that of all samples without a canary.
     """
     found = suspicion(planted.scores, _labels(planted))
     ordinary = planted.truth.part < 0
     if found is None:
-        return np.zeros(len(LEVELS), np.int64), 0, int(ordinary.sum())
+        return np.zeros(len(LEVELS), np.int64), int(ordinary.sum())
     named = [ordinary & (found.level >= level) for level in range(len(LEVELS))]
     alone = [int((mask & (scan.level < level)).sum()) for level, mask in enumerate(named)]
-    both = int((named[MEDIUM] & (scan.level >= MEDIUM)).sum())
-    return np.array(alone), both, int(ordinary.sum())
+    return np.array(alone), int(ordinary.sum())
 
 
 def _labels(planted: Round) -> IntArray:

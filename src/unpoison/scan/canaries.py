@@ -24,8 +24,8 @@ KINDS: Mapping[str, Attack] = {"badnets": badnets.ATTACK, "blended": blended.ATT
 """Attacks that canaries are planted by, as published but for the size of the patch. Each goes to a class of its own."""
 SHARE, LEAST = 0.01, 12
 """Canaries of a kind: a share of all samples and at least so many, but never more than a third of their class then has."""
-FEWEST = 4
-"""Canaries of a kind below which there is nothing to learn from them."""
+FEWEST = 6
+"""Canaries of a kind at least, as `separation` looks at no smaller group."""
 
 
 def plant(data: ImageSet, *, seed: int) -> Poisoned:
@@ -40,12 +40,7 @@ def plant(data: ImageSet, *, seed: int) -> Poisoned:
     """
     sizes = np.bincount(data.labels, minlength=len(data.classes))
     wanted = max(LEAST, round(SHARE * len(data)))
-    targets = _targets(sizes, seed)
-    if len(targets) < 2:
-        raise UserError(
-            f"detect.canary: no canary can be planted in {len(data)} images of {int((sizes > 0).sum())} classes; allowed: at least "
-            f"two classes of {2 * FEWEST} images or more"
-        )
+    targets = targets_of(sizes, seed=seed)
     intents = []
     for (name, attack), target in zip(KINDS.items(), targets, strict=False):
         # k canaries beside m images are a third of the class where k = m / 2. All of them come from other classes.
@@ -62,7 +57,21 @@ def plant(data: ImageSet, *, seed: int) -> Poisoned:
     return craft("canaries", intents, Context(train=data, seed=seed))
 
 
-def _targets(sizes: IntArray, seed: int) -> IntArray:
-    """A class for each kind, drawn from those that are large enough."""
+def targets_of(sizes: IntArray, *, seed: int) -> IntArray:
+    """A class for each kind, drawn from those that are large enough; where there are only two, the first two kinds have one.
+
+    Raises:
+        UserError: classes too small, or fewer than two.
+    """
     large = np.flatnonzero(sizes >= 2 * FEWEST)
+    if len(large) < 2:
+        raise UserError(
+            f"detect.canary: no canary can be planted in {int(sizes.sum())} images of {int((sizes > 0).sum())} classes; allowed: "
+            f"at least two classes of {2 * FEWEST} images or more, or no canaries (detect.canary: [], CANARY=0)"
+        )
     return numpy_rng(seed, "canaries/targets").permutation(large)[: len(KINDS)]
+
+
+def kinds_of(sizes: IntArray) -> list[str]:
+    """The kinds that would be planted, by the sizes of the classes."""
+    return list(KINDS)[: len(targets_of(sizes, seed=0))]

@@ -14,6 +14,7 @@ from ..core.arrays import Images, IntArray
 from ..core.errors import UserError
 from ..sources.decode import DefectError, decode, resized
 from ..sources.source import Source
+from ..sources.splits import MOST
 
 LOOKED_AT = 256
 """Images that are decoded before the scan starts."""
@@ -54,6 +55,10 @@ class Survey:
     def total(self) -> int:
         return int(self.counts.sum())
 
+    def vouched(self, trusted: Path | None) -> bool:
+        """Whether there are trusted images: those given, or a `reserve` part of the data."""
+        return trusted is not None or "reserve" in self.parts
+
 
 def survey(source: Source, path: Path) -> Survey:
     """Look at a source: its counts, and some of its images.
@@ -64,25 +69,25 @@ def survey(source: Source, path: Path) -> Survey:
     labels = source.labels["train"]
     # From all over, as a folder's neighbours are of one class.
     rows = np.unique(np.linspace(0, len(labels) - 1, min(LOOKED_AT, len(labels))).astype(np.int64))
-    sides, kept, contents = list[int](), list[int](), list[bytes | Images]()
+    sides, kept, small = list[int](), list[int](), list[Images]()
     for _, row, content in source.read({"train": rows}):
+        if isinstance(content, str):
+            continue
         try:
-            pixels = content if not isinstance(content, bytes | str) else None
-            if isinstance(content, bytes):
-                pixels = decode(content, None, "crop")
+            pixels = decode(content, None, "crop") if isinstance(content, bytes) else content
         except DefectError:
             continue
-        if pixels is not None and not isinstance(content, str):
-            sides.append(min(pixels.shape[:2]))
-            kept.append(row)
-            contents.append(content)
+        sides.append(min(pixels.shape[:2]))
+        kept.append(row)
+        # Reduced at once: two hundred photographs as they are would take gigabytes.
+        small.append(resized(pixels, max(SIDES.values()), "crop"))
     if not kept:
         raise UserError(
-            f"DATA: {str(path)!r} given, of whose first {len(rows)} images none can be used; allowed: images"
+            f"DATA: {str(path)!r} given, none of whose {len(rows)} images looked at can be used; allowed: images"
         )
     side = int(np.median(sides))
     wanted = image_size_of(side, len(labels))
-    sample = np.stack([_sized(content, wanted) for content in contents])
+    sample = np.stack([_coloured(resized(pixels, wanted, "crop")) for pixels in small])
     counts = np.bincount(labels, minlength=len(source.classes))
     parts = {part: len(names) for part, names in source.names.items()}
     return Survey(path, source.classes, counts, parts, side, sample, labels[kept])
@@ -105,13 +110,13 @@ def batch_of(total: int) -> int:
 
 
 def detectors_of(total: int, size: int) -> list[str]:
-    """Detectors of a scan: those that need no trusted images, or hardly suffer from untrusted ones."""
+    """Detectors of a scan. Only `strip` asks for trusted images, and says less where nothing vouches for them."""
     cheap = ["separation", "ac", "ss", "spectre", "strip"]
     return [*cheap, "cd"] if total * size * size <= MOST_VALUES else cheap
 
 
 def overrides_of(found: Survey, *, trusted: Path | None, epochs: int, canary: bool) -> dict[str, Any]:
-    """Every parameter that a scan depends on, so that nothing of an earlier run in the working copy is left in it.
+    """The parameters of a scan that differ from the committed ones, or may.
 
     Args:
         found: what is known of the data.
@@ -120,12 +125,6 @@ def overrides_of(found: Survey, *, trusted: Path | None, epochs: int, canary: bo
         canary: whether to plant canaries.
     """
     size = int(found.sample.shape[1])
-    reserve: dict[str, Any] = {
-        "data.reserve_from": "train",
-        "data.reserve": min(600, max(50, found.total // 10), found.total),
-    }
-    if trusted is not None:
-        reserve = {"data.reserve_from": "other", "data.reserve_path": str(trusted), "data.reserve": None}
     return {
         "data.name": "folder",
         "data.path": str(found.path),
@@ -136,8 +135,7 @@ def overrides_of(found: Survey, *, trusted: Path | None, epochs: int, canary: bo
         "data.train_limit": None,
         # Every image is trained on and scored.
         "data.test_share": 0.0,
-        "data.reserve_path": "data/reserve_source",
-        **reserve,
+        **reserve_of(found, trusted),
         "data.public": 0,
         "data.trusted": "train",
         "received": None,
@@ -161,12 +159,23 @@ def overrides_of(found: Survey, *, trusted: Path | None, epochs: int, canary: bo
         "detect.sample": None,
         "detect.canary": [0] if canary else [],
         # Untrusted images are no centre to measure from.
-        "params/detectors.yaml:ss.centre": "class" if trusted is None else "reserve",
+        "params/detectors.yaml:ss.centre": "reserve" if found.vouched(trusted) else "class",
     }
 
 
-def _sized(content: bytes | Images, side: int) -> Images:
-    if isinstance(content, bytes):
-        return decode(content, side, "crop")
-    pixels = resized(content, side, "crop")
+def reserve_of(found: Survey, trusted: Path | None) -> dict[str, Any]:
+    """Where the images come from that others are compared with: `trusted`, the data's own `reserve` part, or the data."""
+    if trusted is not None:
+        return {"data.reserve_from": "other", "data.reserve_path": str(trusted), "data.reserve": None}
+    own = {"data.reserve_path": "data/reserve_source"}
+    if "reserve" in found.parts:
+        return {**own, "data.reserve_from": "held_out", "data.reserve": None}
+    return {
+        **own,
+        "data.reserve_from": "train",
+        "data.reserve": min(MOST["reserve"], max(50, found.total // 10), found.total),
+    }
+
+
+def _coloured(pixels: Images) -> Images:
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

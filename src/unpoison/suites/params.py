@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -98,4 +99,11 @@ def override_text(value: Any) -> str:
     """A value in the grammar of `dvc exp run -S`: a text in quotes, so that no character of it is special."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(override_text, value))}]"
-    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else json.dumps(value)
+    return _quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """A text in quotes. A backslash counts only in front of a quote, the end or `${`, where it and its like are doubled."""
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+    text = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + (r"\'" if found[2] else ""), text)
+    return f"'{text}'"
