@@ -15,6 +15,7 @@ from PIL import Image
 
 import detect_canary
 import train_canary
+from canary import run_of_round
 from parameters import load_params
 from report_runs import CLASSES, COUNT, DATA, run_of, scores_of
 from test_detection_values import of_features
@@ -567,6 +568,18 @@ def test_the_stages_of_a_scan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     page = Path("reports/index.html").read_text()
     assert "There is no test split" in page
     assert "What would have been found" in page
+
+
+@pytest.mark.parametrize("arguments", [[], ["one"], ["0", "1"]])
+def test_a_round_that_is_none_is_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["stages/train_canary.py", *arguments])
+    with pytest.raises(
+        SystemExit, match=r"^error: params\.yaml: detect\.canary: round '.*' given, allowed: a whole number from 0$"
+    ):
+        run_of_round("train_canary", lambda number: pytest.fail(f"ran {number}"))
 
 
 def test_the_page_is_true() -> None:
