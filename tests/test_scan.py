@@ -228,6 +228,31 @@ class TestCalibration:
         assert first.first == {"separation": 2}
         assert second.found[[LOW, MEDIUM, HIGH]].tolist() == [1, 1, 0]
 
+    def test_a_group_that_only_the_other_network_sees(self) -> None:
+        values = TestLevels.GROUPS[0]
+        # In the set with canaries samples 6 and 7 are a group; 0, 1 and 3 are canaries, and 2 was drawn along with the first two.
+        groups = scored(
+            [*values[:2], 5.2, *values[3:6], 6.0, 5.9, *values[8:]],
+            [True, True, True, True, False, False, True, True, False, False],
+        )
+        labels = TestLevels.LABELS
+        nothing = {"separation": scored(np.linspace(0, 1, 10), np.zeros(10))}
+        found = suspicion(nothing, labels, [planted_round(groups)])
+        assert found is not None
+        assert found.level[[0, 1, 2, 3, 6, 7]].tolist() == [0, 0, 0, 0, HIGH, HIGH]
+        assert found.look.tolist() == [0] * 6 + [1, 1, 0, 0]
+        assert found.apart[6] == pytest.approx(6)
+        assert reasons(found, nothing, labels, CLASSES)[6].endswith("apart from the other 2 beside canaries")
+        # What was drawn along is the only false alarm of these levels.
+        assert other_alarms(planted_round(groups), found)[0][[MEDIUM, HIGH]].tolist() == [1, 1]
+        # What the first network sees at a level as high is its own.
+        both = suspicion(
+            {"separation": scored([0] * 6 + [7.0, 6.9, 0, 0], np.arange(10) // 2 == 3)}, labels, [planted_round(groups)]
+        )
+        assert both is not None
+        assert both.look.tolist() == [0] * 10
+        assert both.apart[6] == pytest.approx(7)
+
     def test_alarms_beside_the_canaries(self) -> None:
         values, flagged = TestLevels.GROUPS
         # In the set with canaries samples 6 and 7 are flagged too; the scan itself names 6 alone.
@@ -290,6 +315,18 @@ class TestAnswer:
         assert lines[-3:] == ["high: 3 samples", "medium: 3 samples", "low: 3 samples"]
         assert "Answer" in report(run).html()
         assert "expected false alarms" not in report(run).markdown()
+
+    def test_what_the_network_with_canaries_alone_sees_is_said(self) -> None:
+        part = np.full(COUNT, -1, np.int8)
+        part[[0, 1]] = 0
+        truth = Truth("canaries", (Part("badnets", Policy(target=0), {}),), part >= 0, part, np.full(COUNT, 2))
+        flagged = np.isin(np.arange(COUNT), [2, 5, 8])
+        planted = Round(truth, {"separation": scored(np.where(flagged, 6.0, 0.1), flagged)})
+        text = answer_text(run_of(scores={"separation": self.NOTHING}, calibration=[planted]))
+        assert text.startswith(
+            "Something is wrong: 3 of 13 samples of class 2 (eel) stand at least 6.0 standard deviations apart from"
+        )
+        assert "(high; seen by the network that was trained with canaries, and not by the other)" in text
 
     def test_where_the_first_of_the_list_are(self) -> None:
         labels = np.arange(1000) % 4

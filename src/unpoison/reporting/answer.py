@@ -25,6 +25,7 @@ from .suspicion import (
 
 MOST_GROUPS = 3
 """Groups named in the answer at most."""
+ELSEWHERE = "; seen by the network that was trained with canaries, and not by the other"
 FEW = 5
 """Samples below which the answer does not say where the first of the list are."""
 
@@ -40,8 +41,9 @@ def answer(page: Page, run: Run) -> None:
         page.text("A level counts what is above it as well; low is the first hundredth of any list.")
         return
     page.text(
-        f"{EXPLAINED} Expected false alarms: samples without a canary that the same levels name in the set with canaries and not "
-        "in the set as received, per round. A level counts what is above it as well; low is the first hundredth of any list."
+        f"{EXPLAINED} Expected false alarms: samples without a canary that the same levels name in the set with canaries, in a "
+        "group of canaries or as the first of its list, and not in the set as received, per round. A level counts what is above it "
+        "as well; low is the first hundredth of any list."
     )
     page.heading("What would have been found")
     page.table(_canaries(run))
@@ -66,7 +68,7 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
         named = "; ".join(
             f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at "
             f"least {at_least(float(found.apart[members].max()))} standard deviations apart from the others "
-            f"({LEVELS[int(found.level[members].max())]})"
+            f"({LEVELS[int(found.level[members].max())]}{ELSEWHERE if found.look[members].all() else ''})"
             for label, members in groups[:MOST_GROUPS]
         )
         more = f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else ""

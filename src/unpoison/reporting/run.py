@@ -128,7 +128,7 @@ class Run:
     @cached_property
     def suspicion(self) -> Suspicion | None:
         """Levels of suspicion of the training samples, where detectors have scored them."""
-        return suspicion(self.grounds, self.data.labels)
+        return suspicion(self.grounds, self.data.labels, self.calibration)
 
     @property
     def grounds(self) -> Mapping[str, Scores]:

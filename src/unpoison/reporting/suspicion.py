@@ -37,11 +37,13 @@ class Suspicion:
         level: level of each sample by its number in `LEVELS`, int8 [n]; 0 of those that no detector scored.
         apart: separation of the most separate group of each sample's class, float32 [n]; 0 where it was not measured.
         place: place of each sample in the list by the mean of its ranks, from 1, int64 [n]; 0 where it was not scored.
+        look: which network gave the level, int8 [n]: 0 the one of the set as received, k that of the k-th round of canaries.
     """
 
     level: NDArray[np.int8]
     apart: NDArray[np.float32]
     place: IntArray
+    look: NDArray[np.int8]
 
     def count(self, level: int) -> int:
         return int((self.level == level).sum())
@@ -84,16 +86,48 @@ class Caught:
     first: Mapping[str, int]
 
 
-def suspicion(scores: Mapping[str, Scores], labels: IntArray) -> Suspicion | None:
+def suspicion(scores: Mapping[str, Scores], labels: IntArray, rounds: Sequence[Round] = ()) -> Suspicion | None:
     """Levels of all samples; None without any detector.
 
-    `high` and `medium`: in a group of its class that stands far apart (`separation`). `low`: among the first of the list by the
-    mean of the detectors' ranks.
+    `high` and `medium`: in a group of its class that stands far apart (`separation`), in the features of the network that was
+    trained on the set as received or of one that was trained on it with canaries: what one training makes of a trigger another may
+    not. `low`: among the first of the list by the mean of the detectors' ranks.
 
     Args:
         scores: scores of the training set by detector.
         labels: labels as received, int64 [n].
+        rounds: sets with canaries, each of the same n samples.
     """
+    found = _at_one_look(scores, labels)
+    if found is not None:
+        for number, planted in enumerate(rounds, 1):
+            found = _with_round(found, planted, number)
+    return found
+
+
+def _with_round(found: Suspicion, planted: Round, number: int) -> Suspicion:
+    """The levels, raised where the network of a round sees a group of ordinary samples."""
+    labels, canary = _labels(planted), planted.truth.part >= 0
+    seen = _at_one_look(planted.scores, labels)
+    if seen is None:
+        return found
+    ordinary = np.zeros(len(labels), bool)
+    for label in np.unique(labels[seen.level >= MEDIUM]):
+        group = (seen.level >= MEDIUM) & (labels == label)
+        # Samples that a group of canaries has drawn along are none of its kind, and count as false alarms.
+        if 2 * (group & canary).sum() < group.sum():
+            ordinary |= group & ~canary
+    raised = ordinary & (seen.level > found.level)
+    return Suspicion(
+        np.where(raised, seen.level, found.level),
+        np.where(raised, seen.apart, found.apart),
+        found.place,
+        np.where(raised, number, found.look).astype(np.int8),
+    )
+
+
+def _at_one_look(scores: Mapping[str, Scores], labels: IntArray) -> Suspicion | None:
+    """Levels by the scores of one network alone."""
     if not scores:
         return None
     count = len(labels)
@@ -117,7 +151,7 @@ def suspicion(scores: Mapping[str, Scores], labels: IntArray) -> Suspicion | Non
             apart[samples[members]] = groups.values[members].max()
         flagged = samples[groups.flagged]
         level[flagged] = np.where(apart[flagged] >= FAR, HIGH, MEDIUM)
-    return Suspicion(level, apart, place)
+    return Suspicion(level, apart, place, np.zeros(count, np.int8))
 
 
 def first_of(count: int) -> int:
@@ -130,12 +164,12 @@ def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, cl
     sizes = np.bincount(labels, minlength=len(classes))
     words = [""] * len(labels)
     firsts = {name: _ranks_of(one, len(labels)) for name, one in scores.items()}
-    for label in range(len(classes)):
-        group = np.flatnonzero((found.level >= MEDIUM) & (labels == label))
+    for label, look in np.unique(np.stack([labels, found.look]), axis=1).T.tolist():
+        group = np.flatnonzero((found.level >= MEDIUM) & (labels == label) & (found.look == look))
         for sample in group.tolist():
             words[sample] = (
                 f"one of {len(group)} samples of class {classes[label]} that stand at least {at_least(found.apart[sample])} "
-                f"standard deviations apart from the other {sizes[label] - len(group)}"
+                f"standard deviations apart from the other {sizes[label] - len(group)}{' beside canaries' if look else ''}"
             )
     for sample in np.flatnonzero(found.level == LOW).tolist():
         best = sorted((rank[sample], name) for name, rank in firsts.items() if rank[sample])[:2]
@@ -160,7 +194,7 @@ def _ranks_of(scores: Scores, count: int) -> NDArray[np.float64]:
 def caught(planted: Round) -> list[Caught]:
     """What would have been found of the canaries of a round, by kind."""
     truth, labels = planted.truth, _labels(planted)
-    found = suspicion(planted.scores, labels)
+    found = _at_one_look(planted.scores, labels)
     if found is None:
         return []
     by_kind = []
@@ -179,12 +213,12 @@ def caught(planted: Round) -> list[Caught]:
 
 
 def other_alarms(planted: Round, scan: Suspicion) -> tuple[IntArray, int]:
-    """Samples without a canary that a round's levels name: those of each level or a higher one that the scan does not name so.
+    """Samples without a canary that a round's levels name: those of each level or a higher one that `scan` does not name so.
 
     Returns:
         Their numbers by level, int64 [4], and that of all samples without a canary.
     """
-    found = suspicion(planted.scores, _labels(planted))
+    found = _at_one_look(planted.scores, _labels(planted))
     ordinary = planted.truth.part < 0
     if found is None:
         return np.zeros(len(LEVELS), np.int64), int(ordinary.sum())

@@ -17,7 +17,7 @@ from ..workflow import committed
 from .rules import NETWORK, Survey, batch_of, detectors_of
 
 RUNS = 3
-STARTS = 60.0
+STARTS = 100.0
 """Seconds that the starts of all stages take, about: each is a process that loads its libraries."""
 
 
