@@ -5,9 +5,9 @@
     COUNT=180 python bench/scan.py --ways clean  # of fewer images, for instance
     python bench/scan.py --quick                 # whether it runs
 
-Each folder is written as PNG files, scanned by the command in a fresh clone of the last commit, and graded by the list of what was
-planted, which the scan never sees, with nothing in DVC's cache. `apart` and `others` are by the network of the set as received, levels by
-both. `first_hundredth` are planted samples among the first 1 % of suspects.csv.
+Each folder is written as PNG files, scanned by the command in a fresh clone of the last commit with nothing in
+DVC's cache, and graded by the list of what was planted, which the scan never sees. `apart` and `others` are by the
+network of the set as received, levels by both. `first_hundredth` are planted samples among the first 1 % of suspects.csv.
 """
 
 from __future__ import annotations
