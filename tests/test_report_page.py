@@ -16,7 +16,7 @@ from unpoison.data.scores import Scores
 from unpoison.reporting import figures, pictures
 from unpoison.reporting.costs import costs_table
 from unpoison.reporting.page import Page, Table
-from unpoison.reporting.pictures import suspects_table
+from unpoison.reporting.pictures import suspects_csv, suspects_table
 from unpoison.reporting.run import Run
 from unpoison.reporting.sections import report
 
@@ -179,3 +179,9 @@ def test_damaged_costs_are_left_out_in_a_line_each(tmp_path: Path) -> None:
     assert [line.split(": ")[:2] for line in lines[4:]] == [["left out", str(tmp_path / f"{n}.json")] for n in range(9)]
     (tmp_path / "train|x.json").unlink()
     assert costs_table(tmp_path).splitlines() == lines[4:]
+
+
+def test_numbers_of_the_list_stand_without_quotes() -> None:
+    one = Scores(np.array([0.123456789, 2.0, 1e-9], np.float32), 1, index=np.array([4, 10, 30]))
+    lines = suspects_csv(run_of(scores={"one": one})).splitlines()
+    assert [line.split(",")[2:4] for line in lines[1:4]] == [["2", "1"], ["0.123457", "2"], ["1e-09", "3"]]

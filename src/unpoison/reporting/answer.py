@@ -10,6 +10,7 @@ from .intervals import EXPLAINED, share_of
 from .page import Page, Table
 from .run import Run
 from .suspicion import (
+    FAR,
     HIGH,
     LEARNED,
     LEVELS,
@@ -62,23 +63,25 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
             f"{NO_ANSWER}: the model has learned only {learned:.0%} of the labels, and what it has not learned no detector sees. "
             "Next: train longer (train.epochs); until then the levels mean nothing."
         ]
+    surely = [group for group in groups if found.level[group[1]].max() == HIGH]
+    others = [group for group in groups if found.level[group[1]].max() < HIGH]
     lines = []
-    if groups:
-        sure = "Something is wrong" if found.count(HIGH) else "Something may be wrong"
-        named = "; ".join(
-            f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at "
-            f"least {at_least(float(found.apart[members].max()))} standard deviations apart from the others "
-            f"({LEVELS[int(found.level[members].max())]}{ELSEWHERE if found.look[members].all() else ''})"
-            for label, members in groups[:MOST_GROUPS]
+    if surely:
+        lines.append(
+            f"Something is wrong: {_named(run, found, surely)}. No ordinary class that was looked at came to {FAR:g}."
         )
-        more = f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else ""
-        lines.append(f"{sure}: {named}{more}. Ordinary classes seldom come to 4.")
     else:
         classes = len(np.unique(run.data.labels))
-        lines.append(f"Nothing was found: in none of the {classes} classes does a group stand far apart from the rest.")
+        lines.append(
+            f"Nothing was found: in none of the {classes} classes does a group stand {FAR:g} standard deviations apart from the "
+            "rest."
+        )
+    if others:
+        lines.append(f"Worth a look: {_named(run, found, others)}. Groups of honest images come to that now and then.")
+    if not surely:
         lines += _foremost(run, found)
     lines.append(_how_sure(run))
-    if groups:
+    if surely:
         lines.append(
             "Next: look at the first rows of suspects.csv. If they are what they seem, `make export DATA=… TO=clean` writes the "
             "set without them; train on that. If they are right, keep them: a group may be a rare but honest kind of image."
@@ -86,6 +89,17 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     else:
         lines.append("Next: nothing has to be removed. The problems of the data below, if any, are no backdoor.")
     return lines
+
+
+def _named(run: Run, found: Suspicion, groups: list[tuple[int, IntArray]]) -> str:
+    """Groups in words, the farthest ones by name."""
+    named = "; ".join(
+        f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at "
+        f"least {at_least(float(found.apart[members].max()))} standard deviations apart from the others "
+        f"({LEVELS[int(found.level[members].max())]}{ELSEWHERE if found.look[members].all() else ''})"
+        for label, members in groups[:MOST_GROUPS]
+    )
+    return named + (f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else "")
 
 
 def _foremost(run: Run, found: Suspicion) -> list[str]:
@@ -105,8 +119,8 @@ def _how_sure(run: Run) -> str:
     kinds = [kind for planted in run.calibration for kind in planted.kinds]
     if not kinds:
         return "How sure: unknown, as no canaries were planted, and so nothing says what this scan would have found."
-    total, reached = sum(kind.count for kind in kinds), sum(int(kind.found[MEDIUM]) for kind in kinds)
-    blind = sorted({kind.kind for kind in kinds if kind.found[MEDIUM] < kind.count / 2})
+    total, reached = sum(kind.count for kind in kinds), sum(int(kind.found[HIGH]) for kind in kinds)
+    blind = sorted({kind.kind for kind in kinds if kind.found[HIGH] < kind.count / 2})
     return (
         f"How sure: of {total:,} canaries this scan would have found {reached:,} ({reached / max(total, 1):.0%})"
         + (f"; it is blind to most of those by {', '.join(blind)}" if blind else "")

@@ -224,11 +224,18 @@ def _scored(run: Run) -> IntArray:
 
 def suspects_csv(run: Run) -> str:
     """The table for a spreadsheet or a program: text in quotes, numbers without, a line per sample."""
+    table = suspects_table(run)
+    for name in table.select_dtypes("floating"):
+        # Six digits by hand: pandas makes text of numbers that it formats, and text stands in quotes.
+        table[name] = [_six_digits(value) for value in table[name].tolist()]
     # In quotes, a name cannot end its cell, whatever a spreadsheet takes for the separator.
-    text: str = suspects_table(run).to_csv(
-        index=False, float_format="%.6g", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
-    )
+    text: str = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     return text
+
+
+def _six_digits(value: float) -> float | int:
+    rounded = float(f"{value:.6g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def training(page: Page, run: Run) -> None:

@@ -38,7 +38,7 @@ class ReportSettings:
     note: str = ""
     samples: Count = 8
     suspects: Count = 24
-    level: Literal["low", "medium", "high"] = "medium"
+    level: Literal["low", "medium", "high"] = "high"
 
 
 @dataclass(frozen=True)
