@@ -540,6 +540,11 @@ class TestExport:
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def root(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The command works in the root of a working copy, and is taken back from there."""
+        monkeypatch.chdir(ROOT)
+
     def test_the_plan(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["run", str(folder), "--plan"])
         said = capsys.readouterr().out

@@ -227,7 +227,7 @@ def suspects_csv(run: Run) -> str:
     table = suspects_table(run)
     for name in table.select_dtypes("floating"):
         # Six digits by hand: pandas makes text of numbers that it formats, and text stands in quotes.
-        table[name] = [_six_digits(value) for value in table[name].tolist()]
+        table[name] = pd.Series([_six_digits(value) for value in table[name].tolist()], table.index, dtype=object)
     # In quotes, a name cannot end its cell, whatever a spreadsheet takes for the separator.
     text: str = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     return text
