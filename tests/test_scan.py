@@ -281,7 +281,7 @@ class TestAnswer:
     def test_nothing(self) -> None:
         text = answer_text(scan_of(self.NOTHING))
         assert text.startswith(
-            "Nothing was found: in none of the 3 classes does a group stand 5 standard deviations apart from the rest.\n"
+            "Nothing was found: in none of the 3 classes does a group stand 5.5 standard deviations apart from the rest.\n"
         )
         assert "of 3 canaries this scan would have found 2 (67%); it is blind to most of those by sig." in text
         assert (
@@ -320,7 +320,7 @@ class TestAnswer:
         values = np.where(np.arange(COUNT) < 3, 4.5, 1.0) + np.arange(COUNT) / 100
         text = answer_text(scan_of(scored(values, np.arange(COUNT) < 3)))
         assert text.startswith(
-            "Nothing was found: in none of the 3 classes does a group stand 5 standard deviations apart"
+            "Nothing was found: in none of the 3 classes does a group stand 5.5 standard deviations apart"
         )
         assert (
             "Worth a look: 1 of 13 samples of class 2 (eel) stand at least 4.5 standard deviations apart from the others (medium)"

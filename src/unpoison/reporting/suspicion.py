@@ -17,7 +17,7 @@ from ..poisoning.truth import Truth
 LEVELS = ("none", "low", "medium", "high")
 """Levels in rising order, by number."""
 LOW, MEDIUM, HIGH = 1, 2, 3
-FAR = 5.0
+FAR = 5.5
 """Separation from which on a group is of level `high`; those that the detector's own rule flags below it are `medium`."""
 LEARNED = 0.8
 """Share of the training labels below which a model is undertrained, and no level means anything."""
