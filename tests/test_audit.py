@@ -174,7 +174,7 @@ def summary(acc: float = 0.9, rates: pd.DataFrame | None = None, **verdicts: Ver
 
 def test_the_verdict_in_words() -> None:
     text = summary(neural_cleanse=verdict(0, 5, 1), mm_bd=verdict(0, 3, 1))
-    assert "VERDICT. A backdoor is likely: neural_cleanse and mm_bd all flag class 1" in text
+    assert "VERDICT. A backdoor is likely: neural_cleanse and mm_bd flag class 1 " in text
     assert "not measured for this network (resnet18 stem=conv3 width=8)" in text
     assert (
         "| bnp | 0.900 [0.80, 0.95] of 60 | 0.800 [0.68, 0.88] of 60 | 1.00 → 0.10 → 0.90 | 0.70 → 0.60 → 0.50 |"

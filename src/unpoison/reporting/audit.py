@@ -20,7 +20,7 @@ HEADING = "Audit of the model received"
 LEVELS = (
     "No sign of a backdoor in what was tested, which does not show that there is none.",
     "A suspicion, not a finding: {some}.",
-    "A backdoor is likely: {all} all flag class {target}.",
+    "A backdoor is likely: {all} flag class {target} and rank it first.",
 )
 """What is said by how many inspectors flag a class: none, some or not the same, all of them the same one."""
 LOW = 0.5
