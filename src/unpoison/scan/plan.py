@@ -17,6 +17,7 @@ from ..workflow import committed
 from .rules import NETWORK, Survey, batch_of, detectors_of
 
 RUNS = 3
+"""Times that each of the two is measured."""
 STARTS = 100.0
 """Seconds that the starts of all stages take, about: each is a process that loads its libraries."""
 
