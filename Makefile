@@ -1,4 +1,4 @@
-# make repro: the default run.  make test: what a contributor runs.  make lint: style and types.
+# make repro: the default run.  make lint test: what a contributor runs.  make test-end-to-end: before a change of stages is shared.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 # The first command on PATH that a DVC stage calls `python` must be the environment's, and the library the one that lies here.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
-.PHONY: setup git repro scan export audit report costs params test test-slow fuzz suite suite-table suite-curves suite-sheet lint \
-	bench clean clean-scratch
+.PHONY: setup git repro scan export audit report costs params test test-end-to-end test-slow fuzz suite suite-table suite-curves \
+	suite-sheet lint bench clean clean-scratch
 
 setup: $(READY)
 
@@ -62,8 +62,13 @@ params: setup
 
 # One thread per worker: two pools of threads on the same cores wait for each other. Files in the order of tests/conftest.py: with the
 # longest at the end one worker would be left alone with it.
+PYTEST := $(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
 test: setup
-	$(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow and not gpu and not end_to_end'
+
+# Stages, DVC and several processes from end to end. CI runs both.
+test-end-to-end: setup
+	$(PYTEST) -m 'not slow and not gpu and end_to_end'
 
 # One published table. SCALE: the suite's first if not given; DATA=folder or archive of images; EXPERIMENTS="badnets
 # blended-0.1": only these; FRESH=1: everything again.

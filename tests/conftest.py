@@ -44,10 +44,15 @@ LONGEST = (
     "distributed",
 )
 """Files of tests that take the longest, in this order."""
+END_TO_END = ("stages", "pipeline", "suite_runs", "engines", "distributed", "sizes")
+"""Files whose tests run stages, DVC or several processes from end to end: marked `end_to_end`, and not part of `make test`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: workers that take file after file then end at about the same time."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in END_TO_END:
+            item.add_marker("end_to_end")
     place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
