@@ -6,12 +6,15 @@ import csv
 import io
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
 import detect_canary
 import train_canary
@@ -23,7 +26,7 @@ from tiny import ROOT, TINY, run_stages, write_params
 from unpoison.core.errors import UserError
 from unpoison.data.imageset import ImageSet
 from unpoison.data.scores import Scores
-from unpoison.detection import DETECTORS, separation
+from unpoison.detection import DETECTORS, separation, transplant
 from unpoison.poisoning.policy import Policy
 from unpoison.poisoning.truth import Part, Truth
 from unpoison.reporting.answer import answer_text, kept_and_removed
@@ -107,6 +110,53 @@ class TestSeparation:
         assert not scores.flagged.any()
 
 
+class Corner(nn.Module):
+    """Class 0 where the last pixel is white; otherwise what the first one says."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.zeros(len(images), 3)
+        classes = (images[:, 0, 0, 0] * 255 / 100).round().long().clamp(0, 2)
+        classes[images[:, 0, -1, -1] > 0.9] = 0
+        return logits.scatter(1, classes[:, None], 1.0)
+
+
+class TestTransplant:
+    def found(self, monkeypatch: pytest.MonkeyPatch, *, corner: int, distance: float = 8) -> Scores:
+        """Of three classes whose first one has a group of 20, 20 more than enough to see, whose last pixel has a value."""
+        rows, labels = TestSeparation().rows(distance)
+        suspect = of_features(rows, labels, [], [])
+        pixels = np.zeros((300, 4, 4, 1), np.uint8)
+        pixels[:, 0, 0, 0] = 100 * labels
+        pixels[:20, -1, -1, 0] = corner
+        data = ImageSet(pixels, suspect.data.labels, suspect.data.classes)
+        monkeypatch.setattr(transplant, "frozen_for", lambda *_: Corner())
+        return DETECTORS["transplant"].score(replace(suspect, data=data))
+
+    def test_what_takes_its_class_along_is_flagged(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        scores = self.found(monkeypatch, corner=255)
+        assert scores.flagged is not None
+        assert np.flatnonzero(scores.flagged).tolist() == list(range(20))
+        # The lower right quarter makes every image class 0, and that of the other eighty leaves it what it was.
+        assert scores.values[:20].tolist() == [1.0] * 20
+        assert scores.values[20:100].tolist() == [0.0] * 80
+
+    def test_a_group_that_is_only_apart_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        scores = self.found(monkeypatch, corner=200)
+        assert scores.flagged is not None
+        assert not scores.flagged.any()
+        assert np.abs(scores.values).max() == 0
+
+    def test_nor_one_that_is_not_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        scores = self.found(monkeypatch, corner=255, distance=0)
+        assert scores.flagged is not None
+        assert not scores.flagged.any()
+
+    def test_the_lower_bound_by_hand(self) -> None:
+        # 0.75 - 0.25, variances 1/24 and 1/24 of four each: 0.5 - 1.645 sqrt(1/48).
+        group, rest = np.array([0.5, 0.75, 0.75, 1]), np.array([0, 0.25, 0.25, 0.5])
+        assert transplant.at_least(group, rest) == pytest.approx(0.5 - 1.645 / 48**0.5)
+
+
 def images(count: int, classes: int, *, side: int = 16) -> ImageSet:
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     return ImageSet(pixels, np.arange(count) % classes, tuple(f"class {number}" for number in range(classes)))
@@ -171,6 +221,20 @@ class TestLevels:
         assert (found.level[[2, 4, 5, 6, 7, 8, 9]] <= LOW).all()
         assert found.apart[[0, 3, 6]] == pytest.approx([6, 4.9, 3])
         assert sorted(found.place) == list(range(1, 11))
+
+    def test_a_group_that_takes_its_class_along_is_high(self) -> None:
+        carried = scored([0, 0, 0, 0.9, 0.1, 0, 0, 0, 0, 0], np.arange(10) == 3)
+        scores = {"separation": scored(*self.GROUPS), "transplant": carried}
+        found = suspicion(scores, self.LABELS)
+        assert found is not None
+        assert found.level[[0, 1, 3]].tolist() == [HIGH] * 3
+        assert found.brought == pytest.approx([0, 0, 0, 0.9, 0, 0, 0, 0, 0, 0])
+        words = reasons(found, scores, self.LABELS, CLASSES)
+        assert words[0].endswith("apart from the other 1")
+        assert words[3].endswith(
+            "at least 4.9 standard deviations apart from the other 2; a part of them gives their class to 90% more of the images "
+            "that it is put onto"
+        )
 
     def test_without_groups_the_first_of_the_list_are_low(self) -> None:
         found = suspicion({"other": scored(np.arange(10))}, self.LABELS)
@@ -281,7 +345,8 @@ class TestAnswer:
     def test_nothing(self) -> None:
         text = answer_text(scan_of(self.NOTHING))
         assert text.startswith(
-            "Nothing was found: in none of the 3 classes does a group stand 5.5 standard deviations apart from the rest.\n"
+            "Nothing was found: in none of the 3 classes does a group stand 5.5 standard deviations apart from the rest, or "
+            "take its class along to other images.\n"
         )
         assert "of 3 canaries this scan would have found 2 (67%); it is blind to most of those by sig." in text
         assert (

@@ -19,6 +19,7 @@ from . import (
     spectre,
     ss,
     strip,
+    transplant,
 )
 from .detector import Detector
 
@@ -39,6 +40,7 @@ DETECTORS: dict[str, Detector] = {
     "sentinet": sentinet.DETECTOR,
     "ensemble": ensemble.DETECTOR,
     "separation": separation.DETECTOR,
+    "transplant": transplant.DETECTOR,
 }
 INPUT_DETECTORS = {name: detector for name, detector in DETECTORS.items() if detector.single_inputs}
 """Those that also score single inputs at test time."""

@@ -9,6 +9,9 @@ explain the class, as that grows with every class that has two halves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,26 +55,50 @@ def score(
     lie far out by chance. Where a class is too small for a group, samples score by their distance
     from its mean, as a share of the largest.
     """
-    data = suspect.data
-    rows = suspect.features.penultimate[np.arange(len(data))].astype(np.float64)
-    check_finite("separation", rows, "features")
-    roots = within_others(rows, data.labels)
-    values, flagged = np.zeros(len(data)), np.zeros(len(data), bool)
-    for label, root in roots.items():
-        members = np.flatnonzero(data.labels == label)
+    values, flagged = np.zeros(len(suspect.data)), np.zeros(len(suspect.data), bool)
+    for found in groups_of(suspect, seed=seed, components=components, least=least, what="separation"):
+        values[found.members] = found.scores
+        flagged[found.members] = found.belonging & (found.apart >= threshold)
+    rule = f"the groups that stand at least {threshold:g} standard deviations apart from the rest of their class"
+    return Scores(values.astype(np.float32), forward_passes=1, assumption=ASSUMPTION, flagged=flagged, rule=rule)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The most separate group of a class.
+
+    Attributes:
+        label: the class.
+        members: samples of the class, int64 [m].
+        belonging: which of them lie on the group's side, [m]; none where the class is too small for a group.
+        scores: the group's separation times each sample's membership, or what takes its place, float64 [m].
+        apart: lower bound of the separation; 0 without a group.
+    """
+
+    label: int
+    members: IntArray
+    belonging: Mask
+    scores: Real
+    apart: float
+
+
+def groups_of(suspect: Suspect, *, seed: int, components: int, least: int, what: str) -> Iterator[Group]:
+    """The most separate group of each class, class by class; arguments as for `score`, and the detector's name for errors."""
+    rows, labels = suspect.features.penultimate[np.arange(len(suspect.data))].astype(np.float64), suspect.data.labels
+    check_finite(what, rows, "features")
+    for label, root in within_others(rows, labels).items():
+        members = np.flatnonzero(labels == label)
         of_class = rows[members] @ root
         group = most_separate(of_class, components, least, derive(seed, "separation/clusters", label) % 2**32)
         if group is None:
             distances = np.linalg.norm(of_class - of_class.mean(0), axis=1)
-            values[members] = distances / max(distances.max(), 1e-12)
+            yield Group(label, members, np.zeros(len(members), bool), distances / max(distances.max(), 1e-12), 0.0)
             continue
         rng = numpy_rng(seed, "separation/halves", label)
         apart = at_least(held_out(of_class, group, components, rng), group)
         belongs = membership(of_class, group, components)
         # The largest membership is made 1, so that a class's largest score is its group's separation.
-        values[members], flagged[members] = apart * belongs / belongs.max(), (apart >= threshold) & (belongs > 0.5)
-    rule = f"the groups that stand at least {threshold:g} standard deviations apart from the rest of their class"
-    return Scores(values.astype(np.float32), forward_passes=1, assumption=ASSUMPTION, flagged=flagged, rule=rule)
+        yield Group(label, members, belongs > 0.5, apart * belongs / belongs.max(), apart)
 
 
 def within_others(rows: Real, labels: IntArray) -> dict[int, Real]:

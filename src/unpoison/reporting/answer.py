@@ -22,6 +22,7 @@ from .suspicion import (
     first_of,
     other_alarms,
     reasons,
+    takes_along,
 )
 
 MOST_GROUPS = 3
@@ -68,13 +69,14 @@ def paragraph(run: Run, found: Suspicion) -> list[str]:
     lines = []
     if surely:
         lines.append(
-            f"Something is wrong: {_named(run, found, surely)}. No ordinary class that was looked at came to {FAR:g}."
+            f"Something is wrong: {_named(run, found, surely)}. No group of honest images that was looked at came to {FAR:g} or "
+            "took its class along so."
         )
     else:
         classes = len(np.unique(run.data.labels))
         lines.append(
             f"Nothing was found: in none of the {classes} classes does a group stand {FAR:g} standard deviations apart from the "
-            "rest."
+            "rest, or take its class along to other images."
         )
     if others:
         lines.append(f"Worth a look: {_named(run, found, others)}. Groups of honest images come to that now and then.")
@@ -97,6 +99,7 @@ def _named(run: Run, found: Suspicion, groups: list[tuple[int, IntArray]]) -> st
         f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at "
         f"least {at_least(float(found.apart[members].max()))} standard deviations apart from the others "
         f"({LEVELS[int(found.level[members].max())]}{ELSEWHERE if found.look[members].all() else ''})"
+        + (f", and a part of them {takes_along(float(brought))}" if (brought := found.brought[members].max()) else "")
         for label, members in groups[:MOST_GROUPS]
     )
     return named + (f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else "")

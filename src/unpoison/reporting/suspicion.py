@@ -18,15 +18,17 @@ LEVELS = ("none", "low", "medium", "high")
 """Levels in rising order, by number."""
 LOW, MEDIUM, HIGH = 1, 2, 3
 FAR = 5.5
-"""Separation from which on a group is of level `high`; those that the detector's own rule flags below it are `medium`."""
+"""Separation from which on a group is of level `high` whatever it brings to other images; those that the detector's own rule flags
+below it are `medium`."""
 LEARNED = 0.8
 """Share of the training labels below which a model is undertrained, and no level means anything."""
 NO_ANSWER = "No answer yet"
 """How the answer of such a scan begins."""
 FIRST = 0.01
 """Share of the list that is of level `low` in any set, clean ones too: worth a look, and no sign by itself."""
-GROUPS = "separation"
-"""The detector whose groups are of level `medium` or `high`. It needs no trusted images and has a scale of its own."""
+GROUPS, CARRIED = "separation", "transplant"
+"""The detector whose groups are of level `medium` or, far apart, `high`, and the one whose groups are `high`, as a part of their
+images takes their class along. Neither needs trusted images, and both have a scale of their own."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Suspicion:
     Attributes:
         level: level of each sample by its number in `LEVELS`, int8 [n]; 0 of those that no detector scored.
         apart: separation of the most separate group of each sample's class, float32 [n]; 0 where it was not measured.
+        brought: how many more of the images that a part of its group is put onto take the class than with the rest of it, as a
+            share, float32 [n]; 0 but for samples that `transplant` flags.
         place: place of each sample in the list by the mean of its ranks, from 1, int64 [n]; 0 where it was not scored.
         look: which network gave the level, int8 [n]: 0 the one of the set as received, k that of the k-th round of canaries.
     """
 
     level: NDArray[np.int8]
     apart: NDArray[np.float32]
+    brought: NDArray[np.float32]
     place: IntArray
     look: NDArray[np.int8]
 
@@ -89,9 +94,10 @@ class Caught:
 def suspicion(scores: Mapping[str, Scores], labels: IntArray, rounds: Sequence[Round] = ()) -> Suspicion | None:
     """Levels of all samples; None without any detector.
 
-    `high` and `medium`: in a group of its class that stands far apart (`separation`), in the features of the network that was
-    trained on the set as received or of one that was trained on it with canaries: what one training makes of a trigger another may
-    not. `low`: among the first of the list by the mean of the detectors' ranks.
+    `high` and `medium`: in a group of its class that stands apart (`separation`), for `high` very far, or such that a part of its
+    images takes the class along to others (`transplant`); by the network that was trained on the set as received or by one that
+    was trained on it with canaries: what one training makes of a trigger another may not. `low`: among the first of the list by the
+    mean of the detectors' ranks.
 
     Args:
         scores: scores of the training set by detector.
@@ -121,6 +127,7 @@ def _with_round(found: Suspicion, planted: Round, number: int) -> Suspicion:
     return Suspicion(
         np.where(raised, seen.level, found.level),
         np.where(raised, seen.apart, found.apart),
+        np.where(raised, seen.brought, found.brought),
         found.place,
         np.where(raised, number, found.look).astype(np.int8),
     )
@@ -142,7 +149,7 @@ def _at_one_look(scores: Mapping[str, Scores], labels: IntArray) -> Suspicion | 
     place, level = np.zeros(count, np.int64), np.zeros(count, np.int8)
     place[listed] = np.arange(1, len(listed) + 1)
     level[listed[: first_of(len(listed))]] = LOW
-    apart = np.zeros(count, np.float32)
+    apart, brought = np.zeros(count, np.float32), np.zeros(count, np.float32)
     if (groups := scores.get(GROUPS)) is not None and groups.flagged is not None:
         samples = np.arange(count) if groups.index is None else groups.index
         # The largest score of a class is its group's separation.
@@ -151,7 +158,15 @@ def _at_one_look(scores: Mapping[str, Scores], labels: IntArray) -> Suspicion | 
             apart[samples[members]] = groups.values[members].max()
         flagged = samples[groups.flagged]
         level[flagged] = np.where(apart[flagged] >= FAR, HIGH, MEDIUM)
-    return Suspicion(level, apart, place, np.zeros(count, np.int8))
+    if (carried := scores.get(CARRIED)) is not None and carried.flagged is not None:
+        samples = np.arange(count) if carried.index is None else carried.index
+        flagged = samples[carried.flagged]
+        level[flagged] = HIGH
+        # The scores of the rest of a class are about 0, so that a group's mean is its difference from them.
+        for label in np.unique(labels[flagged]):
+            of_class = carried.flagged & (labels[samples] == label)
+            brought[samples[of_class]] = carried.values[of_class].mean()
+    return Suspicion(level, apart, brought, place, np.zeros(count, np.int8))
 
 
 def first_of(count: int) -> int:
@@ -170,6 +185,7 @@ def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, cl
             words[sample] = (
                 f"one of {len(group)} samples of class {classes[label]} that stand at least {at_least(found.apart[sample])} "
                 f"standard deviations apart from the other {sizes[label] - len(group)}{' beside canaries' if look else ''}"
+                + (f"; a part of them {takes_along(found.brought[group].max())}" if found.brought[group].any() else "")
             )
     for sample in np.flatnonzero(found.level == LOW).tolist():
         best = sorted((rank[sample], name) for name, rank in firsts.items() if rank[sample])[:2]
@@ -182,6 +198,11 @@ def reasons(found: Suspicion, scores: Mapping[str, Scores], labels: IntArray, cl
 def at_least(apart: float) -> str:
     """A lower bound with one decimal, rounded down: 4.97 is not 5."""
     return f"{np.floor(apart * 10) / 10:.1f}"
+
+
+def takes_along(brought: float) -> str:
+    """What a part of a group's images does to others, in words."""
+    return f"gives their class to {brought:.0%} more of the images that it is put onto"
 
 
 def _ranks_of(scores: Scores, count: int) -> NDArray[np.float64]:

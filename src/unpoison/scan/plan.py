@@ -11,6 +11,7 @@ import numpy as np
 from .. import models
 from ..compute.inference import logits_of
 from ..data.imageset import ImageSet
+from ..detection import transplant
 from ..training.loop import fit
 from ..training.recipes import recipe_named
 from ..workflow import committed
@@ -67,6 +68,9 @@ def seconds(found: Survey, cost: Cost, *, epochs: int, canary: bool) -> float:
     chosen, own = detectors_of(found.total, found.sample.shape[1]), committed("params/detectors.yaml")
     # A pass for `extract`, one for each overlay of STRIP, and a step of CD is one forward and one backward, which is as two.
     passes = 1 + ("strip" in chosen) * own["strip"]["overlays"] + ("cd" in chosen) * 3 * own["cd"]["steps"]
+    # Some of each class with every part, and all with the chosen one.
+    tried = len(found.classes) * 2 * transplant.CHOOSING * len(transplant.PARTS)
+    passes += own["transplant"]["others"] * (1 + min(tried / found.total, len(transplant.PARTS)))
     once = found.total * (epochs * cost.trained + passes * cost.passed)
     return STARTS + once * (2 if canary else 1)
 

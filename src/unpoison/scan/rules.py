@@ -111,7 +111,7 @@ def batch_of(total: int) -> int:
 
 def detectors_of(total: int, size: int) -> list[str]:
     """Detectors of a scan. Only `strip` asks for trusted images, and says less where nothing vouches for them."""
-    cheap = ["separation", "ac", "ss", "spectre", "strip"]
+    cheap = ["separation", "transplant", "ac", "ss", "spectre", "strip"]
     return [*cheap, "cd"] if total * size * size <= MOST_VALUES else cheap
 
 
