@@ -4,11 +4,12 @@ A group that stands apart in its class (`separation`) may be poison or an honest
 sure. What makes a backdoor is that its trigger decides whatever else is in the image. SentiNet (Chou, Tramèr and Pellegrino, IEEE
 SPW 2020) puts what a class activation map finds in an image onto others and counts how many it misleads. This project's own: the
 parts are fixed, the whole of the image at half strength among them, as a trigger may be a patch, a pattern or a hue; and what
-counts is how much more often a part of the group misleads than the same part of the rest of the class.
+counts is how much more often a part of the group misleads than the same of the rest of the class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -43,6 +44,9 @@ PARTS = {
     "right": (0.0, 1.0, 0.5, 1.0),
 }
 """Parts that are put onto other images, as shares of rows and columns; the whole at half strength."""
+QUARTERS = ("top left", "top right", "bottom left", "bottom right", "middle")
+CHOICES = {**{part: (part,) for part in PARTS}, "any quarter": QUARTERS}
+"""What a group may carry its class in: a part, or of each image the quarter that brings most, as a trigger may lie anywhere."""
 CHOOSING = 40
 """Samples of the group, and of the rest, by which its part is chosen, at most."""
 PASS = 512
@@ -72,10 +76,11 @@ def score(
         components: as for `separation`.
         least: as for `separation`.
 
-    The group of a class and its separation are those of `separation`. Its part is the one by which it brings most more than the
-    rest; of what it brings onto other images than those, the lower 95 % bound counts. Samples score by that part from -1 to 1, the
-    rest of the class about 0. Where a class is too small for a group, samples score by the whole at half strength, less the class's
-    mean. A single class has no other images, and its samples score 0.
+    The group of a class and its separation are those of `separation`. What it carries its class in, one part or of each image the
+    quarter that brings most, is chosen by how much more it brings than the rest; of what it brings onto other images than those,
+    the lower 95 % bound counts. Samples score by that choice from -1 to 1, the rest of the class about 0. Where a class is too small
+    for a group, samples score by the whole at half strength, less the class's mean. A single class has no other images, and its
+    samples score 0.
     """
     data, device = suspect.data, pick_device()
     network, grid = frozen_for(suspect.model, data, device), _grids(data.image_size, device)
@@ -93,21 +98,23 @@ def score(
             values[found.members] = shares - shares.mean()
             passes += others * len(found.members)
             continue
-        # One draw chooses the part, another measures it.
+        # One draw chooses what the group carries its class in, another measures it.
         first, second = (np.sort(rng.permutation(foreign)[:others]) for _ in range(2))
         few = [np.sort(rng.permutation(samples)[:CHOOSING]) for samples in (group, rest)]
-        best = max(
-            PARTS,
-            key=lambda part: _more(
-                *(_brought(network, data, samples, first, grid[part], found.label, device) for samples in few)
-            ),
+        by_part = {
+            part: [_brought(network, data, samples, first, grid[part], found.label, device) for samples in few]
+            for part in PARTS
+        }
+        best = max(CHOICES, key=lambda choice: _more(*_most([by_part[part] for part in CHOICES[choice]])))
+        brought = _most(
+            [
+                [_brought(network, data, samples, second, grid[part], found.label, device) for samples in (group, rest)]
+                for part in CHOICES[best]
+            ]
         )
-        brought = [
-            _brought(network, data, samples, second, grid[best], found.label, device) for samples in (group, rest)
-        ]
         values[group], values[rest] = (shares - brought[1].mean() for shares in brought)
         flagged[group] = found.apart >= apart and at_least(*brought) >= threshold
-        passes += others * (len(PARTS) * sum(map(len, few)) + len(found.members))
+        passes += others * (len(PARTS) * sum(map(len, few)) + len(CHOICES[best]) * len(found.members))
     check_finite("transplant", values, "predictions")
     rule = (
         f"the groups that stand at least {apart:g} standard deviations apart from the rest of their class and bring it to at least "
@@ -127,6 +134,12 @@ def at_least(group: Real, rest: Real) -> float:
     'Student's' problem", Biometrika 1947; of the normal distribution)."""
     variance = sum(float(shares.var(ddof=1)) / len(shares) for shares in (group, rest))
     return _more(group, rest) - 1.645 * float(np.sqrt(variance))
+
+
+def _most(parts: Sequence[Sequence[Real]]) -> tuple[Real, Real]:
+    """What each sample of group and rest brings by the part that brings most."""
+    group, rest = (np.max(shares, axis=0) for shares in zip(*parts, strict=True))
+    return group, rest
 
 
 def _more(group: Real, rest: Real) -> float:
