@@ -59,8 +59,8 @@ TABLE = {
     "separation": Row({"threshold": 3.5}, 0.95),  # 0.988
     "transplant": Row({"others": 2}, 0.9),
 }
-# A share of five copies, and the probabilities of a network that is sure of everything.
-FEW_VALUES = ("scale_up",)
+# A share of five copies, or of two other images, and the probabilities of a network that is sure of everything.
+FEW_VALUES = ("scale_up", "transplant")
 # Those that look at the images alone, or train a network of their own.
 WITHOUT_THE_MODEL = ("abl", "frequency")
 

@@ -78,9 +78,9 @@ def score(
 
     The group of a class and its separation are those of `separation`. What it carries its class in, one part or of each image the
     quarter that brings most, is chosen by how much more it brings than the rest; of what it brings onto other images than those,
-    the lower 95 % bound counts. Samples score by that choice from -1 to 1, the rest of the class about 0. Where a class is too small
-    for a group, samples score by the whole at half strength, less the class's mean. A single class has no other images, and its
-    samples score 0.
+    the lower 95 % bound counts. Samples score by that choice from -1 to 1, the rest of the class about 0. Where a class is too
+    small for a group, samples score by the whole at half strength, less the class's mean. A single class has no other images, and
+    its samples score 0.
     """
     data, device = suspect.data, pick_device()
     network, grid = frozen_for(suspect.model, data, device), _grids(data.image_size, device)
