@@ -703,9 +703,12 @@ def test_a_round_that_is_none_is_one_line(
 
 def test_the_page_is_true() -> None:
     text = " ".join((ROOT / "docs" / "scan.md").read_text(encoding="utf-8").split())
-    threshold = load_params(ROOT)["params/detectors.yaml"]["separation"]["threshold"]
-    assert f"stands at least {FAR:g} standard deviations apart" in text
-    assert f"in such a group at {threshold:g} or more" in text
+    detectors = load_params(ROOT)["params/detectors.yaml"]
+    assert f"stands at least {detectors['transplant']['apart']:g} standard deviations apart" in text
+    assert detectors["transplant"]["threshold"] == 0.5
+    assert "gives its class to at least half of these more" in text
+    assert f"or at least {FAR:g} apart, whatever it does to others" in text
+    assert f"in a group at least {detectors['separation']['threshold']:g} apart" in text
     (few, large), (many, middle) = rules.SIDES.items()
     assert f"{large} px at most; of more than {few:,} images {middle}, of more than {many:,} 32" in text
     assert f"{rules.STEPS} optimiser steps, or {rules.STEPS_PER_CLASS} for each class if that is more" in text
