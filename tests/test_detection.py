@@ -57,7 +57,7 @@ TABLE = {
     "sentinet": Row({"overlays": 20, "trusted": 40}, 0.6),  # 0.994
     "ensemble": Row({}, 0.95),
     "separation": Row({"threshold": 3.5}, 0.95),  # 0.988
-    "transplant": Row({"others": 2}, 0.9),
+    "transplant": Row({"others": 2}, 0.9),  # 0.978
 }
 # A share of five copies, or of two other images, and the probabilities of a network that is sure of everything.
 FEW_VALUES = ("scale_up", "transplant")
