@@ -43,6 +43,7 @@ ATTACKS: list[tuple[str, dict[str, Any]]] = [
     ("adaptive_blend", {}),
     ("adaptive_patch", {}),
     ("tact", {}),
+    ("physical", {}),
 ]
 AIMS = {"seconds": "< 10", "ratio": ">= 20", "memory_over_overlay": "<= 2"}
 

@@ -119,6 +119,9 @@ CASES = [
     Case("semantic", {}, visible=False),
     Case("semantic", {"colour": "bright"}, GREY, visible=False),
     Case("semantic", {"predicate": "index", "train_index": [3, 11, 20], "test_index": [0]}, visible=False),
+    Case("physical", {}, draws="both", constant=False),
+    Case("physical", {"pattern": "backdoors101", "tilt": 50.0}, WIDE, draws="both", constant=False),
+    Case("physical", {"pattern": "checkerboard", "placement": "center"}, GREY, draws="both", constant=False),
 ]
 FORMS = pytest.mark.parametrize("case", CASES, ids=[f"{case.attack}-{number}" for number, case in enumerate(CASES)])
 
