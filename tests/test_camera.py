@@ -129,11 +129,11 @@ def test_what_is_left_of_a_backdoor_that_reads_a_corner(monkeypatch: pytest.Monk
         return torch.stack([1 - bright, bright], 1)
 
     monkeypatch.setattr(camera, "logits_of", logits_of)
-    black = np.zeros((4, 8, 8, 1), np.uint8)
-    test = ImageSet(black, np.array([0, 1, 0, 0]), ("a", "b"))
-    stamped, index = black[:3].copy(), np.array([0, 2, 3])
+    black = np.zeros((12, 8, 8, 1), np.uint8)
+    test = ImageSet(black, np.array([0, 0, 1, 0] * 3), ("a", "b"))
+    stamped, index = black[:9].copy(), np.flatnonzero(test.labels == 0)
     stamped[:, -1, -1] = 200
-    triggered = Triggered(test, Overlay(index, stamped, np.ones(3, np.int64)))
+    triggered = Triggered(test, Overlay(index, stamped, np.ones(9, np.int64)))
     model = models.build("resnet18", num_classes=2, image_size=(8, 8), channels=1, width=8, seed=0)
 
     def left(change: str, strength: float) -> tuple[float, float]:
@@ -142,7 +142,7 @@ def test_what_is_left_of_a_backdoor_that_reads_a_corner(monkeypatch: pytest.Monk
 
     assert left("none", 0) == (0.75, 1.0)
     assert left("rotation", 180.0) == (0.75, 0.0)
-    # Halved it is 80, which is too dark: of the three images those whose key draws so.
+    # Divided by 2.5 it is 80, which is too dark.
     brighter = (uniform(4, "camera/brightness", index, 1)[:, 0] >= 0.5).mean()
     assert 0 < brighter < 1
     assert left("brightness", 2.5) == (0.75, pytest.approx(brighter))
