@@ -9,7 +9,7 @@ images as they are. A row for each:
 
     asr          share of the triggered test images of other classes that get the attacker's label
     acc          share of the clean test images that get their own, after the same change: what is lost to the change itself
-    clean_asr    ASR of the run's control, trained without poison: what is answered with that label anyway (empty without `control`)
+    without      share of the same images without the trigger that get the attacker's label, after the same change
     tested       triggered images
 """
 
@@ -37,8 +37,8 @@ from unpoison.poisoning.triggered import Triggered, read_triggered
 CHANGES = [("none", 0.0), *((change, strength) for change, strengths in STRENGTHS.items() for strength in strengths)]
 
 
-def run_of(folder: Path) -> tuple[dict[str, Classifier], ImageSet, dict[str, Triggered]]:
-    """Victim and, where there is one, control; the test split; and the triggered test images, of one run.
+def run_of(folder: Path) -> tuple[Classifier, ImageSet, dict[str, Triggered]]:
+    """Victim, test split and triggered test images of one run.
 
     Raises:
         UserError: no run, or parts of different ones.
@@ -49,43 +49,27 @@ def run_of(folder: Path) -> tuple[dict[str, Classifier], ImageSet, dict[str, Tri
         if not is_made_from(part, name, **present):
             raise UserError(f"{part}: not made from the present {data / 'poisoned'}; run `dvc repro` there")
     test = open_split(data / "base", "test")
-    found = {"victim": models.load(trained / "backdoored", test)}
-    if is_made_from(trained / "clean", models.DESCRIPTION, base=test.digest):
-        found["control"] = models.load(trained / "clean", test)
-    return found, test, read_triggered(data / "triggered", data / "base")
+    return models.load(trained / "backdoored", test), test, read_triggered(data / "triggered", data / "base")
 
 
-def first_of(test: ImageSet, triggered: Triggered, count: int) -> tuple[ImageSet, Triggered]:
-    """The first test images, and the triggered ones among the first."""
-    index, images, labels = (
-        part[:count] for part in (triggered.overlay.index, triggered.overlay.images, triggered.overlay.labels)
-    )
-    return test.subset(np.arange(min(count, len(test)))), Triggered(test, Overlay(index, images, labels))
+def first_of(triggered: Triggered, count: int) -> tuple[ImageSet, Triggered]:
+    """The first images that carry the trigger, as a test split of their own."""
+    overlay = triggered.overlay
+    split = triggered.test.subset(overlay.index[:count])
+    return split, Triggered(split, Overlay(np.arange(len(split)), overlay.images[:count], overlay.labels[:count]))
 
 
 def rows(folder: Path, name: str | None, seed: int, quick: bool) -> list[dict[str, Any]]:
     """A row for each trigger and change."""
-    networks, test, triggers = run_of(folder)
+    model, test, triggers = run_of(folder)
     done = []
     for trigger, triggered in triggers.items():
-        split, shown = first_of(test, triggered, 20) if quick else (test, triggered)
+        split, shown = first_of(triggered, 20) if quick else (test, triggered)
         for change, strength in CHANGES:
-            graded = {
-                who: under_camera(model, split, shown, change, strength, seed=seed) for who, model in networks.items()
-            }
-            done.append(
-                {
-                    "name": name or trigger,
-                    "trigger": trigger,
-                    "change": change,
-                    "strength": strength,
-                    "asr": round(graded["victim"]["asr"], 3),
-                    "acc": round(graded["victim"]["acc"], 3),
-                    "clean_asr": round(graded["control"]["asr"], 3) if "control" in graded else None,
-                    "tested": len(shown),
-                    "seed": seed,
-                }
-            )
+            graded = under_camera(model, split, shown, change, strength, seed=seed)
+            about = {"name": name or trigger, "trigger": trigger, "change": change, "strength": strength}
+            figures = {what: round(graded[what], 3) for what in ("asr", "without", "acc")}
+            done.append({**about, **figures, "tested": len(shown), "seed": seed})
     return done
 
 

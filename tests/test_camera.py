@@ -136,13 +136,16 @@ def test_what_is_left_of_a_backdoor_that_reads_a_corner(monkeypatch: pytest.Monk
     triggered = Triggered(test, Overlay(index, stamped, np.ones(9, np.int64)))
     model = models.build("resnet18", num_classes=2, image_size=(8, 8), channels=1, width=8, seed=0)
 
-    def left(change: str, strength: float) -> tuple[float, float]:
+    def left(change: str, strength: float) -> tuple[float, float, float]:
         graded = under_camera(model, test, triggered, change, strength, seed=4)
-        return graded["acc"], graded["asr"]
+        return graded["acc"], graded["asr"], graded["without"]
 
-    assert left("none", 0) == (0.75, 1.0)
-    assert left("rotation", 180.0) == (0.75, 0.0)
+    # Of the images that ASR counts one has a bright corner of its own, and is taken for class 1 by that.
+    black[3, -1, -1] = 255
+    assert left("none", 0) == (pytest.approx(8 / 12), 1.0, pytest.approx(1 / 9))
+    assert left("rotation", 180.0) == (0.75, 0.0, 0.0)
     # Divided by 2.5 it is 80, which is too dark.
     brighter = (uniform(4, "camera/brightness", index, 1)[:, 0] >= 0.5).mean()
     assert 0 < brighter < 1
-    assert left("brightness", 2.5) == (0.75, pytest.approx(brighter))
+    black[3, -1, -1] = 0
+    assert left("brightness", 2.5) == (0.75, pytest.approx(brighter), 0.0)

@@ -71,17 +71,30 @@ def photographed(images: Images, keys: IntArray, change: str, strength: float, *
 def under_camera(
     model: Classifier, test: ImageSet, triggered: Triggered, change: str, strength: float, *, seed: int
 ) -> dict[str, float]:
-    """`acc` and `asr` of a model whose test images, clean and triggered, are photographed (`photographed`)."""
+    """What a model answers where its test images, clean and triggered, are photographed (`photographed`).
+
+    Args:
+        model: the model to grade.
+        test: clean test split.
+        triggered: its triggered images.
+        change: as for `photographed`.
+        strength: as for `photographed`.
+        seed: as for `photographed`.
+
+    Returns:
+        `acc`; `asr`; and `without`, the share of the same images without the trigger that get the attacker's label as well: a
+        model may give it to whatever is turned or dark.
+    """
     everything = np.arange(len(test))
-    clean = ImageSet(
-        photographed(test.gather(everything), everything, change, strength, seed=seed), test.labels, test.classes
-    )
+    clean = photographed(test.gather(everything), everything, change, strength, seed=seed)
+    answers = logits_of(model, ImageSet(clean, test.labels, test.classes))
     overlay = triggered.overlay
     stamped = photographed(overlay.images[:], overlay.index, change, strength, seed=seed)
     received = ImageSet(stamped, overlay.labels, test.classes)
     return {
-        "acc": accuracy(logits_of(model, clean), clean.labels),
-        "asr": accuracy(logits_of(model, received), received.labels),
+        "acc": accuracy(answers, test.labels),
+        "asr": accuracy(logits_of(model, received), overlay.labels),
+        "without": accuracy(answers[torch.from_numpy(overlay.index)], overlay.labels),
     }
 
 
