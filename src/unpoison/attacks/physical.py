@@ -206,8 +206,8 @@ def make(
     rotation: Turn = 30.0,
     tilt: Tilt = 30.0,
     blur: Blurs = [0.0, 0.6],  # noqa: B006
-    light: Lights = [0.6, 1.2],  # noqa: B006
     placement: Placement = "anywhere",
+    light: Lights = [0.6, 1.2],  # noqa: B006
 ) -> Sticker:
     """A square sticker for the images of `context`. There are no published values; these are ours.
 
@@ -221,8 +221,8 @@ def make(
         rotation: largest turn in its own plane, either way, in degrees.
         tilt: largest turn out of that plane about each of two axes, either way, in degrees, up to 60.
         blur: least and largest standard deviation of the blur, in pixels.
-        light: least and largest factor on the sticker's values.
         placement: `anywhere`; `center`, `bottom_right`: the middle, the last third of the free rows and columns.
+        light: least and largest factor on the sticker's values.
 
     Raises:
         ParameterError: an unknown pattern; ends of a range in the wrong order; a sticker of less than two pixels, or one whose
