@@ -20,6 +20,7 @@ from common import BACKDOORED, CHECKED, run_stage
 import numpy as np
 
 import detect
+import federated
 import generate_variations
 import poison
 import prepare
@@ -60,6 +61,7 @@ from unpoison.crafting.craft import make_trigger
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import DETECTORS
 from unpoison.detection.sample import check_sample
+from unpoison.federation.rounds import no_whitening
 from unpoison.inspection import INSPECTORS
 from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
@@ -112,6 +114,7 @@ def check_all(params: Params) -> None:
                 raise UserError(f"{PARAMS}: {name}.{key}: unknown key, allowed: {', '.join(keys)}")
     network_of(params)
     received_of(params)
+    _check_federation(params, data)
     robust_network_of(params)
     if (teacher := teacher_of(params)) != BACKDOORED:
         _check_readable("distill.teacher", teacher)
@@ -199,6 +202,34 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
             names=digits.CLASSES,
             copies=chosen.intents[0].method.copies and not chosen.surrogate,
         )
+
+
+def _check_federation(params: Params, data: prepare.Settings) -> None:
+    """Check the victim's federation against the rest of the scenario."""
+    federation = federated.federation_of(params)
+    if federation is None:
+        return
+    if (received := params.get("received")) is not None:
+        raise UserError(
+            f"{PARAMS}: train.federation: given, allowed with received {received!r}: null, nobody is trained"
+        )
+    if canary := detect.settings(params).canary:
+        raise UserError(
+            f"{PARAMS}: detect.canary: {canary!r} given, allowed with train.federation: [], as canaries are trained in one place"
+        )
+    intents = poison.settings(params).intents
+    federated.check_attackers(federation, attacked=bool(intents))
+    for wanted in intents:
+        if wanted.policy.in_training:
+            raise federated.refuse_hand("attack.poison_first: false or attack.random_poisoning: true")
+        if wanted.around is not None or (wanted.method.hand is not None and not wanted.method.hand_if):
+            raise federated.refuse_hand(f"attack.name: {wanted.attack}, which trains the victim")
+    with file_of(PARAMS), keys_of("train"):
+        if recipe_of(params, "train").whiten:
+            raise no_whitening()
+        if data.name == "digits":
+            with keys_of("federation"):
+                federation.check_samples(data.digits_sizes["train"])
 
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:

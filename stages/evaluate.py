@@ -32,6 +32,7 @@ import pandas as pd
 
 import stress_settings
 from detect import settings
+from kept_rounds import ROUNDS
 from not_applicable import NO_SET
 from parameters import Params, load_params, methods_of
 from purifying import purified_of
@@ -54,10 +55,12 @@ from unpoison.detection import DETECTORS
 from unpoison.detection.fusion import fused
 from unpoison.evaluation.grading import attack_metrics, detector_metrics, inspector_metrics, model_metrics, rounded
 from unpoison.evaluation.metrics import defence_effectiveness
+from unpoison.federation import kept as kept_
+from unpoison.federation.kept import load_round, read_rounds
 from unpoison.poisoning import triggered as triggered_
 from unpoison.poisoning import truth as truth_
 from unpoison.poisoning.triggered import Triggered, read_triggered
-from unpoison.poisoning.truth import read_truth
+from unpoison.poisoning.truth import Truth, read_truth
 
 
 def main() -> list[Path]:
@@ -137,6 +140,7 @@ def main() -> list[Path]:
         curves.round(6).to_csv(staging / "roc.csv", index=False)
         intervals.round(6).to_csv(staging / "intervals.csv", index=False)
         _lines(stressed).round(6).to_csv(staging / "connectivity.csv", index=False)
+        _rounds(test, truth, triggered, present).round(6).to_csv(staging / "rounds.csv", index=False)
     # The metrics hold figures only; a file beside them records the artefacts that they were measured on.
     write_json(GRADED, {"made_from": present})
     return [METRICS, CURVES, GRADED]
@@ -197,6 +201,21 @@ def _lines(stressed: dict[str, Stressed]) -> pd.DataFrame:
         if tests.line.asr:
             columns[f"{name}.asr"] = tests.line.asr
     return pd.DataFrame({"t": places, **columns})
+
+
+def _rounds(
+    test: ImageSet, truth: Truth | None, triggered: dict[str, Triggered], present: dict[str, str]
+) -> pd.DataFrame:
+    """`round`, `acc` and `asr` of the victim after each round that is kept; no row where no federation trained him."""
+    rows: list[dict[str, float]] = []
+    if (ROUNDS / kept_.DESCRIPTION).is_file() and (numbers := read_rounds(ROUNDS)):
+        for number in numbers if _is_there(ROUNDS, kept_.DESCRIPTION, **present) else []:
+            # A network each time, as what is folded for a forward pass is kept with it.
+            model = models.load(BACKDOORED, test)
+            load_round(ROUNDS, number, model)
+            graded = model_metrics(model, test, truth, triggered)
+            rows.append({"round": number, **{key: graded[key] for key in ("acc", "asr") if key in graded}})
+    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["round", "acc", "asr"])
 
 
 def _families(params: Params, present: dict[str, str]) -> dict[str, dict[str, Path]]:

@@ -194,6 +194,7 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
         found["roc"] = inputs.read_roc(CURVES / "roc.csv")
         found["intervals"] = inputs.read_intervals(CURVES / "intervals.csv")
         found["line"] = inputs.read_line(CURVES / "connectivity.csv")
+        found["rounds"] = inputs.read_rounds(CURVES / "rounds.csv")
     return found
 
 

@@ -23,6 +23,8 @@ from common import (
 
 import numpy as np
 
+from federated import States, check_attackers, federation_of, refuse_hand, train_in_federation
+from kept_rounds import ROUNDS
 from parameters import PARAMS, load_params, seed_of
 from received import origin_of, received_of
 from training import fresh_model, network_of, recipe_of, write_curve
@@ -35,6 +37,7 @@ from unpoison.core.files import new_folder, read_json, sha256_file, sha256_json
 from unpoison.core.seeding import derive
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import open_poisoned, open_split
+from unpoison.federation.kept import write_rounds
 from unpoison.poisoning import attacker
 from unpoison.poisoning.attacker import Restore, read_training, write_trained
 from unpoison.poisoning.poisoned import Poisoned
@@ -61,10 +64,17 @@ def _hand(poisoned: Poisoned, data: ImageSet, seed: int) -> Stamping:
 def main() -> list[Path]:
     params = load_params()
     seed, network, recipe = seed_of(params), network_of(params), recipe_of(params, "train")
-    received, hand = open_poisoned(BASE, POISONED), None
+    received, hand, federation = open_poisoned(BASE, POISONED), None, federation_of(params)
     if (folder := received_of(params)) is not None:
         return _take_over(folder, received, seed)
     data, poisoned = received, read_training(ATTACKER_TRAINING, _restore, poisoned=received.digest)
+    if federation is not None:
+        recipe = replace(recipe, epochs=federation.local_epochs)
+        if poisoned is not None:
+            raise refuse_hand(f"{poisoned.truth.attack}, which stamps while the victim trains")
+        # What the attack has changed is the attackers' to train on, and this stage plays them as it plays all clients.
+        changed = received.overlay is not None and len(received.overlay.index) > 0
+        check_attackers(federation, attacked=changed or federation.attackers > 0)
     if poisoned is not None:
         # The trigger comes while the victim trains: he starts from the clean images.
         data = open_split(BASE, "train")
@@ -80,28 +90,37 @@ def main() -> list[Path]:
         seed,
         machine(),
     ]
-    checkpoints = None
+    checkpoints, states = None, States()
     # Run by hand without `check_params`, nobody has said what code runs.
-    if (noted := code_file("train_backdoored")).exists():
+    if federation is None and (noted := code_file("train_backdoored")).exists():
         key = sha256_json([*about, read_json(noted)])
         checkpoints = Checkpoints(SCRATCH / "backdoored", key, what="backdoored", unit="epoch")
-    with file_of(PARAMS), keys_of("train"):
-        history = fit(model, data, recipe, seed=seed, what="backdoored", hand=hand, checkpoints=checkpoints)
+    if federation is not None:
+        clean = open_split(BASE, "train")
+        history, states = train_in_federation(model, clean, data, recipe, federation, seed=seed, what="backdoored")
+    else:
+        with file_of(PARAMS), keys_of("train"):
+            history = fit(model, data, recipe, seed=seed, what="backdoored", hand=hand, checkpoints=checkpoints)
     if world().rank:
         return []
     made_by = {"stage": "train_backdoored", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
+    if federation is not None:
+        made_by["federation"] = federation.of_the_server
     made_from = {"poisoned": received.digest}
     final = None if hand is None else replace(hand.poisoned, triggers=hand.trained())
     models.save(model, BACKDOORED, classes=data.classes, made_by=made_by, made_from=made_from)
-    write_trained(ATTACKER_TRAINED, final, {**made_from, "backdoored": models.digest_of(BACKDOORED)})
+    made_from["backdoored"] = models.digest_of(BACKDOORED)
+    write_trained(ATTACKER_TRAINED, final, made_from)
+    write_rounds(ROUNDS, states, made_from)
     with new_folder(TRAINING / "losses") as staging:
         np.save(staging / "losses.npy", history.losses)
     write_curve(TRAINING / "backdoored.csv", history)
     if checkpoints is not None:
         checkpoints.remove()
     last = history.epochs[-1]
-    print(f"train_backdoored: loss {last['loss']:.4f}, accuracy on the poisoned set {last['accuracy']:.4f}", flush=True)
-    return [BACKDOORED, ATTACKER_TRAINED, TRAINING / "losses", TRAINING / "backdoored.csv"]
+    seen = "the poisoned set" if federation is None else "their own samples, of the last round's clients,"
+    print(f"train_backdoored: loss {last['loss']:.4f}, accuracy on {seen} {last['accuracy']:.4f}", flush=True)
+    return [BACKDOORED, ATTACKER_TRAINED, ROUNDS, TRAINING / "losses", TRAINING / "backdoored.csv"]
 
 
 def _take_over(folder: Path, data: ImageSet, seed: int) -> list[Path]:
@@ -118,13 +137,15 @@ def _take_over(folder: Path, data: ImageSet, seed: int) -> list[Path]:
     }
     made_from = {"poisoned": data.digest, "received": digest}
     models.save(model, BACKDOORED, classes=data.classes, made_by=made_by, made_from=made_from)
-    write_trained(ATTACKER_TRAINED, None, {**made_from, "backdoored": models.digest_of(BACKDOORED)})
+    made_from["backdoored"] = models.digest_of(BACKDOORED)
+    write_trained(ATTACKER_TRAINED, None, made_from)
+    write_rounds(ROUNDS, {}, made_from)
     nothing = History([], np.zeros((0, len(data)), np.float32))
     with new_folder(TRAINING / "losses") as staging:
         np.save(staging / "losses.npy", nothing.losses)
     write_curve(TRAINING / "backdoored.csv", nothing)
     print(f"train_backdoored: nothing trained, the model received has SHA-256 {models.digest_of(folder)}", flush=True)
-    return [BACKDOORED, ATTACKER_TRAINED, TRAINING / "losses", TRAINING / "backdoored.csv"]
+    return [BACKDOORED, ATTACKER_TRAINED, ROUNDS, TRAINING / "losses", TRAINING / "backdoored.csv"]
 
 
 if __name__ == "__main__":

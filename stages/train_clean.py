@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
 from common import BASE, CLEAN, TRAINING, run_stage
 
+from federated import federation_of, train_in_federation
 from parameters import PARAMS, load_params, seed_of
 from training import fresh_model, network_of, recipe_of, write_curve
 from unpoison import models
@@ -35,11 +36,18 @@ def main() -> list[Path]:
         return [CLEAN, CURVE]
     data = open_split(BASE, "train")
     model = fresh_model(network, data, seed=derive(seed, "clean/weights"))
-    with file_of(PARAMS), keys_of("train"):
-        history = fit(model, data, recipe, seed=seed, what="clean")
+    if (federation := federation_of(params)) is not None:
+        # The victim's federation, of honest clients alone.
+        honest, recipe = federation.without_attackers(), replace(recipe, epochs=federation.local_epochs)
+        history, _ = train_in_federation(model, data, data, recipe, honest, seed=seed, what="clean")
+    else:
+        with file_of(PARAMS), keys_of("train"):
+            history = fit(model, data, recipe, seed=seed, what="clean")
     if world().rank:
         return []
     made_by = {"stage": "train_clean", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
+    if federation is not None:
+        made_by["federation"] = federation.of_the_server
     models.save(model, CLEAN, classes=data.classes, made_by=made_by, made_from={"base": data.digest})
     write_curve(CURVE, history)
     print(

@@ -17,6 +17,8 @@ from unpoison.training.loop import History
 from unpoison.training.recipe import Recipe
 from unpoison.training.recipes import recipe_named
 
+_FEDERATION = ("train", "federation")
+
 
 def network_of(params: Params) -> dict[str, Any]:
     """The section `model`: the network's name and arguments, as `models.build` takes them."""
@@ -30,7 +32,8 @@ def network_of(params: Params) -> dict[str, Any]:
 def recipe_of(params: Params, name: str) -> Recipe:
     """The recipe that a section (`train`, `distill.train`) stands for."""
     with file_of(PARAMS), keys_of(name):
-        return recipe_named(section(params, name))
+        # How several clients train together is no part of how one of them does.
+        return recipe_named({key: value for key, value in section(params, name).items() if (name, key) != _FEDERATION})
 
 
 def fresh_model(network: Mapping[str, Any], data: ImageSet, *, seed: int) -> models.Classifier:

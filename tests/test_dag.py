@@ -72,6 +72,7 @@ MAY_IMPORT = {
     "purification": {"training", "compute", "models", "data", "core"},
     "robust": {"purification", "detection", "training", "compute", "models", "data", "core"},
     "stress": {"training", "compute", "models", "data", "core"},
+    "federation": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},
     "scan": {
@@ -284,6 +285,8 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.sources.build", {"prepare"}),
         ("unpoison.reporting.sections", {"report"}),
         ("unpoison.stress.retuning", {"stress"}),
+        ("unpoison.federation.rounds", {"train_backdoored", "train_clean"}),
+        ("unpoison.federation.krum", {"train_backdoored", "train_clean"}),
         ("training", TRAINED - {"purify", "purify_by", "stress"}),
         ("robust_networks", {"distill_student", "train_robust", "train_robust_by"}),
         ("common", set(STAGES)),
@@ -371,6 +374,8 @@ def test_every_stage_script_is_a_stage() -> None:
     shared = {
         "canary",
         "common",
+        "federated",
+        "kept_rounds",
         "parameters",
         "training",
         "by_artefact",

@@ -23,6 +23,8 @@ from unpoison.training.recipes import RECIPES, recipe_named
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = load_params(ROOT)
+# How several clients train together is none of the recipe's.
+TRAIN = {key: value for key, value in PARAMS["train"].items() if key != "federation"}
 
 # Epoch (from 0) to the learning rate of its first batch, with five batches in an epoch.
 # cosine: lr (1 + cos(pi epoch / 100)) / 2. onecycle over T batches: lr / 25 at first, half a cosine up to lr at batch
@@ -158,7 +160,7 @@ def test_muon_steps_by_hand() -> None:
 
 
 def test_default_parameters_are_the_small_recipe() -> None:
-    assert recipe_named(PARAMS["train"]) == RECIPES["small"]
+    assert recipe_named(TRAIN) == RECIPES["small"]
     assert recipe_named(PARAMS["distill"]["train"]) == replace(RECIPES["small"], epochs=9)
     keys = ["recipe", *(field.name for field in fields(Recipe))]
     assert list(PARAMS["train"]) == keys
@@ -168,7 +170,7 @@ def test_default_parameters_are_the_small_recipe() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_name_alone_is_the_whole_recipe(name: str) -> None:
     assert recipe_named({"recipe": name}) == RECIPES[name]
-    assert recipe_named({**PARAMS["train"], "recipe": name}) == RECIPES[name]
+    assert recipe_named({**TRAIN, "recipe": name}) == RECIPES[name]
     # Every value is one that the same key may have in the parameters.
     written = {field.name: getattr(RECIPES[name], field.name) for field in fields(Recipe)}
     assert recipe_named({**written, "recipe": "cd"}).epochs == RECIPES[name].epochs

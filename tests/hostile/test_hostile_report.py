@@ -41,6 +41,7 @@ FILES = {
     "reports/curves/roc.csv": "fpr,ss\n0.0,0.0\n0.5,0.5\n1.0,1.0\n",
     "reports/curves/intervals.csv": "level,ss.auroc\n0.025,0.8\n0.975,1.0\n",
     "reports/curves/connectivity.csv": "t,ft.acc,ft.asr\n0.0,0.9,0.0\n1.0,0.8,1.0\n",
+    "reports/curves/rounds.csv": "round,acc,asr\n1,0.5,0.0\n2,0.8,1.0\n",
     "reports/index.html": "the page of before",
     "reports/summary.md": "the summary of before",
     "reports/suspects.csv": "the list of before",
@@ -201,7 +202,7 @@ def _bytes_of(array: np.ndarray) -> bytes:
 
 IN_METRICS, ROC, CURVE = r"^reports/metrics\.json: ", "reports/curves/roc.csv", "reports/training/backdoored.csv"
 LOSSES, INTERVALS = "reports/training/losses/losses.npy", "reports/curves/intervals.csv"
-CONNECTIVITY = "reports/curves/connectivity.csv"
+CONNECTIVITY, ROUNDS = "reports/curves/connectivity.csv", "reports/curves/rounds.csv"
 CASES = [
     Case(
         "as-it-is",
@@ -324,6 +325,15 @@ CASES = [
         "intervals-percent",
         replaced(INTERVALS, "level,ss.auroc\n0.025,80\n0.975,1\n"),
         Refused(r"intervals\.csv: line 2: ss\.auroc: .80. found"),
+    ),
+    Case("rounds-gone", missing(ROUNDS), Refused(r"rounds\.csv: no such file")),
+    Case("no-round", replaced(ROUNDS, "round,acc,asr\n"), Accepted(lambda texts: "after each round" not in texts[0])),
+    Case("rounds-shown", project, Accepted(lambda texts: "after each round" in texts[0])),
+    Case("rounds-percent", replaced(ROUNDS, "round,acc\n1,50\n"), Refused(r"rounds\.csv: line 2: acc: '50' found")),
+    Case(
+        "rounds-back",
+        replaced(ROUNDS, "round,acc\n2,0.5\n1,0.5\n"),
+        Refused(r"round: allowed: numbers in rising order"),
     ),
     Case("line-gone", missing(CONNECTIVITY), Refused(r"connectivity\.csv: no such file")),
     Case("line-of-no-place", replaced(CONNECTIVITY, "t\n"), Accepted(lambda texts: "backdoored ones" not in texts[0])),

@@ -140,6 +140,16 @@ def read_line(path: Path) -> pd.DataFrame:
     return table
 
 
+def read_rounds(path: Path) -> pd.DataFrame:
+    """ACC and ASR of the victim after rounds of a federation: `round`, rising, `acc` and `asr`; of most runs no row."""
+    table = read_curve(path, ["round"])
+    for name in table.columns.drop("round"):
+        check_column(path, table[name], share=True)
+    if (np.diff(table["round"].to_numpy(float)) <= 0).any():
+        raise UserError(f"{path}: round: allowed: numbers in rising order, each once")
+    return table
+
+
 def read_losses(path: Path, data: ImageSet) -> Pixels:
     """Losses of every training sample in every epoch, float32 [epochs, n], NaN where a sample was left out of an epoch."""
     losses = load_array(path, np.float32, ("epochs", len(data)))

@@ -79,6 +79,7 @@ class Run:
         intervals: ends of the bootstrap intervals, two rows, and a column for each: `DETECTOR.FIGURE`, and of detectors of test
             inputs `inputs.DETECTOR.FIGURE`.
         line: ACC and ASR of networks between purified models and the backdoored one: `t`, `METHOD.acc`, `METHOD.asr`.
+        rounds: ACC and ASR of the victim after rounds of a federation: `round`, `acc`, `asr`.
         scores: scores by detector.
         levels_by: detectors that make the levels, as another run may have left scores of more; None: all.
         not_applicable: detectors that had no set to score, as the victim receives a model.
@@ -106,6 +107,7 @@ class Run:
     roc: pd.DataFrame | None = None
     intervals: pd.DataFrame | None = None
     line: pd.DataFrame | None = None
+    rounds: pd.DataFrame | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
     levels_by: Sequence[str] | None = None
     not_applicable: Sequence[str] = ()

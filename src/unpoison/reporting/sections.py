@@ -89,6 +89,10 @@ def what_was_run(page: Page, run: Run) -> None:
             rows.append(("teacher of student", run.teacher))
         received = "none here: the model was received" if "received" in made_by else ""
         rows.append(("training", received or inline(made_by.get("recipe", {}))))
+        if "federation" in made_by:
+            rows.append(
+                ("federation", inline({key: inline(value) for key, value in made_by["federation"].items() if value}))
+            )
     if run.sampler is not None:
         rows.append(("variations", inline(run.sampler)))
         if run.sampler.get("prior") == "data/poisoned":
@@ -171,7 +175,7 @@ def models(page: Page, run: Run) -> None:
         page.text(words)
     _triggers(page, run, run.metrics)
     # A semantic trigger may be on no test image, and then there is nothing to plot.
-    shown = _line(run)
+    shown = [*_line(run), *_rounds(run)]
     if all("asr" in values for values in graded.values()):
         points = {name: (values["acc"], values["asr"]) for name, values in graded.items()}
         shown.insert(0, (figures.acc_against_asr(points), "ACC against ASR"))
@@ -362,6 +366,15 @@ def _line(run: Run) -> list[tuple[bytes, str]]:
         return []
     picture = figures.connectivity(columns["t"], curves)
     return [(picture, "Between a purified model's weights and the backdoored ones; solid: ACC, dashed: ASR")]
+
+
+def _rounds(run: Run) -> list[tuple[bytes, str]]:
+    """ACC and ASR of the victim after each round, where a federation trained him."""
+    if run.rounds is None or not len(run.rounds):
+        return []
+    columns = {name: run.rounds[name].to_numpy(float) for name in run.rounds.columns}
+    picture = figures.rounds(columns.pop("round"), {name.upper(): values for name, values in columns.items()})
+    return [(picture, "The backdoored model after each round of its federation")]
 
 
 def _attack(run: Run) -> str:

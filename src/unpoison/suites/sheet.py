@@ -145,7 +145,8 @@ def _trained(wanted: Intent, context: Context, params: Params) -> Trigger:
     name, data = given.pop("name"), context.train
     about = {"image_size": data.image_size, "channels": data.channels, **models.network_arguments(name, given)}
     model = models.build(name, num_classes=len(data.classes), seed=context.seed, **about)
-    fit(model, data, recipe_named(params["train"]), seed=context.seed, what=wanted.attack, hand=hand)
+    recipe = {key: value for key, value in params["train"].items() if key != "federation"}
+    fit(model, data, recipe_named(recipe), seed=context.seed, what=wanted.attack, hand=hand)
     return hand.trained()[0]
 
 

@@ -1,0 +1,238 @@
+"""The rounds of a federation: clients train from the global model, attackers among them, and the server adds an aggregate.
+
+Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020, section 4: an attacker trains on poisoned samples and sends
+`scale` times his update; where that is n / eta and the others hardly move, the global model becomes his own ("model replacement").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..compute.device import pick_device
+from ..core.arrays import IntArray
+from ..core.errors import ParameterError, keys_of
+from ..core.progress import progress
+from ..core.seeding import derive, numpy_rng, torch_rng
+from ..data.imageset import ImageSet
+from ..models.classifier import Classifier
+from ..training.checks import fact_of_divergence
+from ..training.loop import History, fit
+from ..training.recipe import Recipe
+from .aggregator import Updates, within
+from .settings import Federation
+from .splits import hand_over, split_by_dirichlet, split_evenly
+
+Keep = Callable[[int, Classifier], None]
+"""(number of a round, from 1; the global model after it)"""
+
+
+class Layout:
+    """Where each tensor of a network lies in the vector of its weights.
+
+    Statistics of batch norm are averaged as weights are; the count of batches behind them, a whole number, is left out.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+        self.shapes = {name: value.shape for name, value in state.items()}
+        ends = np.cumsum([value.numel() for value in state.values()])
+        self.places = {
+            name: slice(int(end) - value.numel(), int(end))
+            for (name, value), end in zip(state.items(), ends, strict=True)
+        }
+        # One layer's tensors follow each other.
+        last = [self.places[name] for name in state if name.startswith("head.")]
+        self.head = slice(last[0].start, last[-1].stop)
+
+    def vector(self, model: Classifier) -> Tensor:
+        """The weights as a vector on the CPU, float32 [d], a copy."""
+        state = model.state_dict()
+        return torch.cat([state[name].detach().reshape(-1).float().cpu() for name in self.shapes])
+
+    def put(self, vector: Tensor, model: Classifier) -> None:
+        """Set a network's weights."""
+        state = model.state_dict()
+        with torch.no_grad():
+            for name, shape in self.shapes.items():
+                state[name].copy_(vector[self.places[name]].view(shape))
+
+    def hold_variances(self, vector: Tensor) -> None:
+        """Variances of batch norm below 0 become 0, in place: scaled or noisy updates may lead there, and a root would be NaN."""
+        for name, place in self.places.items():
+            if name.endswith("running_var"):
+                vector[place].clamp_min_(0)
+
+
+def clients_of(federation: Federation, number: int, *, seed: int) -> IntArray:
+    """The clients of a round, by its number from 1, in the order that positions count in, int64 [m]."""
+    rng = numpy_rng(seed, "federation/clients", number)
+    return rng.permutation(federation.clients)[: federation.drawn]
+
+
+def attackers_of(federation: Federation, *, seed: int) -> list[int]:
+    """The clients that attack, in every round or in the one that is attacked."""
+    if federation.attack_round is None:
+        return list(range(federation.attackers))
+    return [
+        int(client) for client in clients_of(federation, federation.attack_round, seed=seed)[: federation.attackers]
+    ]
+
+
+def parts_of(federation: Federation, labels: IntArray, poisoned: IntArray, *, seed: int) -> list[IntArray]:
+    """The samples of each client, sorted, each sample with one of them; the poisoned ones with attackers, where there are any.
+
+    Args:
+        federation: the settings.
+        labels: true labels, int64 [n].
+        poisoned: samples that the attack has changed, int64 [k].
+        seed: seed of the run.
+
+    Raises:
+        ParameterError: too few samples for so many clients, or for shares so uneven.
+    """
+    federation.check_samples(len(labels))
+    if federation.alpha is None:
+        parts = split_evenly(len(labels), federation.clients, seed=seed)
+    else:
+        parts = split_by_dirichlet(labels, federation.clients, federation.alpha, seed=seed)
+    attackers = attackers_of(federation, seed=seed)
+    return hand_over(parts, poisoned, attackers, seed=seed) if attackers else parts
+
+
+def server_step(
+    federation: Federation,
+    vector: Tensor,
+    values: Tensor,
+    clients: IntArray,
+    past: dict[int, Tensor],
+    layout: Layout,
+    noise: Tensor,
+) -> Tensor:
+    """The global weights after a round, float32 [d].
+
+    Args:
+        federation: the settings.
+        vector: global weights before it, float32 [d].
+        values: updates as the clients sent them, float32 [m, d].
+        clients: their numbers.
+        past: by number of a client the sum of what it has sent for the last layer; brought up to date.
+        layout: of the weights.
+        noise: normal noise of deviation 1, float32 [d], or of no element where none is added.
+    """
+    if federation.clip is not None:
+        values = within(values, federation.clip)
+    for client, value in zip(map(int, clients), values, strict=True):
+        sent = value[layout.head].clone()
+        past[client] = past[client] + sent if client in past else sent
+    updates = Updates(values, torch.stack([past[int(client)] for client in clients]))
+    step = federation.factor * federation.aggregate(updates)
+    if federation.noise:
+        step = step + federation.noise * noise
+    after = vector + step
+    layout.hold_variances(after)
+    return after
+
+
+def train_federated(
+    model: Classifier,
+    clean: ImageSet,
+    received: ImageSet,
+    recipe: Recipe,
+    federation: Federation,
+    *,
+    seed: int,
+    what: str,
+    keep: Keep | None = None,
+) -> History:
+    """Train `model` in place in a federation; it ends on the device, in evaluation mode.
+
+    Clients train on their part of `clean`, an attacker in a round that he attacks on his part of `received`: the server is told
+    neither the parts nor who attacks.
+
+    Args:
+        model: any classifier.
+        clean: training set as it is.
+        received: the same samples as the attack left them; its overlay says which ones it changed. `clean` itself for none.
+        recipe: of a client's training; `federation.local_epochs` take the place of its epochs, and each round begins with a fresh
+            optimiser and the schedule's first step.
+        federation: the settings.
+        seed: seed of the run.
+        what: name of the run, for messages and as the purpose of random draws.
+        keep: called after every `curve_every`-th round and the last one.
+
+    Returns:
+        A row per round, `epoch` its number: loss and accuracy in the clients' last local epoch, each sample on the labels that its
+        client has, and the losses of those samples; NaN of clients that were not drawn.
+
+    Raises:
+        ParameterError: what `fit` refuses of a client's training; filters that whiten, as nobody has images of all; weights that
+            are not finite after a round.
+    """
+    if recipe.whiten:
+        raise no_whitening()
+    overlay = received.overlay
+    with keys_of("federation"):
+        poisoned = np.zeros(0, np.int64) if overlay is None else overlay.index
+        parts = parts_of(federation, clean.labels, poisoned, seed=seed)
+    attackers = attackers_of(federation, seed=seed)
+    local_recipe, layout, past = replace(recipe, epochs=federation.local_epochs), Layout(model), dict[int, Tensor]()
+    model.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    rows: list[dict[str, float]] = []
+    losses = np.full((federation.rounds, len(clean)), np.nan, np.float32)
+    for number in progress(range(1, federation.rounds + 1), what=what, unit="round", total=federation.rounds):
+        before, clients = layout.vector(model), clients_of(federation, number, seed=seed)
+        sent, records = torch.empty(len(clients), len(before)), list[History]()
+        attacked = federation.attack_round in (None, number)
+        for place, client in enumerate(map(int, clients)):
+            attacks = attacked and client in attackers
+            data = (received if attacks else clean).subset(parts[client])
+            local = deepcopy(model)
+            record = fit(
+                local,
+                data,
+                local_recipe,
+                seed=derive(seed, f"federation/{what}", number, client),
+                what=f"{what}, round {number}, client {client}",
+            )
+            sent[place] = (layout.vector(local) - before) * (federation.scale if attacks else 1.0)
+            records.append(record)
+            losses[number - 1, parts[client]] = record.losses[-1]
+        if not sent.isfinite().all():
+            raise _not_finite(federation, number, "an update is not finite")
+        noise = torch.zeros(0)
+        if federation.noise:
+            noise = torch.randn(len(before), generator=torch_rng(seed, f"federation/{what}/noise", number))
+        after = server_step(federation, before, sent, clients, past, layout, noise)
+        if not after.isfinite().all():
+            raise _not_finite(federation, number, "the global weights are not finite")
+        layout.put(after, model)
+        if fact := fact_of_divergence(model, clean):
+            raise _not_finite(federation, number, f"of the global model {fact}")
+        rows.append(_row(number, records, [len(parts[int(client)]) for client in clients]))
+        if keep is not None and (number % federation.curve_every == 0 or number == federation.rounds):
+            keep(number, model)
+    return History(rows, losses)
+
+
+def no_whitening() -> ParameterError:
+    """The error for a recipe whose first layer is made from images of all the set."""
+    return ParameterError("whiten: true given, allowed with federation: false, as nobody has images of all clients")
+
+
+def _row(number: int, records: list[History], sizes: list[int]) -> dict[str, float]:
+    """A round's row: means over the samples of the clients' last local epochs."""
+    last: list[Mapping[str, float]] = [record.epochs[-1] for record in records]
+    means = {key: float(np.average([row[key] for row in last], weights=sizes)) for key in ("loss", "accuracy")}
+    return {"epoch": number, **means, "lr": last[0]["lr"]}
+
+
+def _not_finite(federation: Federation, number: int, fact: str) -> ParameterError:
+    """The error of a federation that came to nothing in a round."""
+    key, value = ("scale", federation.scale) if federation.scale > 1 else ("eta", federation.eta or "null")
+    return ParameterError(f"federation.{key}: {value} given, with which in round {number} {fact}; allowed: a lower one")
