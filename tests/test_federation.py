@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from small_networks import strided
-from tiny import TINY, digests, run_stages, write_params
 from unpoison.core.arrays import IntArray
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import read_json
@@ -362,60 +360,3 @@ def test_rounds_on_disk(tmp_path: Path) -> None:
         load_round(tmp_path / "rounds", 2, strided([9], seed=0))
     write_rounds(tmp_path / "none", {}, {"backdoored": "d"})
     assert read_json(tmp_path / "none" / "rounds.json")["made_from"] == {}
-
-
-def test_a_federation_through_the_stages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNPOISON_PRECISION", "fp32")
-    federation = {
-        "clients": 4,
-        "per_round": 3,
-        "rounds": 3,
-        "local_epochs": 1,
-        "attackers": 1,
-        "scale": 4,
-        "curve_every": 2,
-    }
-    without = {
-        "variations.enabled": False,
-        "purify.methods": [],
-        "detect.methods": [],
-        "detect.inputs": [],
-        "detect.models": [],
-    }
-    scenario = {**TINY, **without, "control": True, "train.whiten": False, "train.federation": federation}
-    write_params(tmp_path, scenario)
-    stages = ("check_params", "prepare", "poison", "train_backdoored", "stamp_test", "train_clean", "evaluate")
-    run_stages(*stages)
-    assert len(pd.read_csv("reports/training/backdoored.csv")) == len(pd.read_csv("reports/training/clean.csv")) == 3
-    curve = pd.read_csv("reports/curves/rounds.csv")
-    assert curve.columns.tolist() == ["round", "acc", "asr"]
-    assert curve["round"].tolist() == [2, 3]
-    # The last round is the model itself.
-    graded = read_json(Path("reports/metrics.json"))["backdoored"]
-    assert curve.iloc[-1][["acc", "asr"]].tolist() == [graded["acc"], graded["asr"]]
-    # What defences depend on does not say who attacks.
-    made_by = read_json(Path("models/backdoored/model.json"))["made_by"]
-    assert made_by["recipe"]["epochs"] == 1
-    assert "attackers" not in made_by["federation"]
-    assert read_json(Path("models/clean/model.json"))["made_by"]["federation"] == made_by["federation"]
-    before = digests(tmp_path)
-    run_stages("train_backdoored", "evaluate")
-    assert digests(tmp_path) == before
-    assert "of another run" not in capsys.readouterr().out
-    # Without a federation there is no round.
-    write_params(tmp_path, {**scenario, "train.federation": None, "control": False})
-    run_stages("check_params", "train_backdoored", "stamp_test", "evaluate")
-    assert Path("reports/curves/rounds.csv").read_text() == "round,acc,asr\n"
-    assert read_json(Path("models/rounds/rounds.json"))["rounds"] == []
-    # An attack that stamps while the victim trains is refused before any stage, and by the stage.
-    write_params(tmp_path, {**scenario, "attack.poison_first": False})
-    with pytest.raises(
-        UserError, match=r"train\.federation: given with attack\.poison_first: false or .*random_poisoning"
-    ):
-        run_stages("check_params")
-    run_stages("poison")
-    with pytest.raises(UserError, match=r"train\.federation: given with badnets, which stamps while the victim trains"):
-        run_stages("train_backdoored")

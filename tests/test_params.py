@@ -425,3 +425,28 @@ def test_several_runs_are_checked_at_once(monkeypatch: pytest.MonkeyPatch, capsy
     check_params.check_runs({"good": DEFAULT, "other": changed("seed", 3)})
     with pytest.raises(UserError, match=r"^bad: params\.yaml: seed: -1 given"):
         check_params.check_runs({"good": DEFAULT, "bad": changed("seed", -1)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"attack.poison_first": False},
+            r"given with attack\.poison_first: false or attack\.random_poisoning: true, allowed",
+        ),
+        ({"attack.name": "bypass"}, r"given with attack\.name: badnets, which trains the victim"),
+        ({"attack.name": "none"}, r"attackers: 1 given, allowed with attack\.name none: 0"),
+        ({"detect.canary": [0]}, r"detect\.canary: \[0\] given, allowed with train\.federation: \[\]"),
+        (
+            {"train.federation": {"attackers": 1, "clients": 3000}},
+            r"clients: 3000 given, allowed: up to 2400, 2 each of 4800",
+        ),
+    ],
+)
+def test_a_federation_that_the_scenario_does_not_allow(changes: dict[str, Any], line: str) -> None:
+    params: Any = deepcopy(dict(DEFAULT))
+    for key, value in {"train.whiten": False, "train.federation": {"attackers": 1}, **changes}.items():
+        section, _, name = key.partition(".")
+        params[section][name] = value
+    with pytest.raises(UserError, match=line):
+        check_params.check_all(params)

@@ -831,3 +831,51 @@ def test_a_model_of_one_class_is_said_to_have_collapsed(project: Path, capsys: p
         else:
             with pytest.raises(UserError, match=rf"^models/purified/fst.*{said}"):
                 run_stages("evaluate")
+
+
+def test_a_federation(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (project / "reports/curves/rounds.csv").read_text() == "round,acc,asr\n"
+    assert read_json(project / "models/rounds/rounds.json")["rounds"] == []
+    federation = {
+        "clients": 4,
+        "per_round": 3,
+        "rounds": 3,
+        "local_epochs": 1,
+        "attackers": 1,
+        "scale": 4,
+        "curve_every": 2,
+    }
+    write_params(project, {**TINY, "train.whiten": False, "train.federation": federation})
+    write_json(project / "data/checked/without/control.json", {"because": None})
+    run_stages("train_backdoored", "train_clean", "stamp_test", "evaluate")
+    for name in ("backdoored", "clean"):
+        curve = (project / f"reports/training/{name}.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in curve] == ["epoch", "1", "2", "3"]
+    head, *rows = (project / "reports/curves/rounds.csv").read_text().splitlines()
+    assert head == "round,acc,asr"
+    # The last round is the model itself.
+    graded = metrics_of(project)["backdoored"]
+    assert [row.split(",")[0] for row in rows] == ["2", "3"]
+    assert [float(cell) for cell in rows[1].split(",")[1:]] == [graded["acc"], graded["asr"]]
+    # What defences depend on does not say who attacks.
+    made_by = read_json(project / "models/backdoored/model.json")["made_by"]
+    assert made_by["recipe"]["epochs"] == 1
+    assert made_by["federation"]["clients"] == 4
+    assert "attackers" not in made_by["federation"]
+    assert read_json(project / "models/clean/model.json")["made_by"]["federation"] == made_by["federation"]
+    before = digests(project)
+    run_stages("train_backdoored", "evaluate")
+    assert digests(project) == before
+    assert "rounds is of another run" not in capsys.readouterr().out
+    write_params(
+        project, {**TINY, "train.whiten": False, "train.federation": {**federation, "attackers": 0, "scale": 1}}
+    )
+    with pytest.raises(
+        UserError, match=r"^params\.yaml: train\.federation\.attackers: 0 given, allowed with an attack"
+    ):
+        run_stages("train_backdoored")
+    # An attack that stamps while the victim trains.
+    write_params(project, {**TINY, "train.whiten": False, "train.federation": federation, "attack.poison_first": False})
+    run_stages("poison")
+    with pytest.raises(UserError, match=r"^params\.yaml: train\.federation: given with badnets, which stamps while"):
+        run_stages("train_backdoored")

@@ -26,8 +26,8 @@ class Updates(NamedTuple):
     past: Tensor
 
 
-def nothing_to_check(count: int) -> None:
-    """An aggregator without parameters takes any number of updates."""
+def any_number(count: int, **_: Any) -> None:
+    """Any number of updates will do, whatever the parameters."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Aggregator:
     """
 
     aggregate: Callable[..., Tensor]
-    check: Callable[..., None] = nothing_to_check
+    check: Callable[..., None] = any_number
 
     @property
     def parameters(self) -> Callable[..., Any]:

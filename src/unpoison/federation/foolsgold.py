@@ -17,6 +17,9 @@ from torch import Tensor
 from ..core.hyperparameters import Positive
 from .aggregator import Aggregator, Updates
 
+# Less than this is between directions that differ in no digit of float32.
+_EQUAL = 1e-6
+
 
 def aggregate(updates: Updates, *, confidence: Positive = 1.0) -> Tensor:
     """The weighted mean of the updates, float32 [d]; 0 where every client has the weight 0.
@@ -41,6 +44,8 @@ def client_weights(past: Tensor, confidence: float) -> Tensor:
     # Pardoning: an honest client that resembles an attacker is less like others than he is.
     ratio = torch.where(most[None, :] > most[:, None], most[:, None] / most[None, :].clamp_min(1e-12), 1.0)
     weights = (1 - (alike * ratio).max(1).values).clamp(0, 1)
+    # What is left of equal updates by rounding would be raised to 1 below.
+    weights[weights < _EQUAL] = 0.0
     if not weights.max():
         return weights
     weights = weights / weights.max()
