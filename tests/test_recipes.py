@@ -163,7 +163,7 @@ def test_default_parameters_are_the_small_recipe() -> None:
     assert recipe_named(TRAIN) == RECIPES["small"]
     assert recipe_named(PARAMS["distill"]["train"]) == replace(RECIPES["small"], epochs=9)
     keys = ["recipe", *(field.name for field in fields(Recipe))]
-    assert list(PARAMS["train"]) == keys
+    assert list(TRAIN) == keys
     assert set(PARAMS["distill"]["train"]) <= set(keys)
 
 
