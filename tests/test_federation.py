@@ -340,7 +340,9 @@ def test_a_variance_does_not_fall_below_zero() -> None:
 def test_what_ends_a_federation_with_one_line() -> None:
     with pytest.raises(ParameterError, match=r"^federation\.clients: 25 given, allowed: up to 24"):
         trained(Federation(clients=25, attackers=1))
-    with pytest.raises(ParameterError, match=r"^federation\.scale: 1e\+30 given, with which in round 1 "):
+    with pytest.raises(
+        ParameterError, match=r"^federation\.scale: 1e\+30 given, with eta null and noise 0\.0, with which in round 1 "
+    ):
         trained(Federation(clients=3, rounds=1, local_epochs=1, attackers=1, scale=1e30))
     whitening = Recipe(**{**vars(RECIPE), "whiten": True})
     with pytest.raises(ParameterError, match=r"^whiten: true given, allowed with federation: false"):

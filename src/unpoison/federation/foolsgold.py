@@ -1,4 +1,4 @@
-"""FoolsGold (Fung et al., "The Limitations of Federated Learning in Sybil Settings", RAID 2020, section 5, algorithm 1).
+"""FoolsGold (Fung et al., "The Limitations of Federated Learning in Sybil Settings", RAID 2020, algorithm 1).
 
 Clients whose updates have pointed the same way over all rounds count as one attacker with many names, and weigh little. It is
 made for clients of different data; of equal ones the honest resemble each other too, and a single attacker resembles nobody.

@@ -1,7 +1,7 @@
 """Krum (Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017, section 4).
 
 An update's score is the sum of its squared distances to the m - f - 2 nearest others; the one of least score is taken, or with
-`keep` above 1, Multi-Krum (section 5), the mean of so many.
+`keep` above 1, Multi-Krum in their evaluation, the mean of so many.
 """
 
 from __future__ import annotations

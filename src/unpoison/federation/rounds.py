@@ -234,5 +234,8 @@ def _row(number: int, records: list[History], sizes: list[int]) -> dict[str, flo
 
 def _not_finite(federation: Federation, number: int, fact: str) -> ParameterError:
     """The error of a federation that came to nothing in a round."""
-    key, value = ("scale", federation.scale) if federation.scale > 1 else ("eta", federation.eta or "null")
-    return ParameterError(f"federation.{key}: {value} given, with which in round {number} {fact}; allowed: a lower one")
+    eta = "null" if federation.eta is None else federation.eta
+    return ParameterError(
+        f"federation.scale: {federation.scale} given, with eta {eta} and noise {federation.noise}, with which in round {number} "
+        f"{fact}; allowed: lower ones"
+    )

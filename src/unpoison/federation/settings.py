@@ -19,7 +19,7 @@ from .splits import LEAST
 class Federation:
     """A federation: who trains on what, who attacks, and how the server puts updates together.
 
-    Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020, sections 2 and 4. Published code, with settings of
+    Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020, sections 3 and 4. Published code, with settings of
     other names: https://github.com/ebagdasa/backdoors101/blob/9f48fbb/tasks/fl/fl_task.py
 
     Attributes:
