@@ -837,8 +837,8 @@ def test_a_federation(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (project / "reports/curves/rounds.csv").read_text() == "round,acc,asr\n"
     assert read_json(project / "models/rounds/rounds.json")["rounds"] == []
     federation = {
-        "clients": 4,
-        "per_round": 3,
+        "clients": 3,
+        "per_round": 2,
         "rounds": 3,
         "local_epochs": 1,
         "attackers": 1,
@@ -860,11 +860,11 @@ def test_a_federation(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     # What defences depend on does not say who attacks.
     made_by = read_json(project / "models/backdoored/model.json")["made_by"]
     assert made_by["recipe"]["epochs"] == 1
-    assert made_by["federation"]["clients"] == 4
+    assert made_by["federation"]["clients"] == 3
     assert "attackers" not in made_by["federation"]
     assert read_json(project / "models/clean/model.json")["made_by"]["federation"] == made_by["federation"]
     before = digests(project)
-    run_stages("train_backdoored", "evaluate")
+    run_stages("train_backdoored")
     assert digests(project) == before
     assert "rounds is of another run" not in capsys.readouterr().out
     write_params(
