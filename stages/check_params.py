@@ -29,6 +29,7 @@ import report
 import robust_methods
 import stress_settings
 import train_prior
+import visualise
 from by_artefact import artefacts_of
 from parameters import (
     FAMILIES,
@@ -69,6 +70,7 @@ from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 from unpoison.sources import digits
 from unpoison.variations import VARIATIONS
+from unpoison.visualisation import FIGURES
 from without import WITHOUT
 
 SECTIONS = [
@@ -86,11 +88,13 @@ SECTIONS = [
     "stress",
     "robust",
     "detect",
+    "visualise",
     "report",
 ]
 METHODS: dict[str, Mapping[str, Any]] = {
     "attacks": ATTACKS,
     "detectors": DETECTORS | INSPECTORS,
+    "figures": FIGURES,
     "purifiers": PURIFIERS,
     "robust": ROBUST,
     "variations": VARIATIONS,
@@ -122,6 +126,7 @@ def check_all(params: Params) -> None:
     for name in ("train", "distill.train"):
         recipe_of(params, name)
     report.settings(params)
+    _check_figures(params)
     recipe, sampler = train_prior.settings(params), generate_variations.chosen_of(params)
     split = train_prior.images_of(params).name
     if with_variations(params):
@@ -291,6 +296,17 @@ def _check_stress(params: Params, data: prepare.Settings) -> None:
         raise UserError(
             f"{PARAMS}: stress.poisoned: {wanted.poisoned} given, allowed: fewer than data.reserve, {most} trusted images"
         )
+
+
+def _check_figures(params: Params) -> None:
+    """Check that the figures are of models that the run makes."""
+    there = [*(["clean"] if why_without_control(params) is None else []), *visualise.defended_of(params)]
+    for name in visualise.settings(params).models:
+        if name not in there:
+            raise UserError(
+                f"{PARAMS}: visualise.models: {name!r} given, allowed: a list out of the models that are made beside the "
+                f"backdoored one, {', '.join(there) or 'of which there is none'}"
+            )
 
 
 def attacks_in_use(params: Params) -> dict[str, Any]:

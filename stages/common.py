@@ -105,6 +105,7 @@ TRAINING = Path("reports/training")
 METRICS = Path("reports/metrics.json")
 CURVES = Path("reports/curves")
 GRADED = Path("data/graded.json")
+FIGURES = Path("reports/figures")
 COSTS = SCRATCH / "costs"
 RECIPES = "unpoison.training.recipes"
 """The module of recipes by name: a stage depends on the recipe that it trains by, not on the others."""

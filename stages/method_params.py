@@ -29,6 +29,7 @@ from unpoison.inspection import INSPECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 from unpoison.variations import VARIATIONS
+from unpoison.visualisation import FIGURES
 
 HEADER = """\
 # {Family}: the methods' own parameters, with their published defaults. Written by `make params` from the signatures in
@@ -38,6 +39,7 @@ HEADER = """\
 METHODS: dict[str, tuple[str, Mapping[str, Any], str]] = {
     "attacks": ("attacks", ATTACKS, "badnets.size=3"),
     "detectors": ("detection/ and inspection", DETECTORS | INSPECTORS, "cd.steps=100"),
+    "figures": ("visualisation", FIGURES, "embedding.samples=1000"),
     "purifiers": ("purification", PURIFIERS, "fst.alpha=0.2"),
     "robust": ("robust", ROBUST, "distillation.alpha=0.7"),
     "variations": ("variations", VARIATIONS, "sdedit.steps=10"),

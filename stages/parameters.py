@@ -19,6 +19,7 @@ PARAMS = Path("params.yaml")
 FAMILIES = {
     "attacks": Path("params/attacks.yaml"),
     "detectors": Path("params/detectors.yaml"),
+    "figures": Path("params/figures.yaml"),
     "purifiers": Path("params/purifiers.yaml"),
     "robust": Path("params/robust.yaml"),
     "variations": Path("params/variations.yaml"),

@@ -15,6 +15,7 @@ from common import (
     BASE,
     CLEAN,
     CURVES,
+    FIGURES,
     GRADED,
     METRICS,
     POISONED,
@@ -39,11 +40,13 @@ from not_applicable import NO_SET
 from parameters import Params, checked, load_params, section
 from teacher import made_from_teacher, teacher_of
 from unpoison.core.files import new_file, new_folder, sha256_file
-from unpoison.core.manifest import is_made_from, reason_absent
+from unpoison.core.manifest import is_made_from, made_from_of, reason_absent
+from unpoison.data import drawings as drawings_
 from unpoison.data import problems as problems_
 from unpoison.data import scores as scores_
 from unpoison.data import store
 from unpoison.data import verdicts as verdicts_
+from unpoison.data.drawings import Drawing, load_drawing
 from unpoison.data.imageset import ImageSet
 from unpoison.data.problems import load_problems
 from unpoison.data.scores import load_scores
@@ -69,6 +72,7 @@ INDEX, SUMMARY = Path("reports/index.html"), Path("reports/summary.md")
 SUSPECTS, LISTED = Path("reports/suspects.csv"), Path("reports/problems.csv")
 CARDS = Path("reports/cards")
 ANSWER, KEPT, REMOVED = Path("reports/answer.txt"), Path("reports/kept.txt"), Path("reports/removed.txt")
+MODELS = BACKDOORED.parent
 RATES = Path("bench/results/audit.csv")
 
 
@@ -115,6 +119,23 @@ def _chance() -> float:
     """The share of the most frequent class among the test images, 0 of none."""
     labels = open_split(BASE, "test").labels
     return float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
+
+
+def _drawings(present: dict[str, str]) -> dict[str, Drawing]:
+    """The figures of this run's models by name; one of a model that was made anew since is left out."""
+    found = {}
+    for folder in sorted(path.parent for path in FIGURES.glob(f"*/{drawings_.DESCRIPTION}")):
+        others = {
+            key: digest for key, digest in made_from_of(folder, drawings_.DESCRIPTION).items() if key not in present
+        }
+        now = {
+            key: checkpoint.digest_of(MODELS / key)
+            for key in others
+            if (MODELS / key / checkpoint.DESCRIPTION).is_file()
+        }
+        if is_made_from(folder, drawings_.DESCRIPTION, **present) and now == others:
+            found[folder.name] = load_drawing(folder, figure=folder.name)
+    return found
 
 
 def _examined(data: ImageSet) -> Examined:
@@ -189,6 +210,7 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
             verdict = load_verdict(folder, method=folder.name, classes=len(data.classes))
             inputs.check_patches(folder, verdict, data)
             found["verdicts"][folder.name] = verdict
+    found["drawings"] = _drawings(present)
     if is_made_from(GRADED.parent, GRADED.name, **present):
         found["metrics"] = read_metrics(METRICS, len(data.classes), attacked=attacked)
         found["roc"] = inputs.read_roc(CURVES / "roc.csv")

@@ -26,6 +26,7 @@ from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.models.networks import NETWORKS
 from unpoison.variations import VARIATIONS
+from unpoison.visualisation import FIGURES
 
 WHOLE = (
     "prepare",
@@ -54,6 +55,7 @@ METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "detect": ("unpoison.detection", DETECTORS),
     "detect_inputs": ("unpoison.detection", INPUT_DETECTORS),
     "inspect_model": ("unpoison.inspection", INSPECTORS),
+    "visualise": ("unpoison.visualisation", FIGURES),
 }
 """Stages that run one method: the family's package, which is the table of its methods, and the methods by name."""
 
@@ -114,6 +116,7 @@ def _networks(params: Params) -> dict[str, set[str]]:
         "train_robust_by": robust,
         "distill_student": student | {teacher_network_of(params)["name"]},
         "evaluate": victim | robust | student,
+        "visualise": victim | robust | student,
     }
 
 

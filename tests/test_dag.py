@@ -28,6 +28,7 @@ from unpoison.inspection import INSPECTORS
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
 from unpoison.variations import VARIATIONS
+from unpoison.visualisation import FIGURES
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "src" / "unpoison"
@@ -37,7 +38,7 @@ STAGES: dict[str, dict[str, Any]] = {
 # Tables, which import all that is in them. A stage depends on what it takes from one, so that a new entry reruns nothing.
 TABLES = {
     LIBRARY / family / "__init__.py"
-    for family in ("attacks", "detection", "inspection", "purification", "robust", "variations")
+    for family in ("attacks", "detection", "inspection", "purification", "robust", "variations", "visualisation")
 }
 TABLES |= {LIBRARY / "models" / "networks.py", LIBRARY / "training" / "recipes.py"}
 # Stage to the folder of its methods, the template that names one, and the methods that it can run.
@@ -47,6 +48,7 @@ FAMILIES = {
     "detect": ("detection", "${item}", DETECTORS),
     "detect_inputs": ("detection", "${item}", INPUT_DETECTORS),
     "inspect_model": ("inspection", "${item}", INSPECTORS),
+    "visualise": ("visualisation", "${item}", FIGURES),
     "purify": ("purification", "${item}", {name: method for name, method in PURIFIERS.items() if not method.by}),
     "purify_by": ("purification", "${key}", {name: method for name, method in PURIFIERS.items() if method.by}),
     "train_robust": ("robust", "${item}", {name: method for name, method in ROBUST.items() if not method.by}),
@@ -75,6 +77,7 @@ MAY_IMPORT = {
     "federation": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},
+    "visualisation": {"reporting", "poisoning", "purification", "compute", "models", "data", "core"},
     "scan": {
         "detection",
         "attacks",
@@ -279,11 +282,23 @@ def those(expected: set[str]) -> set[str]:
         ("unpoison.models.vgg", set()),
         (
             "unpoison.models.resnet",
-            TRAINED | {"poison", "extract", "detect", "detect_inputs", "detect_canary", "inspect_model", "evaluate"},
+            TRAINED
+            | {
+                "poison",
+                "extract",
+                "detect",
+                "detect_inputs",
+                "detect_canary",
+                "inspect_model",
+                "evaluate",
+                "visualise",
+            },
         ),
         ("unpoison.models.networks", set()),
         ("unpoison.sources.build", {"prepare"}),
         ("unpoison.reporting.sections", {"report"}),
+        ("unpoison.visualisation.neurons", {"visualise@neurons"}),
+        ("unpoison.visualisation", set()),
         ("unpoison.stress.retuning", {"stress"}),
         ("unpoison.federation.rounds", {"train_backdoored", "train_clean"}),
         ("unpoison.federation.krum", {"train_backdoored", "train_clean"}),
@@ -329,7 +344,7 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
     answers += ["data/checked/without/control.json"]
     # And what is made of the truth, of the test split, or of the training set as it was before the attack.
     answers += ["data/stress", "data/problems", "models/clean"]
-    code = ("poison", "stamp_test.json", "stress.json", "evaluate.json", "report.json")
+    code = ("poison", "stamp_test.json", "stress.json", "visualise", "evaluate.json", "report.json")
     answers += [f"data/checked/code/{name}" for name in code]
     for dep in STAGES[stage]["deps"]:
         for answer in answers:
@@ -338,7 +353,7 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
     for entry in STAGES[stage].get("params", []):
         for key in [entry] if isinstance(entry, str) else entry:
             assert not key.startswith(("attack", "params/attacks")), key
-    folders = ("attacks", "crafting", "poisoning", "stress", "evaluation", "reporting")
+    folders = ("attacks", "crafting", "poisoning", "stress", "evaluation", "reporting", "visualisation")
     for name in names_of(stage):
         for module in stage_codes()[name]["modules"]:
             assert not module.startswith(tuple(f"unpoison.{folder}" for folder in folders)), module
@@ -347,6 +362,8 @@ def test_defences_cannot_see_the_answer(stage: str) -> None:
 def test_stress_tests_are_no_defence() -> None:
     assert "data/truth" in STAGES["stress"]["deps"]
     assert "stress" not in DEFENCES
+    assert "data/truth" in STAGES["visualise"]["deps"]
+    assert "visualise" not in DEFENCES
     # The clean model sees nothing of the attack.
     assert not [dep for dep in STAGES["train_clean"]["deps"] if dep.startswith(("data/truth", "data/poisoned"))]
 

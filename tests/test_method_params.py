@@ -175,6 +175,8 @@ LISTS = [
     (PARAMS, "stress.methods"),
     (PARAMS, "stress.augment"),
     (PARAMS, "robust.methods"),
+    (PARAMS, "visualise.figures"),
+    (PARAMS, "visualise.models"),
     (PARAMS, "prior.channels"),
     (PARAMS, "train.milestones"),
     (PARAMS, "train.augment"),

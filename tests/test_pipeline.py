@@ -23,6 +23,7 @@ COPIED = (
     "data/scores/README.md",
     "data/stress/README.md",
     "models/README.md",
+    "reports/figures/README.md",
     "bench/results/audit.csv",
     "dvc.yaml",
     ".gitignore",

@@ -91,7 +91,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with all there can be."""
     path: Path = tmp_path_factory.mktemp("page") / "index.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_png", blank)
+        patch.setattr(figures, "png_of", blank)
         path.write_text(report(rich_run()).html(), encoding="utf-8")
     return path
 

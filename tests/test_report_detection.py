@@ -33,7 +33,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         made.extend([figure] if isinstance(figure, figures._Small) else [])
         return b"picture"
 
-    monkeypatch.setattr(figures, "_png", record)
+    monkeypatch.setattr(figures, "png_of", record)
     return made
 
 

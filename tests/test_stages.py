@@ -24,6 +24,7 @@ import purify
 import purify_by
 import report
 import stress
+import visualise
 from by_artefact import read_scored
 from detect import read_suspect
 from parameters import load_params
@@ -383,6 +384,64 @@ def test_what_a_purifier_cannot_build_on(project: Path, method: str, by: dict[st
 def test_a_method_that_builds_on_scores_is_no_method_of_the_reserve(project: Path) -> None:
     with pytest.raises(UserError, match=r"^params\.yaml: purify\.methods: 'dbr' given, allowed: ft, lp, "):
         purify.main("dbr")
+
+
+def test_figures_of_the_models(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"params/figures.yaml:activation.images": 20, "visualise.models": ["student", "purified/fst"]}
+    write_params(project, {**TINY, **own, "visualise.figures": ["confusion", "activation"]})
+    run_stages("check_params", "visualise@confusion", "visualise@activation", "report")
+    said = capsys.readouterr().out
+    assert "visualise@confusion: 6 pictures of backdoored, student, purified: fst; Test images by true label" in said
+    about = read_json(project / "reports/figures/activation/figure.json")
+    assert about["parameters"] == {"images": 20, "layer": "map"}
+    assert set(about["made_from"]) == {"poisoned", "backdoored", "student", "purified/fst"}
+    # Accuracy and ASR of the matrix are those that were graded.
+    table = (project / "reports/figures/confusion/purified_fst.csv").read_text().splitlines()[1:]
+    cells = [line.replace('"', "").split(",") for line in table]
+    totals = {kind: sum(int(n) for images, *_, n in cells if images == kind) for kind in ("clean", "triggered")}
+    right = sum(int(n) for images, true, predicted, n in cells if images == "clean" and true == predicted)
+    target = sum(int(n) for images, _, predicted, n in cells if images == "triggered" and predicted == "0")
+    fst = metrics_of(project)["purified"]["fst"]
+    assert right / totals["clean"] == pytest.approx(fst["acc"], abs=1e-6)
+    assert target / totals["triggered"] == pytest.approx(fst["asr"], abs=1e-6)
+    page = (project / "reports/index.html").read_text()
+    assert page.split("What the models do")[1].count("<img") == 7
+    # A figure of a model that was made anew since is not shown, nor one of another victim.
+    write_params(project, {**TINY, **own, "params/purifiers.yaml:fst.alpha": 0.5})
+    run_stages("purify@fst", "report")
+    assert "What the models do" not in (project / "reports/index.html").read_text()
+
+
+def test_figures_of_models_that_are_not_there(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_params(project, {**TINY, "control": True, "visualise.models": ["clean"], "visualise.figures": ["neurons"]})
+    # Switched off when it was last run, which the figure says.
+    run_stages("visualise@neurons")
+    assert "pictures of backdoored; " in (said := capsys.readouterr().out)
+    assert "Without clean: control: false." in said
+    write_params(project, {**TINY, "visualise.models": ["purified/fst"], "visualise.figures": ["neurons"]})
+    path = project / "models/purified/fst/model.json"
+    about = read_json(path)
+    write_json(path, {**about, "made_from": {**about["made_from"], "backdoored": 64 * "0"}})
+    with pytest.raises(UserError, match=r"^models/purified/fst/model\.json: made from another backdoored"):
+        visualise.main("neurons")
+    with pytest.raises(UserError, match=r"^params\.yaml: visualise\.figures: 'nonsense' given, allowed: embedding, "):
+        visualise.main("nonsense")
+    write_params(project, {**TINY, "visualise.models": ["purified"]})
+    with pytest.raises(UserError, match=r"visualise\.models: 'purified' given, allowed: clean, student, purified/NAME"):
+        visualise.main("neurons")
+
+
+def test_figures_of_data_of_unknown_origin(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_params(project, {**TINY, "attack.name": "none", "visualise.figures": ["frequency", "neurons"]})
+    run_stages(
+        "check_params", "poison", "train_backdoored", "stamp_test", "visualise@frequency", "visualise@neurons", "report"
+    )
+    line = "The figure frequency is left out: it needs a trigger, and none is known."
+    assert f"visualise@frequency: 0 pictures of backdoored; {line}" in capsys.readouterr().out
+    page = (project / "reports/index.html").read_text().split("What the models do")[1]
+    assert line in page
+    assert page.count("<img") == 1
+    assert not list((project / "reports/figures/frequency").glob("*.png"))
 
 
 def test_a_purified_model_is_tested(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ import train_clean
 import train_prior
 import train_robust
 import train_robust_by
+import visualise
 from parameters import FAMILIES, PARAMS, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +109,7 @@ def run_stages(*names: str) -> None:
         **{f"inspect_model@{name}": lambda name=name: inspect_model.main(name) for name in params["detect"]["models"]},
         **{f"train_robust_by@{name}": lambda name=name: train_robust_by.main(name) for name in params["robust"]["by"]},
         **{f"purify_by@{name}": lambda name=name: purify_by.main(name) for name in params["purify"]["by"]},
+        **{f"visualise@{name}": lambda name=name: visualise.main(name) for name in params["visualise"]["figures"]},
         "evaluate": evaluate.main,
         "report": report.main,
     }

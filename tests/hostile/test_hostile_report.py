@@ -96,7 +96,7 @@ def project(folder: Path, *, scores: Scores | None = None, target: int = 0) -> N
 def door(folder: Path) -> Any:
     """The stage. Where it ends in an error the files of before are all there; figures are not drawn."""
     os.chdir(folder)
-    figures._png = figures.thumbnail = lambda *_: b"picture"  # type: ignore[assignment]
+    figures.png_of = figures.thumbnail = lambda *_: b"picture"  # type: ignore[assignment]
     outputs = [Path("reports") / name for name in ("index.html", "summary.md", "suspects.csv", "problems.csv")]
     try:
         report.main()
@@ -491,7 +491,7 @@ def test_report(case: Case, tmp_path: Path) -> None:
 
 def test_reports_with_one_thing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "_png", figures._png)
+    monkeypatch.setattr(figures, "png_of", figures.png_of)
     monkeypatch.setattr(figures, "thumbnail", figures.thumbnail)
     answered(door, [case for case in CASES if not watched(case)], tmp_path)
 

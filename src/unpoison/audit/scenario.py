@@ -62,6 +62,8 @@ def overrides(
         "stress.reactivation": False,
         "detect.sample": None,
         "detect.inputs": [],
+        "visualise.models": [],
+        "visualise.figures": [],
         "detect.models": list(INSPECTORS),
         "detect.methods": list(DETECTORS),
     }

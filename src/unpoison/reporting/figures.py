@@ -36,7 +36,7 @@ class _Small(Figure):
     """A figure that is saved as large as it was made: the axes of small multiples lie at the same places."""
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
     # Without matplotlib's version, which would change the bytes with every release.
     buffer = io.BytesIO()
     box = None if isinstance(figure, _Small) else "tight"
@@ -54,7 +54,7 @@ def _small_axes(height: float, left: float) -> tuple[Figure, matplotlib.axes.Axe
     return figure, axes
 
 
-def _axes(width: float = 4.0, height: float = 3.0, dpi: int = DPI) -> tuple[Figure, matplotlib.axes.Axes]:
+def axes_of(width: float = 4.0, height: float = 3.0, dpi: int = DPI) -> tuple[Figure, matplotlib.axes.Axes]:
     figure = Figure(figsize=(width, height), dpi=dpi)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -62,14 +62,14 @@ def _axes(width: float = 4.0, height: float = 3.0, dpi: int = DPI) -> tuple[Figu
     return figure, axes
 
 
-def _legend_below(axes: matplotlib.axes.Axes) -> None:
+def legend_below(axes: matplotlib.axes.Axes) -> None:
     """A legend under the plot: within it its dots would be taken for models, beside it long names would shrink the plot."""
     names = [text for text in axes.get_legend_handles_labels()[1] if text]
     columns = 2 if max(map(len, names), default=0) <= 18 else 1
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(-0.1, -0.18), ncols=columns, borderpad=0)
 
 
-def _label(text: str) -> str:
+def label_of(text: str) -> str:
     """Lines for a figure. With a space in front of an underscore, which would keep a label out of the legend."""
     label = "\n".join(map(escaping.figure, text.split("\n")))
     return f" {label}" if label.startswith("_") else label
@@ -87,10 +87,10 @@ def contact_sheet(rows: Mapping[str, NDArray[np.uint8]], columns: Sequence[str])
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        line[0].set_ylabel(_label(name), rotation=0, ha="right", va="center", fontsize=9)
+        line[0].set_ylabel(label_of(name), rotation=0, ha="right", va="center", fontsize=9)
     for axes, title in zip(grid[0], columns, strict=True):
-        axes.set_title(_label(title), fontsize=8.5)
-    return _png(figure)
+        axes.set_title(label_of(title), fontsize=8.5)
+    return png_of(figure)
 
 
 def histogram(values: Array, poisoned: NDArray[np.bool_] | None) -> bytes:
@@ -116,7 +116,7 @@ def histogram(values: Array, poisoned: NDArray[np.bool_] | None) -> bytes:
     places = 2 - int(np.floor(np.log10(edges[-1] - edges[0])))
     ends = [float(edges[0]), float(edges[-1])]
     _label_ends(axes, ends, [f"{round(end, places) + 0.0:.6g}" for end in ends])
-    return _png(figure)
+    return png_of(figure)
 
 
 def _label_ends(axes: matplotlib.axes.Axes, places: Sequence[float], labels: Sequence[str]) -> None:
@@ -155,21 +155,21 @@ def roc(fpr: Array, curves: Mapping[str, Array], name: str) -> bytes:
     axes.set_xticks([], minor=True)
     axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
     axes.grid(alpha=0.35)
-    return _png(figure)
+    return png_of(figure)
 
 
 def acc_against_asr(points: Mapping[str, tuple[float, float]]) -> bytes:
     """Clean accuracy and attack success rate of each model; the best corner is the lower right."""
-    figure, axes = _axes()
+    figure, axes = axes_of()
     for (name, (acc, asr)), colour in zip(points.items(), cycle(COLOURS), strict=False):
-        axes.scatter(acc, asr, s=60, color=colour, label=_label(name), zorder=3)
+        axes.scatter(acc, asr, s=60, color=colour, label=label_of(name), zorder=3)
     axes.set(xlabel="ACC (clean test images)", ylabel="ASR (triggered test images)", ylim=(-0.05, 1.05))
     # From 0.8, or further left where a model lies there, so that plots of good models compare at a glance.
     lowest = min(acc for acc, _ in points.values())
     axes.set_xlim(min(0.8, lowest - 0.05), 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    _legend_below(axes)
-    return _png(figure)
+    legend_below(axes)
+    return png_of(figure)
 
 
 def against(varied: str, places: Sequence[float], curves: Mapping[str, tuple[Array, Array]]) -> bytes:
@@ -180,20 +180,20 @@ def against(varied: str, places: Sequence[float], curves: Mapping[str, tuple[Arr
         places: its values, [k], rising; on a log scale where all are above 0.
         curves: ACC and ASR at each value, NaN where there is none, by name.
     """
-    figure, axes = _axes(6.4, 3.6, 130)
+    figure, axes = axes_of(6.4, 3.6, 130)
     for (name, (acc, asr)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        for figure_of, style, label in ((acc, "-", _label(name)), (asr, "--", None)):
+        for figure_of, style, label in ((acc, "-", label_of(name)), (asr, "--", None)):
             # What is missing leaves no gap in a line.
             there = np.isfinite(figure_of)
             x, y = np.asarray(places)[there], figure_of[there]
             axes.plot(x, y, color=colour, marker="o", markersize=3.5, linestyle=style, label=label)
-    axes.set(xlabel=_label(varied), ylabel="ACC (solid), ASR (dashed)", ylim=(-0.03, 1.03))
+    axes.set(xlabel=label_of(varied), ylabel="ACC (solid), ASR (dashed)", ylim=(-0.03, 1.03))
     if min(places) > 0:
         axes.set_xscale("log")
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _png(figure)
+    return png_of(figure)
 
 
 def connectivity(t: Array, curves: Mapping[str, tuple[Array, Array | None]]) -> bytes:
@@ -203,14 +203,14 @@ def connectivity(t: Array, curves: Mapping[str, tuple[Array, Array | None]]) -> 
         t: places on the line, [k], from 0 to 1.
         curves: ACC and, where there is one, ASR at each, by method.
     """
-    figure, axes = _axes()
+    figure, axes = axes_of()
     for (name, (acc, asr)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot(t, acc, color=colour, label=_label(name))
+        axes.plot(t, acc, color=colour, label=label_of(name))
         if asr is not None:
             axes.plot(t, asr, color=colour, linestyle="--")
     axes.set(xlabel="weights, from purified (0) to backdoored (1)", ylabel="share of test images", ylim=(-0.05, 1.05))
-    _legend_below(axes)
-    return _png(figure)
+    legend_below(axes)
+    return png_of(figure)
 
 
 def rounds(number: Array, shares: Mapping[str, Array]) -> bytes:
@@ -227,12 +227,12 @@ def training_curves(
     curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], ylabel: str, *, log: bool = False
 ) -> bytes:
     """Lines over epochs or steps, by name."""
-    figure, axes = _axes()
+    figure, axes = axes_of()
     for (name, (x, y)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot(x, y, label=_label(name), color=colour)
+        axes.plot(x, y, label=label_of(name), color=colour)
     axes.set(xlabel="epoch", ylabel=ylabel, yscale="log" if log else "linear")
-    _legend_below(axes)
-    return _png(figure)
+    legend_below(axes)
+    return png_of(figure)
 
 
 def thumbnail(image: NDArray[np.uint8]) -> bytes:

@@ -256,6 +256,20 @@ def training(page: Page, run: Run) -> None:
     page.figures(shown)
 
 
+def drawings(page: Page, run: Run) -> None:
+    """The figures of the models, as they were drawn: wide pictures each by itself, others side by side."""
+    if not run.drawings:
+        return
+    page.heading("What the models do", both=False)
+    for drawing in run.drawings.values():
+        page.text(drawing.caption, both=False)
+        if beside := [(one.png, one.caption) for one in drawing.pictures if not one.wide]:
+            page.figures(beside)
+        for one in drawing.pictures:
+            if one.wide:
+                page.figures([(one.png, one.caption)], wide=True)
+
+
 def _mean_losses(losses: Floats) -> tuple[IntArray, Floats]:
     """Epochs, from 1, and mean loss in each, without epochs that saw none of these samples."""
     # NaN where a sample was left out of an epoch.

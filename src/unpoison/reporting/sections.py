@@ -71,6 +71,7 @@ def report(run: Run) -> Page:
     pictures.masks(page, run)
     pictures.suspects(page, run)
     pictures.training(page, run)
+    pictures.drawings(page, run)
     return page
 
 

@@ -158,6 +158,8 @@ def overrides_of(found: Survey, *, trusted: Path | None, epochs: int, canary: bo
         "detect.models": [],
         "detect.sample": None,
         "detect.canary": [0] if canary else [],
+        "visualise.models": [],
+        "visualise.figures": [],
         # Untrusted images are no centre to measure from.
         "params/detectors.yaml:ss.centre": "reserve" if found.vouched(trusted) else "class",
     }
