@@ -16,6 +16,7 @@ from torch import nn
 
 from report_runs import run_of
 from unpoison import models
+from unpoison.compute import inference
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import read_json, write_json
 from unpoison.data.drawings import Drawing, Picture, load_drawing, save_drawing
@@ -25,11 +26,12 @@ from unpoison.poisoning.triggered import Triggered
 from unpoison.purification.maps import LAST
 from unpoison.reporting import figures
 from unpoison.reporting.sections import report
-from unpoison.visualisation import FIGURES
+from unpoison.visualisation import FIGURES, activation, frequency, landscape
+from unpoison.visualisation import grad_cam as grad_cam_module
 from unpoison.visualisation.activation import changes
 from unpoison.visualisation.confusion import counts
 from unpoison.visualisation.embedding import neighbours, principal
-from unpoison.visualisation.figure import Pairs, Scene
+from unpoison.visualisation.figure import Pairs, Scene, csv_of
 from unpoison.visualisation.frequency import BANDS, bands, spectrum
 from unpoison.visualisation.grad_cam import grad_cam, share_on, stage_of
 from unpoison.visualisation.landscape import direction, surface
@@ -208,9 +210,12 @@ def test_grad_cam_takes_the_last_map_of_enough_positions(scene: Scene) -> None:
     model = scene.models["backdoored"]
     # 16, 8, 4 and 2 positions a side.
     assert [stage_of(model, (16, 16), side, "it") for side in (1, 2, 3, 4, 5, 99)] == [LAST, LAST, "8", "8", "6", "4"]
-    heat, _ = grad_cam(model, torch.rand(2, 3, 16, 16), "8")
-    assert heat.shape == (2, 16, 16)
-    assert heat.amax((1, 2)).tolist() == [1.0, 1.0]
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+    heat, _ = grad_cam(model, images, "8", torch.arange(3))
+    assert heat.shape == (3, 16, 16)
+    # What speaks for one label speaks against another, for which nothing may be left.
+    assert set(heat.amax((1, 2)).tolist()) <= {0.0, 1.0}
+    assert heat.max() == 1.0
     flat = network(nn.AdaptiveAvgPool2d(1), linear([[1.0], [2.0]]))
     with pytest.raises(UserError, match=r"^it: its last feature map has one position, allowed"):
         stage_of(flat, (4, 4), 1, "it")
@@ -365,8 +370,29 @@ def test_a_picture_for_each_model_and_kind(made: dict[str, Drawing]) -> None:
     assert "Crosses: the " in made["embedding"].caption
 
 
+def test_batches_change_nothing(made: dict[str, Drawing], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = scene_of(models_drawn=1)
+    for module in (inference, activation, landscape):
+        monkeypatch.setattr(module, "BATCH", 8)
+    monkeypatch.setattr(grad_cam_module, "PASS", 1)
+    monkeypatch.setattr(frequency, "CHUNK", 1)
+    for name, key, column in (
+        ("confusion", "backdoored", "count"),
+        ("neurons", "backdoored", "neuron_3"),
+        ("activation", "change", "change"),
+        ("landscape", "backdoored", "clean"),
+        ("grad_cam", "backdoored", "clean_on_trigger"),
+        ("frequency", "profile", "residual"),
+    ):
+        before, now = (
+            [float(row[column] or 0) for row in rows_of(drawing, key) if row.get("model", "backdoored") == "backdoored"]
+            for drawing in (made[name], drawn(name, one))
+        )
+        assert now == pytest.approx(before, rel=1e-4, abs=1e-6), name
+
+
 def test_what_another_seed_changes(scene: Scene, made: dict[str, Drawing]) -> None:
-    for name in ("landscape", "grad_cam"):
+    for name in ("landscape",):
         assert drawn(name, scene, seed=1).tables != made[name].tables, name
     assert {name for name, figure in FIGURES.items() if not figure.seeded} == {"confusion", "neurons"}
 
@@ -380,7 +406,12 @@ def test_tables_hold_what_is_drawn(scene: Scene, made: dict[str, Drawing]) -> No
     assert change == sorted(change, reverse=True)
     assert len(change) == 64
     grid = rows_of(made["landscape"], "backdoored")
-    assert [(row["first"], row["second"]) for row in grid[:4]] == [("-1", "-1"), ("0", "-1"), ("1", "-1"), ("-1", "0")]
+    assert [(row["first"], row["second"]) for row in grid[:4]] == [
+        ("-1.0", "-1.0"),
+        ("0.0", "-1.0"),
+        ("1.0", "-1.0"),
+        ("-1.0", "0.0"),
+    ]
     areas = {row["trigger_area"] for row in rows_of(made["grad_cam"], "backdoored")}
     assert areas == {f"{9 / 256:.6g}"}
     assert [row["class"] for row in rows_of(made["neurons"], "backdoored")] == [
@@ -392,7 +423,7 @@ def test_tables_hold_what_is_drawn(scene: Scene, made: dict[str, Drawing]) -> No
 
 
 def test_without_truth_what_needs_no_trigger_is_drawn(blank: None) -> None:
-    unknown = scene_of(trigger=False, poisoned=False)
+    unknown = scene_of(trigger=False, poisoned=False, models_drawn=1)
     why = {name: figure.missing(unknown) for name, figure in FIGURES.items()}
     assert {name for name, reason in why.items() if reason} == {"activation", "frequency"}
     assert why["activation"] == "it needs a trigger, and none is known"
@@ -440,6 +471,11 @@ def test_pairs_are_of_all_triggers() -> None:
 def test_arguments_that_do_not_fit(name: str, arguments: dict[str, Any], message: str, scene: Scene) -> None:
     with pytest.raises(ParameterError, match=message):
         FIGURES[name].draw(scene, seed=0, **arguments)
+
+
+def test_a_table_is_text_in_quotes_and_numbers_without() -> None:
+    text = csv_of({"name": ["a,b", "=1"], "count": np.array([1, 2]), "value": [1 / 3, np.nan]})
+    assert text == '"name","count","value"\n"a,b",1,0.333333\n"=1",2,""\n'
 
 
 def test_many_classes_and_negative_features(blank: None) -> None:

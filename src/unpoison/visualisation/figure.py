@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from ..compute.inference import passes
 from ..core.arrays import Images, IntArray, Mask
@@ -142,11 +143,21 @@ def outputs(model: Classifier, data: ImageSet, what: str) -> tuple[Rows, Rows]:
 
 
 def csv_of(columns: Mapping[str, Any]) -> str:
-    """A table as CSV: numbers to six digits, text in quotes, nothing where a number is not there."""
-    text: str = pd.DataFrame(dict(columns)).to_csv(
-        index=False, float_format="%.6g", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
+    """A table as CSV: text in quotes, numbers to six digits without; an empty text for a number that is not there."""
+    text = io.StringIO()
+    # Not by pandas, which makes text of a float to round it.
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(
+        zip(*([_cell(value) for value in np.asarray(one).tolist()] for one in columns.values()), strict=True)
     )
-    return text
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else ""
 
 
 def file_name(model: str, kind: str = "") -> str:

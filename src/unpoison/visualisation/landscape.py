@@ -37,7 +37,7 @@ def draw(
     scene: Scene,
     *,
     seed: int = 0,
-    images: Count = 200,
+    images: Count = 100,
     points: Annotated[int, Ge(3), Le(101)] = 11,
     radius: Positive = 1.0,
 ) -> Drawing:
