@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from unpoison.data.drawings import Drawing, Picture
 from unpoison.data.imageset import ImageSet, Overlay
 from unpoison.data.problems import Problems
 from unpoison.data.scores import Assumption, Scores
@@ -55,6 +58,13 @@ def run_of(**parts: Any) -> Run:
     settings = ReportSettings(**{"samples": 2, "suspects": 3, **parts.pop("settings", {})})
     rest = {"data": DATA, "about": ABOUT, "sources": [f"{i:02d}.png" for i in range(COUNT)], **parts}
     return Run(settings=settings, **rest)
+
+
+def picture_of(width: int, height: int) -> bytes:
+    """A white picture."""
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), 255).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 ODD_CLASSES = (
@@ -145,6 +155,18 @@ def rich_run(truth: bool = True) -> Run:
         "masks": np.full((len(classes), 16, 16), 0.5, np.float16),
         "patterns": images[: len(classes)].transpose(0, 3, 1, 2),
     }
+    drawn = [
+        Picture(name=name, png=picture_of(*size), caption=f"{name}: {caption}", wide=wide)
+        for name, size, caption, wide in (
+            ("a", (720, 600), "principal components", False),
+            ("b", (720, 600), ODD_CLASSES[3], False),
+            ("c", (870, 350), "mean activation of each neuron, " * 5, True),
+        )
+    ]
+    drawings = {
+        "embedding": Drawing(caption=f"What it shows. {ODD_CLASSES[4]}", pictures=drawn),
+        "frequency": Drawing(caption="The figure frequency is left out: it needs a trigger, and none is known."),
+    }
     anomaly = np.arange(len(classes), dtype=np.float32)[::-1].copy()
     return run_of(
         data=data,
@@ -158,6 +180,7 @@ def rich_run(truth: bool = True) -> Run:
         examined=Examined(problems, data.followed_by(test), [*sources, *sources[:20]], splits),
         curves={"backdoored": curve, "student": curve},
         losses=np.ones((2, count), np.float32),
+        drawings=drawings,
         settings={"samples": 4, "suspects": 14, "note": "A note. " * 20 + "unbroken" * 40},
         **more,
     )
