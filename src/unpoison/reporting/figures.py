@@ -215,12 +215,12 @@ def connectivity(t: Array, curves: Mapping[str, tuple[Array, Array | None]]) -> 
 
 def rounds(number: Array, shares: Mapping[str, Array]) -> bytes:
     """Shares of test images, each [k] by its name, over the rounds of a federation, [k]."""
-    figure, axes = _axes()
+    figure, axes = axes_of()
     for (name, values), colour in zip(shares.items(), cycle(COLOURS), strict=False):
-        axes.plot(number, values, label=_label(name), color=colour)
+        axes.plot(number, values, label=label_of(name), color=colour)
     axes.set(xlabel="round", ylabel="share of test images", ylim=(-0.05, 1.05))
-    _legend_below(axes)
-    return _png(figure)
+    legend_below(axes)
+    return png_of(figure)
 
 
 def training_curves(
