@@ -105,7 +105,7 @@ class Parsed(HTMLParser):
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "_png", lambda _: b"picture")
+    monkeypatch.setattr(figures, "png_of", lambda _: b"picture")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -186,7 +186,7 @@ def test_no_cell_of_a_spreadsheet_is_a_formula_and_every_name_comes_back() -> No
 
 def test_labels_of_figures_are_no_mathematics_and_warn_of_nothing() -> None:
     for name in NAMES:
-        label = figures._label(escaping.visible(name))
+        label = figures.label_of(escaping.visible(name))
         assert not matplotlib.cbook.is_math_text(label.replace("\\$", ""))
         assert len(label) < 500
     with warnings.catch_warnings():

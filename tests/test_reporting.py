@@ -49,7 +49,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         made.append(figure)
         return b"picture"
 
-    monkeypatch.setattr(figures, "_png", record)
+    monkeypatch.setattr(figures, "png_of", record)
     return made
 
 
