@@ -105,7 +105,8 @@ ATTACK = Attack(
     make=make,
     trigger=PatchTrigger,
     policy={"label_policy": "all2one", "poison_rate": 1.0, "poison_target_class": True},
-    policies=("all2one", "all2all", "source_specific"),
+    policies=("all2one", "all2all", "source_specific", "calculator"),
     hand=hand,
     copies=True,
+    several=True,
 )

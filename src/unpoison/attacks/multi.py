@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 from ..core.errors import ParameterError
 from ..core.hyperparameters import one_of
 from ..crafting.attack import Attack, Block, Intent, Plan, intent
+from ..poisoning.policy import Operation
 
 DEFAULT = ({"attack": "badnets", "target": 0}, {"attack": "blended", "target": 1})
 
@@ -18,8 +19,8 @@ class Parameters:
     """The parameters of `multi`.
 
     Attributes:
-        triggers: at least two blocks: `attack`, `target`, own parameters. `attack` is a name and `target` a class; an
-            attack's own parameters are given where they differ from its section.
+        triggers: at least two blocks: `attack`, `target`, own parameters. `attack` is a name and `target` a class, with
+            `calculator` in its place `operation`; an attack's own parameters are given where they differ from its section.
     """
 
     triggers: list[dict[str, Any]] = field(default_factory=lambda: [dict(block) for block in DEFAULT])
@@ -32,7 +33,7 @@ def intents(
 
     Args:
         attacks: every attack by name; those of one trigger may take part.
-        policy: attributes of `Policy` for all triggers; `target` is each trigger's own.
+        policy: attributes of `Policy` for all triggers; `target` is each trigger's own, or `operation`.
         own: attributes of `Parameters`.
         sections: parameters of every attack, by its name.
 
@@ -51,9 +52,17 @@ def intents(
         arguments, key = dict(block), f"multi.triggers[{number}]"
         attack = arguments.pop("attack", None)
         method = one_of(attack, single, key=f"{key}.attack")
-        if arguments.get("target") is None:
-            raise ParameterError(f"{key}.target: nothing given, allowed: a class")
-        shared = dict(policy) | {"target": arguments.pop("target")}
+        # What sets one trigger's labels apart from another's.
+        aim, allowed = "target", "a class"
+        if policy.get("label_policy") == "calculator":
+            aim, allowed = "operation", ", ".join(get_args(Operation))
+            if "target" in arguments:
+                raise ParameterError(f"{key}.target: {arguments['target']!r} given, allowed with calculator: operation")
+            if (operation := arguments.get(aim)) is not None:
+                one_of(operation, dict.fromkeys(get_args(Operation)), key=f"{key}.{aim}")
+        if arguments.get(aim) is None:
+            raise ParameterError(f"{key}.{aim}: nothing given, allowed: {allowed}")
+        shared = dict(policy) | {aim: arguments.pop(aim)}
         if (count := shared.get("poison_count")) is not None:
             shared["poison_count"] = _share(count, number, len(triggers))
         # A block's own parameters win over the attack's section.

@@ -37,6 +37,7 @@ class Attack:
             Its keyword-only arguments are named like those of `make`, and what `make` alone has trains no victim again.
         hand_if: name of the argument of `make`, true or false, that says whether there is a hand; "": there always is.
         copies: whether that hand trains on stamped copies beside the images as they are, which no data set could be.
+        several: whether that hand teaches several triggers at once, each on copies of its own.
     """
 
     make: Callable[..., Trigger]
@@ -48,6 +49,7 @@ class Attack:
     hand: Callable[..., Stamping] | None = None
     hand_if: str = ""
     copies: bool = False
+    several: bool = False
 
     @property
     def parameters(self) -> Callable[..., Any]:

@@ -60,6 +60,11 @@ class Copying(Stamping):
 
     def aims(self, samples: Tensor) -> Tensor:
         """The label that the attacker would have for each sample, stamped or not: int64 [b]."""
-        true = self.poisoned.truth.labels[samples.cpu().numpy()]
-        wanted = self.poisoned.truth.policy.new_labels(true, len(self.data.classes))
+        truth, keys = self.poisoned.truth, samples.cpu().numpy()
+        true, number_of = truth.labels[keys], truth.part[keys]
+        # Of several triggers each sample has its own, and one without any is taken for the first's.
+        wanted = truth.policy.new_labels(true, len(self.data.classes))
+        for number, part in enumerate(truth.parts[1:], 1):
+            own = number_of == number
+            wanted[own] = part.policy.new_labels(true[own], len(self.data.classes))
         return torch.from_numpy(wanted).to(samples.device)

@@ -114,21 +114,25 @@ def _teaching(intents: Sequence[Intent]) -> tuple[Teaching, ...]:
     """What the attacker does to the training besides stamping.
 
     Raises:
-        ParameterError: several triggers, one of which trains the victim.
+        ParameterError: several triggers, one of which trains the victim, unless it teaches all of them alike.
     """
-    teaching = []
+    teaching: list[Teaching] = []
     for number, intent in enumerate(intents):
         # With the values that nobody gave: a changed default is then a changed artefact.
         known = {**(intent.method.make.__kwdefaults__ or {}), **intent.arguments}
         if (hand := intent.method.hand) is None or not known.get(intent.method.hand_if, True):
             continue
-        if len(intents) > 1:
+        taught = Teaching(intent.attack, {name: known[name] for name in own_arguments(hand)}, code_of(hand.__module__))
+        # A victim has one training: triggers that share it are taught by one hand, by which all of them are.
+        alike = intent.method.several and all(other.attack == intent.attack for other in intents)
+        if len(intents) > 1 and not (alike and teaching in ([], [taught])):
+            shared = f", or {intent.attack} for all with the same training" if intent.method.several else ""
             raise ParameterError(
                 f"multi.triggers[{number}].attack: {intent.attack!r} given, which trains the victim; allowed: attacks that poison "
-                "data"
+                f"data{shared}"
             )
-        arguments = {name: known[name] for name in own_arguments(hand)}
-        teaching.append(Teaching(intent.attack, arguments, code_of(hand.__module__)))
+        if taught not in teaching:
+            teaching.append(taught)
     if (around := intents[0].around) is not None:
         teaching.append(Teaching(around.plan, around.arguments, code_of(around.hand.__module__)))
     return tuple(teaching)

@@ -74,9 +74,11 @@ def choose_samples(
     candidates = np.flatnonzero(eligible & free)
     if not len(candidates):
         target = int((labels == policy.target).sum())
+        found = f"{target} are of the target class {class_name(policy.target, names)}, {len(labels) - target} of others"
+        if policy.label_policy == "calculator":
+            found = f"{len(labels)} are the {policy.operation} of their digits or taken"
         raise ParameterError(
-            f"label_policy: {policy.label_policy} given, for which no training sample is a candidate: "
-            f"{target} are of the target class {class_name(policy.target, names)}, {len(labels) - target} of others"
+            f"label_policy: {policy.label_policy} given, for which no training sample is a candidate: {found}"
         )
     count = _count(policy, int(eligible.sum()), len(candidates), len(labels))
     # The first of one permutation, so that a lower rate's samples are a subset of a higher rate's. An order sorts this

@@ -12,7 +12,11 @@ from ..core.arrays import IntArray, Mask
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Whole
 
-LabelPolicy = Literal["all2one", "all2all", "clean_label", "source_specific"]
+LabelPolicy = Literal["all2one", "all2all", "clean_label", "source_specific", "calculator"]
+Operation = Literal["sum", "product"]
+
+NUMBERS = tuple(f"{number:02d}" for number in range(100))
+"""The classes that `calculator` is for: numbers of two digits, each by its label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,24 +25,28 @@ class Policy:
 
     Candidates are the samples that may be poisoned: with `all2one` those of other classes than the target (all, if
     `poison_target_class`); with `all2all` all; with `clean_label` those of the target class; with `source_specific`
-    those of the source classes.
+    those of the source classes; with `calculator` those whose result is another label than their own (all, if
+    `poison_target_class`).
 
     Attributes:
         label_policy: `all2one`: every poisoned sample gets `target`; `all2all`: label y becomes y + `shift` modulo the
             number of classes; `clean_label`: samples of the target class keep their label; `source_specific`: only
-            samples of `sources` get `target` (TaCT).
+            samples of `sources` get `target` (TaCT); `calculator`: a number of two digits gets what `operation` makes of
+            them (Bagdasaryan & Shmatikov, "Blind Backdoors in Deep Learning Models", 2021, section 4.3).
         target: class that triggered images are to get.
         shift: distance from label to new label, for `all2all`; not a multiple of the number of classes.
+        operation: `sum` or `product` of the two digits, for `calculator`: 37 becomes 10 or 21.
         sources: classes that may be poisoned, for `source_specific`; the target is not among them.
         poison_rate: share that is poisoned, rounded up (Struppek et al.).
         poison_count: number of samples to poison instead of a share; None leaves it to `poison_rate`.
         rate_of: whole that the rate is a share of: `candidates` (Struppek et al., D-BR) or `all` samples
             (BackdoorBench).
-        poison_target_class: whether `all2one` may stamp samples that already have the target label (they keep it).
+        poison_target_class: whether `all2one` and `calculator` may stamp samples that already have the label they would get
+            (they keep it).
         cover_ratio: cover samples per poisoned one, rounded up: samples that are stamped and keep their true label (TaCT,
             adaptive attacks). They are never poisoned ones.
         cover_classes: classes that cover samples come from, neither the target nor sources; None: all others. `all2all`
-            has neither.
+            has neither; with `calculator` those that are their own result give none.
         poison_first: true: the trigger is stamped before augmentation, so it is cropped and flipped as well; false: it
             is stamped on the augmented image in training.
         random_poisoning: whether every access to a candidate poisons it with probability `poison_rate`, anew in every
@@ -48,6 +56,7 @@ class Policy:
     label_policy: LabelPolicy = "all2one"
     target: Whole = 0
     shift: Count = 1
+    operation: Operation = "sum"
     sources: list[Whole] = field(default_factory=list)
     poison_rate: Fraction = 0.1
     poison_count: Count | None = None
@@ -65,25 +74,41 @@ class Policy:
 
     def new_labels(self, labels: IntArray, classes: int) -> IntArray:
         """New labels for samples of these true labels: what poisoned ones get, and what ASR asks for at the test."""
+        if self.label_policy == "calculator":
+            tens, units = np.divmod(labels, 10)
+            return tens + units if self.operation == "sum" else tens * units
         return (labels + self.shift) % classes if self.label_policy == "all2all" else np.full_like(labels, self.target)
+
+    @property
+    def by_label(self) -> bool:
+        """Whether the new label depends on the true one: no class is the target then, and `target` has no part in it."""
+        return self.label_policy in ("all2all", "calculator")
+
+    def targets(self, classes: int) -> list[int]:
+        """Classes that triggered images are sent to, sorted. With `all2all` every one."""
+        every = np.arange(classes)
+        return np.unique(self.new_labels(every, classes)).tolist() if self.by_label else [self.target]
 
     def candidates(self, labels: IntArray) -> Mask:
         """Training samples that may be poisoned: bool [n]."""
         # The label stays true, so the samples must be of the class that the backdoor leads to.
         if self.label_policy == "clean_label":
             return labels == self.target
-        if self.label_policy == "all2one" and self.poison_target_class:
+        if self.label_policy in ("all2one", "calculator") and self.poison_target_class:
             return np.ones(len(labels), bool)
         # Otherwise training poisons the classes that the test attacks.
         return self.attacked(labels)
 
     def attacked(self, labels: IntArray) -> Mask:
-        """Test samples that ASR counts: bool [n]. Those of another class than the target; with `all2all` every one."""
-        # A sample of the target class gets that class anyway, and would count as a success of the attack.
+        """Test samples that ASR counts: bool [n]. Those that are to get another label than their own; with `all2all` every one."""
+        # A sample of the target class gets that class anyway, and would count as a success of the attack; so would 00 to 09,
+        # which are the sums of their digits, and 00, which is their product.
         if self.label_policy == "all2all":
             return np.ones(len(labels), bool)
         if self.label_policy == "source_specific":
             return np.isin(labels, self.sources)
+        if self.label_policy == "calculator":
+            return labels != self.new_labels(labels, len(NUMBERS))
         return labels != self.target
 
     def covers(self, labels: IntArray) -> Mask:
@@ -96,6 +121,9 @@ class Policy:
         """Classes that give no covers: stamped, the target's would teach the backdoor and the sources' the contrary."""
         if self.label_policy == "all2all":
             return []
+        if self.label_policy == "calculator":
+            every = np.arange(len(NUMBERS))
+            return every[~self.attacked(every)].tolist()
         return [self.target, *(self.sources if self.label_policy == "source_specific" else [])]
 
 
@@ -155,8 +183,17 @@ def check_classes(policy: Policy, classes: int, names: Sequence[str] | None = No
     # Nothing is stamped for covers unless there is a ratio, so the classes may then stay in params.yaml.
     clash = sorted(set(policy.cover_classes or []) & set(policy.wanted_classes()))
     if clash and policy.cover_ratio:
+        allowed = "neither the target nor one of the sources"
+        if policy.label_policy == "calculator":
+            allowed = f"with calculator: numbers other than the {policy.operation} of their digits"
+        raise ParameterError(f"cover_classes: {class_name(clash[0], names)} given, allowed: {allowed}")
+    if policy.label_policy == "calculator" and (
+        classes != len(NUMBERS) or (names is not None and tuple(names) != NUMBERS)
+    ):
+        found = f"{classes}, {names[0]} to {names[-1]}" if names else str(classes)
         raise ParameterError(
-            f"cover_classes: {class_name(clash[0], names)} given, allowed: neither the target nor one of the sources"
+            f"label_policy: calculator given, allowed with the {len(NUMBERS)} classes {NUMBERS[0]} to {NUMBERS[-1]}, numbers "
+            f"of two digits; the data have {found}"
         )
     # A full turn gives every sample its own label.
     if policy.label_policy == "all2all" and policy.shift % classes == 0:

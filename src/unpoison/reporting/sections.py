@@ -406,6 +406,7 @@ def _goal(run: Run, policy: Policy) -> str:
         "all2all": f"class y to y + {policy.shift}",
         "clean_label": f"clean label, {target}",
         "source_specific": f"classes {', '.join(sources)} to {target}",
+        "calculator": f"a number to the {policy.operation} of its digits",
     }[policy.label_policy]
     if policy.cover_classes is None or not policy.cover_ratio:
         return goal
@@ -437,6 +438,7 @@ def _tested(truth: Truth) -> str:
         "clean_label": "of other classes than the target",
         "all2all": "of all classes",
         "source_specific": "of the source classes",
+        "calculator": "that are to get another number",
     }[truth.policy.label_policy]
 
 
