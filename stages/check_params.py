@@ -68,7 +68,6 @@ from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
-from unpoison.sources import digits
 from unpoison.variations import VARIATIONS
 from unpoison.visualisation import FIGURES
 from without import WITHOUT
@@ -142,8 +141,9 @@ def check_all(params: Params) -> None:
 def _check_data(data: prepare.Settings) -> None:
     with file_of(PARAMS), keys_of("data"):
         data.check_sizes()
-    if data.name in ("folder", "imagenet") and not Path(data.path).exists():
-        raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: a folder or archive")
+    if data.name in ("folder", "imagenet", "multi_mnist") and not Path(data.path).exists():
+        allowed = "a folder, or a table of digits" if data.name == "multi_mnist" else "a folder or archive"
+        raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: {allowed}")
     _check_readable("data.path", Path(data.path))
     reserve = Path(data.reserve_path)
     # Where nothing was put, there is the page that keeps the folder.
@@ -184,16 +184,19 @@ def _check_blocks(params: Params, family: str, methods: Mapping[str, Any]) -> No
 
 
 def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
-    """Check the attack as far as possible before the data are read: in full for the digits, whose shape is known."""
-    chosen = poison.settings(params, digits.CLASSES if data.name == "digits" else None)
-    if data.name != "digits" or not chosen.intents:
+    """Check the attack as far as possible before the data are read: in full for sets that are made, whose shape is known."""
+    made = prepare.MADE.get(data.name)
+    chosen = poison.settings(params, None if made is None else made.classes)
+    if made is None or not chosen.intents:
         return
-    labels = np.arange(data.digits_sizes["train"]) % len(digits.CLASSES)
-    blank = np.broadcast_to(np.zeros((), np.uint8), (len(labels), digits.SIDE, digits.SIDE, 3))
-    context = chosen.context(ImageSet(blank, labels, digits.CLASSES), seed, ContentStore(None))
+    labels = np.arange(data.digits_sizes["train"]) % len(made.classes)
+    # The digits are made at one size.
+    side = made.side if data.name == "digits" else data.image_size or made.side
+    blank = np.broadcast_to(np.zeros((), np.uint8), (len(labels), side, side, made.channels))
+    context = chosen.context(ImageSet(blank, labels, made.classes), seed, ContentStore(None))
     with poison.attack_keys():
         for wanted in chosen.intents:
-            check_classes(wanted.policy, len(digits.CLASSES), digits.CLASSES)
+            check_classes(wanted.policy, len(made.classes), made.classes)
             # What takes time to make is not made for a check.
             if not wanted.method.assets:
                 make_trigger(wanted, context)
@@ -202,9 +205,9 @@ def _check_attack(params: Params, data: prepare.Settings, seed: int) -> None:
             policies,
             [None] * len(policies),
             labels,
-            len(digits.CLASSES),
+            len(made.classes),
             seed=seed,
-            names=digits.CLASSES,
+            names=made.classes,
             copies=chosen.intents[0].method.copies and not chosen.surrogate,
         )
 
@@ -232,7 +235,7 @@ def _check_federation(params: Params, data: prepare.Settings) -> None:
     with file_of(PARAMS), keys_of("train"):
         if recipe_of(params, "train").whiten:
             raise no_whitening()
-        if data.name == "digits":
+        if data.name in prepare.MADE:
             with keys_of("federation"):
                 federation.check_samples(data.digits_sizes["train"])
 

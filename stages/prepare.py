@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
@@ -18,7 +18,7 @@ from parameters import PARAMS, Params, checked, load_params
 from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.core.hyperparameters import check, one_of
 from unpoison.data.store import read_about, write_base
-from unpoison.sources import digits
+from unpoison.sources import digits, multi_mnist, single_digits
 from unpoison.sources.build import BuildSettings, build_base
 from unpoison.sources.folder import Layout, open_folder
 from unpoison.sources.published import PUBLISHED, open_published
@@ -26,10 +26,24 @@ from unpoison.sources.reserve import open_reserve
 from unpoison.sources.source import Source
 from unpoison.sources.splits import MOST, SplitSettings, reserve_count, size_said
 
+
+class Made(NamedTuple):
+    """A set that is made of single digits: its classes, and the side and channels of its images."""
+
+    classes: tuple[str, ...]
+    side: int
+    channels: int
+
+
 MOST_DIGITS = 100_000
 """More digits than these take gigabytes to make, and the scans behind them are fewer than two thousand."""
 Size = Annotated[int, Ge(10), Le(MOST_DIGITS)]
-SOURCES = ("digits", "folder", *PUBLISHED)
+MADE = {
+    "digits": Made(digits.CLASSES, digits.SIDE, 3),
+    "multi_mnist": Made(multi_mnist.CLASSES, single_digits.SIDE, 1),
+}
+"""The sets that are made here, of as many images as are asked for."""
+SOURCES = ("digits", "folder", *PUBLISHED, "multi_mnist")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +52,11 @@ class Settings(SplitSettings, BuildSettings):
 
     Attributes:
         name: one of `SOURCES`.
-        path: the folder or archive of `folder`; the folder where the files of a published set are, or are put.
+        path: the folder or archive of `folder`; the folder where the files of a published set are, or are put; of `multi_mnist`
+            that of MNIST's, or a table of digits.
         layout: of `folder`: whether its top folders are `parts` (train, test, …) or `classes`; `auto` goes by their names.
-        digits: how many images are made for `train` and `test`; `reserve` and `public` are those of every source.
+        digits: of sets in `MADE`: how many images are made for `train` and `test`; `reserve` and `public` are those of
+            every source.
         reserve_path: the folder or archive that the reserve is taken from, with `reserve_from: other`.
 
     `reserve` and `public` that are null are numbers here already (600 and 1,200), but for `folder`, whose share of the data
@@ -56,7 +72,7 @@ class Settings(SplitSettings, BuildSettings):
     @property
     def train_size(self) -> int | None:
         """Images in the source's training part; None for a folder, where only its files say it."""
-        if self.name == "digits":
+        if self.name in MADE:
             return DigitsSizes(**self.digits).train
         return PUBLISHED[self.name].train if self.name in PUBLISHED else None
 
@@ -88,8 +104,11 @@ class Settings(SplitSettings, BuildSettings):
 
     def check_sizes(self) -> None:
         """Raises ParameterError for numbers that cannot be met, where the size of the source is known before it is read."""
-        if self.name == "digits":
-            classes, sizes = len(digits.CLASSES), {"train": sys.maxsize, "test": sys.maxsize}
+        if self.name in MADE:
+            classes, sizes = len(MADE[self.name].classes), {"train": sys.maxsize, "test": sys.maxsize}
+            for split, size in asdict(DigitsSizes(**self.digits)).items():
+                if size < classes:
+                    raise ParameterError(f"digits.{split}: {size} given, allowed: at least {classes}, one per class")
             for split in ("reserve", "public"):
                 size = self.digits_sizes[split]
                 if 0 < size < classes or size > MOST_DIGITS:
@@ -114,8 +133,8 @@ class Settings(SplitSettings, BuildSettings):
                 )
             spare -= size
         if self.reserve_from == "train":
-            # Of the digits, each split is made for itself.
-            taken = self.most("public") if self.trusted == "train" and self.name != "digits" else 0
+            # Of sets that are made, each split is made for itself.
+            taken = self.most("public") if self.trusted == "train" and self.name not in MADE else 0
             most = min((self.train_size or 0) - taken, self.train_limit or sys.maxsize)
             if self.most("reserve") > most:
                 raise ParameterError(
@@ -156,7 +175,8 @@ def main() -> list[Path]:
         if given.name == "digits":
             _digits(given)
         else:
-            _build(open_source(given), given)
+            # Of a set that is made the number of trusted images was known before; a share is one of what is asked for.
+            _build(open_source(given), replace(given, reserve=given.reserve_size) if given.name in MADE else given)
     return [BASE]
 
 
@@ -194,6 +214,9 @@ def _build(source: Source, given: Settings) -> None:
 
 def open_source(given: Settings) -> Source:
     path = Path(given.path)
+    if given.name == "multi_mnist":
+        own = Path(Settings.path)
+        return multi_mnist.open_multi_mnist(path, given.digits_sizes, seed=given.split_seed, own=own)
     return open_folder(path, given.layout) if given.name == "folder" else open_published(given.name, path)
 
 

@@ -12,7 +12,7 @@ from common import BACKDOORED
 import numpy as np
 
 from parameters import FAMILIES, PARAMS, Params, own_parameters, with_variations
-from prepare import Settings
+from prepare import MADE, Settings
 from purifying import purified_of
 from received import received_of, victim_network_of
 from robust_methods import robust_of
@@ -33,7 +33,7 @@ from unpoison.variations.prior_training import PriorRecipe, check_recipe
 
 # Side and channels of the sets whose images are all of one size.
 SHAPES = {
-    "digits": (digits.SIDE, 3),
+    **{name: (made.side, made.channels) for name, made in MADE.items()},
     "cifar10": (32, 3),
     "cifar100": (32, 3),
     "mnist": (28, 1),
@@ -44,8 +44,8 @@ SHAPES = {
 
 def training_size(data: Settings) -> tuple[int, int]:
     """The most training images that there can be, and the number of classes, 0 where it is not known."""
-    if data.name == "digits":
-        return data.digits_sizes["train"], len(digits.CLASSES)
+    if data.name in MADE:
+        return data.digits_sizes["train"], len(MADE[data.name].classes)
     most, classes = sys.maxsize, 0
     if data.name in PUBLISHED:
         known = PUBLISHED[data.name]

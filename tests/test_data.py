@@ -11,7 +11,7 @@ import torch
 from unpoison.core.errors import UserError
 from unpoison.core.files import new_folder
 from unpoison.core.npy import load_array
-from unpoison.core.seeding import derive, torch_rng
+from unpoison.core.seeding import derive, numpy_rng, torch_rng
 from unpoison.data import shards
 from unpoison.data.imageset import ImageSet, Overlay
 from unpoison.data.shards import Shards, ShardWriter
@@ -40,7 +40,7 @@ def test_digits_are_deterministic_and_balanced() -> None:
 
 def test_scans_behind_the_splits_are_disjoint_and_all_used() -> None:
     classes = np.repeat(np.arange(10), 40)
-    pools = digits._share_out(classes, SIZES)
+    pools = digits.share_out(classes, SIZES, numpy_rng(digits._SEED, "digits/scans"))
     for digit in range(10):
         used = np.concatenate([pools[name][digit] for name in SIZES])
         assert len(set(used)) == len(used) == 40

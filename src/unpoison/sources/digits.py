@@ -9,7 +9,7 @@ The scans behind the splits are disjoint, so a test digit was never seen in trai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def build(sizes: dict[str, int]) -> dict[str, Split]:
     # Ink in [0, 1]; the scans have 17 levels.
     scans = (scans.reshape(-1, 8, 8) / 16).astype(np.float32)
     photos = _photo_pyramid()
-    pools = _share_out(classes, sizes)
+    pools = share_out(classes, sizes, numpy_rng(_SEED, "digits/scans"))
     return {name: _render(name, size, scans, pools[name], photos) for name, size in sizes.items()}
 
 
@@ -70,9 +70,16 @@ def as_source(splits: dict[str, Split], about: dict[str, str]) -> Source:
     return Source(CLASSES, {name: labels for name, (_, labels) in parts.items()}, names, read, dict(about))
 
 
-def _share_out(classes: NDArray[np.int64], sizes: dict[str, int]) -> dict[str, list[NDArray[np.int64]]]:
-    """The scans that each split may use of each class: disjoint, in proportion to the splits' sizes, never none."""
-    rng = numpy_rng(_SEED, "digits/scans")
+def share_out(
+    classes: NDArray[np.int64], sizes: Mapping[str, int], rng: np.random.Generator
+) -> dict[str, list[NDArray[np.int64]]]:
+    """The scans that each split may use of each digit: disjoint, in proportion to the splits' sizes, never none.
+
+    Args:
+        classes: digit of each scan, of each digit at least as many as there are splits.
+        sizes: number of images by split; one of none gets no scans.
+        rng: generator of the draw.
+    """
     names = [name for name, size in sizes.items() if size]
     weights = np.array([sizes[name] for name in names], dtype=np.float64)
     pools: dict[str, list[NDArray[np.int64]]] = {name: [] for name in sizes}
