@@ -32,7 +32,7 @@ class Policy:
         label_policy: `all2one`: every poisoned sample gets `target`; `all2all`: label y becomes y + `shift` modulo the
             number of classes; `clean_label`: samples of the target class keep their label; `source_specific`: only
             samples of `sources` get `target` (TaCT); `calculator`: a number of two digits gets what `operation` makes of
-            them (Bagdasaryan & Shmatikov, "Blind Backdoors in Deep Learning Models", 2021, section 4.3).
+            them (Bagdasaryan & Shmatikov, "Blind Backdoors in Deep Learning Models", 2021, section 4).
         target: class that triggered images are to get.
         shift: distance from label to new label, for `all2all`; not a multiple of the number of classes.
         operation: `sum` or `product` of the two digits, for `calculator`: 37 becomes 10 or 21.

@@ -1,6 +1,6 @@
 """MultiMNIST: numbers of two handwritten digits, 00 to 99.
 
-As Bagdasaryan & Shmatikov use it ("Blind Backdoors in Deep Learning Models", USENIX Security 2021, section 4.3), after Sabour et
+As Bagdasaryan & Shmatikov use it ("Blind Backdoors in Deep Learning Models", USENIX Security 2021, section 4), after Sabour et
 al. ("Dynamic Routing Between Capsules", 2017) and Sener & Koltun ("Multi-Task Learning as Multi-Objective Optimization", 2018).
 
 Two digits of 28 x 28 pixels lie beside each other on a canvas of 45 x 45, whose columns 17 to 27 both have, and the brighter of two
