@@ -20,7 +20,7 @@ from unpoison.data.imageset import ImageSet
 from unpoison.examination.labels import contradicted
 from unpoison.sources import digits
 from unpoison.training.loop import fit
-from unpoison.training.recipes import recipe_named
+from unpoison.training.recipes import APART, recipe_named
 
 SHARES = ("0", "0.05", "0.2")
 
@@ -37,7 +37,8 @@ def measured(share: str, seed: int, quick: bool) -> dict[str, Any]:
     network = {key: value for key, value in params["model"].items() if value is not None}
     network |= {"image_size": data.image_size, "channels": data.channels, "num_classes": len(data.classes)}
     model = models.build(**network, seed=seed)
-    recipe = {**params["train"], **({"epochs": 1} if quick else {})}
+    recipe = {key: value for key, value in params["train"].items() if key not in APART}
+    recipe |= {"epochs": 1} if quick else {}
     fit(model, data, recipe_named(recipe), seed=seed, what=f"{share}, seed {seed}")
     said = contradicted(features_of(model, data).logits[np.arange(len(data))], labels)
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from purifying import purified_of
 from received import received_of
 from robust_methods import robust_of
 from robust_networks import robust_network_of, student_network_of
-from sizes import check_sizes, training_size
+from sizes import check_per_sample_networks, check_sizes, training_size
 from stage_code import write_stage_code
 from teacher import teacher_of
 from training import network_of, recipe_of
@@ -68,6 +68,7 @@ from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
+from unpoison.training.privacy import PrivateRecipe, check_installed, spending, steps_of
 from unpoison.variations import VARIATIONS
 from unpoison.visualisation import FIGURES
 from without import WITHOUT
@@ -124,6 +125,7 @@ def check_all(params: Params) -> None:
     student_network_of(params)
     for name in ("train", "distill.train"):
         recipe_of(params, name)
+    _check_privacy(params, data)
     report.settings(params)
     _check_figures(params)
     recipe, sampler = train_prior.settings(params), generate_variations.chosen_of(params)
@@ -135,6 +137,7 @@ def check_all(params: Params) -> None:
             f"{PARAMS}: data.{split}: 0 given, allowed: at least 10, the prior is trained on it; or variations.enabled: false"
         )
     _check_methods(params, data)
+    check_per_sample_networks(params, data)
     check_sizes(params, data, recipe if why_without_prior(params) is None else None)
 
 
@@ -227,17 +230,46 @@ def _check_federation(params: Params, data: prepare.Settings) -> None:
         )
     intents = poison.settings(params).intents
     federated.check_attackers(federation, attacked=bool(intents))
-    for wanted in intents:
-        if wanted.policy.in_training:
-            raise federated.refuse_hand("attack.poison_first: false or attack.random_poisoning: true")
-        if wanted.around is not None or (wanted.method.hand is not None and not wanted.method.hand_if):
-            raise federated.refuse_hand(f"attack.name: {wanted.attack}, which trains the victim")
+    if (what := _hand_in_training(intents)) is not None:
+        raise federated.refuse_hand(what)
     with file_of(PARAMS), keys_of("train"):
         if recipe_of(params, "train").whiten:
             raise no_whitening()
         if data.name in prepare.MADE:
             with keys_of("federation"):
                 federation.check_samples(data.digits_sizes["train"])
+
+
+def _check_privacy(params: Params, data: prepare.Settings) -> None:
+    """Check the victim's privacy against the rest of the scenario, and that its budget leads to a noise."""
+    recipe = recipe_of(params, "train")
+    if not isinstance(recipe, PrivateRecipe):
+        return
+    given = f"{PARAMS}: train.privacy: given"
+    if (received := params.get("received")) is not None:
+        raise UserError(f"{given}, allowed with received {received!r}: null, nobody is trained")
+    if (what := _hand_in_training(poison.settings(params).intents)) is not None:
+        raise UserError(
+            f"{given} with {what}, allowed: an attack that leaves its poison in the files, as the noise is measured by the "
+            "samples' own losses; or train.privacy: null"
+        )
+    for name in robust_of(params):
+        robust_methods.check_private(params, name)
+    with file_of(PARAMS), keys_of("train"):
+        check_installed()
+        if data.name == "digits":
+            count = data.digits_sizes["train"]
+            spending(recipe.privacy, batch_size=recipe.batch_size, count=count, steps=steps_of(recipe, count))
+
+
+def _hand_in_training(intents: Sequence[Any]) -> str | None:
+    """What of an attack has a hand in the training itself, in words; None where it leaves its poison in the files."""
+    for wanted in intents:
+        if wanted.policy.in_training:
+            return "attack.poison_first: false or attack.random_poisoning: true"
+        if wanted.around is not None or (wanted.method.hand is not None and not wanted.method.hand_if):
+            return f"attack.name: {wanted.attack}, which trains the victim"
+    return None
 
 
 def _check_methods(params: Params, data: prepare.Settings) -> None:

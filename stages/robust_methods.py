@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from by_artefact import artefacts_of, plain_methods
-from parameters import PARAMS, Params
+from parameters import PARAMS, Params, section
 from unpoison.core.errors import UserError
 from unpoison.robust import ROBUST as METHODS
 
@@ -27,4 +27,14 @@ def check_inputs(name: str) -> None:
         raise UserError(
             f"{PARAMS}: robust.methods: {name!r} given, allowed: methods that need no {', '.join(missing)}; this one "
             "has a stage of its own"
+        )
+
+
+def check_private(params: Params, name: str) -> None:
+    """Raises UserError for a method whose trainings a private recipe does not account for, where `train.privacy` asks for one."""
+    if section(params, "train").get("privacy") is not None and not METHODS[name].private:
+        allowed = ", ".join(other for other, method in METHODS.items() if method.private)
+        raise UserError(
+            f"{PARAMS}: robust: {name!r} given, allowed with train.privacy: {allowed}, as the others train several times, by "
+            "losses of their own, or look at the samples otherwise"
         )

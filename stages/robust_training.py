@@ -14,6 +14,7 @@ from common import BASE, POISONED, ROBUST, SCRATCH, TRAINING, code_file
 from by_artefact import DESCRIPTIONS, read_scored
 from not_applicable import without_set
 from parameters import FAMILIES, PARAMS, Params, own_parameters, seed_of
+from robust_methods import check_private
 from robust_networks import robust_network_of
 from training import fresh_model, recipe_of, write_curve
 from unpoison import models
@@ -50,6 +51,7 @@ def train_by_recipe(stage: str, params: Params, *, by: Path | None = None) -> li
     if without_set(stage, folder):
         write_curve(curve, History.none())
         return [folder, curve]
+    check_private(params, name)
     network, base = robust_network_of(params), open_split(BASE, "train")
 
     def make_model() -> models.Classifier:
@@ -123,6 +125,7 @@ def train_robustly(
         return []
     classes = next(iter(sets.values())).classes
     found = {"found": history.found} if history.found else {}
+    found |= {"privacy": history.spent} if history.spent else {}
     models.save(model, folder, classes=classes, made_by={**made_by, **found, "machine": machine()}, made_from=made_from)
     write_curve(curve, history)
     kept.remove()

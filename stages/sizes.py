@@ -24,10 +24,13 @@ from unpoison.core.errors import ParameterError, UserError, file_of, keys_of
 from unpoison.data.imageset import ImageSet
 from unpoison.models.classifier import Classifier
 from unpoison.purification import PURIFIERS
+from unpoison.robust import ROBUST
 from unpoison.sources import digits
 from unpoison.sources.published import PUBLISHED
 from unpoison.training.checks import check_batch_of_one
+from unpoison.training.privacy import PrivateRecipe
 from unpoison.training.recipe import Recipe
+from unpoison.training.shaping import check_per_sample
 from unpoison.training.whitening import whiten
 from unpoison.variations.prior_training import PriorRecipe, check_recipe
 
@@ -58,8 +61,7 @@ def training_size(data: Settings) -> tuple[int, int]:
 def check_sizes(params: Params, data: Settings, prior: PriorRecipe | None) -> None:
     """Raises UserError for what would stop a stage only when it has the images; `prior` is None where a run has none."""
     teacher, classes = teacher_of(params), _classes(params, data)
-    side, channels = SHAPES.get(data.name, (None, 3))
-    side = data.image_size or side if data.name != "digits" else side
+    side, channels = _shape(data)
     if side is None:
         return
     if prior is not None:
@@ -91,6 +93,32 @@ def check_sizes(params: Params, data: Settings, prior: PriorRecipe | None) -> No
         recipe = Recipe(batch_size=own.get("batch_size", Recipe.batch_size))
         with file_of(FAMILIES["purifiers"]), keys_of(name):
             _check_batches(victim, recipe, _blank(min(images, 2), side, channels))
+
+
+def _shape(data: Settings) -> tuple[int | None, int]:
+    """Side and channels of the images; no side where it is not known before they are read."""
+    side, channels = SHAPES.get(data.name, (None, 3))
+    return (data.image_size or side if data.name != "digits" else side), channels
+
+
+def check_per_sample_networks(params: Params, data: Settings) -> None:
+    """Raises UserError for a network with batch norm where gradients of single samples are taken."""
+    private, chosen = isinstance(recipe_of(params, "train"), PrivateRecipe), robust_of(params)
+    wanted = {"model": network_of(params)} if private else {}
+    if chosen and (private or any(ROBUST[name].per_sample for name in chosen)):
+        robust = robust_network_of(params)
+        wanted |= {"model" if robust == network_of(params) else "robust.model": robust}
+    side, channels = _shape(data)
+    for place, network in wanted.items():
+        try:
+            # Of unknown images the size that most networks of the libraries were made for.
+            model = _built(network, _blank(2, side or 224, channels))
+        except UserError:
+            if side is not None:
+                raise
+            continue  # it may take the images as they are; the training says the same before its first step
+        with file_of(PARAMS), keys_of(place):
+            check_per_sample(model)
 
 
 def _classes(params: Params, data: Settings) -> tuple[str, ...]:

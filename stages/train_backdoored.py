@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
@@ -103,9 +103,16 @@ def main() -> list[Path]:
             history = fit(model, data, recipe, seed=seed, what="backdoored", hand=hand, checkpoints=checkpoints)
     if world().rank:
         return []
-    made_by = {"stage": "train_backdoored", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
+    made_by: dict[str, Any] = {
+        "stage": "train_backdoored",
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "machine": machine(),
+    }
     if federation is not None:
         made_by["federation"] = federation.of_the_server
+    if history.spent:
+        made_by["privacy"] = history.spent
     made_from = {"poisoned": received.digest}
     final = None if hand is None else replace(hand.poisoned, triggers=hand.trained())
     models.save(model, BACKDOORED, classes=data.classes, made_by=made_by, made_from=made_from)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
@@ -45,9 +46,11 @@ def main() -> list[Path]:
             history = fit(model, data, recipe, seed=seed, what="clean")
     if world().rank:
         return []
-    made_by = {"stage": "train_clean", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
+    made_by: dict[str, Any] = {"stage": "train_clean", "recipe": asdict(recipe), "seed": seed, "machine": machine()}
     if federation is not None:
         made_by["federation"] = federation.of_the_server
+    if history.spent:
+        made_by["privacy"] = history.spent
     models.save(model, CLEAN, classes=data.classes, made_by=made_by, made_from={"base": data.digest})
     write_curve(CURVE, history)
     print(

@@ -8,16 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from parameters import PARAMS, Params, section
+from parameters import PARAMS, Params, block, section
 from unpoison import models
-from unpoison.core.errors import file_of, keys_of
+from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.core.files import new_file
 from unpoison.data.imageset import ImageSet
 from unpoison.training.loop import History
+from unpoison.training.privacy import privacy_of, private
 from unpoison.training.recipe import Recipe
-from unpoison.training.recipes import recipe_named
-
-_FEDERATION = ("train", "federation")
+from unpoison.training.recipes import APART, recipe_named
 
 
 def network_of(params: Params) -> dict[str, Any]:
@@ -30,10 +29,22 @@ def network_of(params: Params) -> dict[str, Any]:
 
 
 def recipe_of(params: Params, name: str) -> Recipe:
-    """The recipe that a section (`train`, `distill.train`) stands for."""
+    """The recipe that a section (`train`, `distill.train`) stands for; with `train.privacy` a private one."""
+    values = section(params, name)
+    # How several clients train together is no part of how one of them does.
+    apart = {key: values.get(key) for key in APART} if name == "train" else {}
     with file_of(PARAMS), keys_of(name):
-        # How several clients train together is no part of how one of them does.
-        return recipe_named({key: value for key, value in section(params, name).items() if (name, key) != _FEDERATION})
+        recipe = recipe_named({key: value for key, value in values.items() if key not in apart})
+        if (given := apart.get("privacy")) is None:
+            return recipe
+        given = block(given, f"{PARAMS}: train.privacy")
+        if apart["federation"] is not None:
+            raise ParameterError(
+                "privacy: given, allowed with train.federation, which clips and adds noise itself: null"
+            )
+        with keys_of("privacy"):
+            privacy = privacy_of(given)
+        return private(recipe, privacy)
 
 
 def fresh_model(network: Mapping[str, Any], data: ImageSet, *, seed: int) -> models.Classifier:

@@ -19,12 +19,12 @@ from unpoison.training.augment import AUGMENTATIONS
 from unpoison.training.loop import fit
 from unpoison.training.optimizer import Optimizer
 from unpoison.training.recipe import AugmentationName, Recipe, rates
-from unpoison.training.recipes import RECIPES, recipe_named
+from unpoison.training.recipes import APART, RECIPES, recipe_named
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = load_params(ROOT)
 # How several clients train together is none of the recipe's.
-TRAIN = {key: value for key, value in PARAMS["train"].items() if key != "federation"}
+TRAIN = {key: value for key, value in PARAMS["train"].items() if key not in APART}
 
 # Epoch (from 0) to the learning rate of its first batch, with five batches in an epoch.
 # cosine: lr (1 + cos(pi epoch / 100)) / 2. onecycle over T batches: lr / 25 at first, half a cosine up to lr at batch

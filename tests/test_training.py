@@ -177,12 +177,12 @@ def test_gpu_gives_what_the_cpu_gives(splits: dict[str, ImageSet], monkeypatch: 
 
 
 def test_a_last_batch_of_one_joins_the_one_before() -> None:
-    assert [len(batch) for batch in plan._split(torch.arange(9), 4)] == [4, 5]
-    assert [len(batch) for batch in plan._split(torch.arange(10), 4)] == [4, 4, 2]
-    assert [len(batch) for batch in plan._split(torch.arange(1), 4)] == [1]
-    assert [len(batch) for batch in plan._split(torch.arange(11), 4, least=4)] == [4, 7]
-    assert [len(batch) for batch in plan._split(torch.arange(9), 4, drop_last=True)] == [4, 4]
-    assert [len(batch) for batch in plan._split(torch.arange(8), 4, drop_last=True)] == [4, 4]
+    assert [len(batch) for batch in plan.split(torch.arange(9), 4)] == [4, 5]
+    assert [len(batch) for batch in plan.split(torch.arange(10), 4)] == [4, 4, 2]
+    assert [len(batch) for batch in plan.split(torch.arange(1), 4)] == [1]
+    assert [len(batch) for batch in plan.split(torch.arange(11), 4, least=4)] == [4, 7]
+    assert [len(batch) for batch in plan.split(torch.arange(9), 4, drop_last=True)] == [4, 4]
+    assert [len(batch) for batch in plan.split(torch.arange(8), 4, drop_last=True)] == [4, 4]
     data = ImageSet(np.zeros((9, 32, 32, 3), np.uint8), np.arange(9) % 2, ("a", "b"))
     model = models.build("vgg19_bn", num_classes=2, image_size=(32, 32), width=8)  # its last map is 1x1
     assert len(loop.fit(model, data, Recipe(epochs=1, batch_size=4), seed=0, what="test").epochs) == 1

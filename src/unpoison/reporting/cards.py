@@ -11,7 +11,7 @@ from .escaping import visible
 from .page import Page, Table
 from .problems import problems_table
 from .run import Run
-from .sections import data_of, graded_models, inline, network_of
+from .sections import data_of, graded_models, inline, network_of, privacy_of, recipe_of
 
 TAGS = ["backdoor-defence", "image-classification", "unpoison"]
 FIGURES = {"acc": "accuracy", "asr": "attack success rate", "ra": "robust accuracy"}
@@ -55,7 +55,8 @@ def _model_card(run: Run, name: str, about: Mapping[str, Any], graded: Mapping[s
             f"{'x'.join(map(str, run.data.base.shape[1:]))}, as float32 [n, channels, height, width] in [0, 1]; normalised within",
         ),
         ("parameters of the method", inline(made_by.get("parameters", {})) or "none"),
-        *([("recipe", inline(made_by["recipe"]))] if "recipe" in made_by else []),
+        *([("recipe", recipe_of(made_by))] if "recipe" in made_by else []),
+        *([("privacy", privacy_of(made_by))] if "privacy" in made_by else []),
         ("seed", str(made_by.get("seed", "not recorded"))),
         ("machine", str(made_by.get("machine", "not recorded"))),
         *((f"SHA-256 of {file}", digest) for file, digest in about["files"].items()),

@@ -89,7 +89,9 @@ def what_was_run(page: Page, run: Run) -> None:
         if run.teacher:
             rows.append(("teacher of student", run.teacher))
         received = "none here: the model was received" if "received" in made_by else ""
-        rows.append(("training", received or inline(made_by.get("recipe", {}))))
+        rows.append(("training", received or recipe_of(made_by)))
+        spent = {"": made_by, **{f" of {name}": other["made_by"] for name, other in run.defended.items()}}
+        rows += [(f"privacy{of}", privacy_of(about)) for of, about in spent.items() if "privacy" in about]
         if "federation" in made_by:
             rows.append(
                 ("federation", inline({key: inline(value) for key, value in made_by["federation"].items() if value}))
@@ -110,6 +112,20 @@ def what_was_run(page: Page, run: Run) -> None:
 def network_of(described: Mapping[str, Any]) -> str:
     """A network by name and arguments."""
     return inline({"name": described["name"], **described["arguments"]})
+
+
+def recipe_of(made_by: Mapping[str, Any]) -> str:
+    """A training's recipe in one line, without what it says of privacy: what was spent says more."""
+    return inline({key: value for key, value in made_by.get("recipe", {}).items() if key != "privacy"})
+
+
+def privacy_of(made_by: Mapping[str, Any]) -> str:
+    """What a private training has spent, and by which steps."""
+    spent = made_by["privacy"]
+    return (
+        f"epsilon {spent['epsilon']:.4g} at delta {spent['delta']:g}, by DP-SGD with noise {spent['noise']:.4g} and clip "
+        f"{spent['clip']:g}, of this model alone"
+    )
 
 
 def models(page: Page, run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import abl, asd, dbd, default_defence, distillation, dst, filter_retrain, nab, pdb, vibe
+from . import abl, asd, dbd, default_defence, distillation, dst, filter_retrain, gradient_shaping, nab, pdb, vibe
 from .robust import Robust
 
 ROBUST: dict[str, Robust] = {
@@ -15,5 +15,6 @@ ROBUST: dict[str, Robust] = {
     "nab": nab.ROBUST,
     "pdb": pdb.ROBUST,
     "vibe": vibe.ROBUST,
+    "gradient_shaping": gradient_shaping.ROBUST,
     "default_defence": default_defence.ROBUST,
 }

@@ -81,4 +81,4 @@ def suspects(scored: Scored, removed: float | None) -> np.ndarray:
     return mask
 
 
-ROBUST = Robust(train=train, inputs=("data",), by="scores")
+ROBUST = Robust(train=train, inputs=("data",), by="scores", private=True)

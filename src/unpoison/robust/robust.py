@@ -55,12 +55,16 @@ class Robust:
             unlabelled images).
         by: what it builds on besides: `scores` of training samples (`data.scores.Scored`).
         trusted: `trusted(**own parameters)`, the least number of trusted images for a method with the `reserve`; None: one.
+        per_sample: whether it takes gradients of single samples, for which a network must have no batch norm.
+        private: whether it takes a private recipe: its one training is by the recipe's own loss, of each sample once.
     """
 
     train: Callable[..., tuple[Classifier, History]]
     inputs: tuple[str, ...] = ("data", "reserve")
     by: Literal["scores"] | None = None
     trusted: Callable[..., int] | None = None
+    per_sample: bool = False
+    private: bool = False
 
     @property
     def made_elsewhere(self) -> list[str]:

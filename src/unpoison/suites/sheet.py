@@ -26,7 +26,7 @@ from ..data.store import open_split
 from ..poisoning.trigger import Trigger, stamp
 from ..reporting import figures
 from ..training.loop import fit
-from ..training.recipes import recipe_named
+from ..training.recipes import APART, recipe_named
 from .git import Repository
 from .params import FOLDER, PARAMS, Params, params_at, params_of
 from .reading import read_suite
@@ -145,7 +145,7 @@ def _trained(wanted: Intent, context: Context, params: Params) -> Trigger:
     name, data = given.pop("name"), context.train
     about = {"image_size": data.image_size, "channels": data.channels, **models.network_arguments(name, given)}
     model = models.build(name, num_classes=len(data.classes), seed=context.seed, **about)
-    recipe = {key: value for key, value in params["train"].items() if key != "federation"}
+    recipe = {key: value for key, value in params["train"].items() if key not in APART}
     fit(model, data, recipe_named(recipe), seed=context.seed, what=wanted.attack, hand=hand)
     return hand.trained()[0]
 

@@ -160,6 +160,8 @@ def draw(names: Sequence[str], batch: Batch) -> list[Tensor]:
 
 def apply(images: Tensor, names: Sequence[str], drawn: Sequence[Tensor]) -> Tensor:
     """Images after the named augmentations, in the order given; the numbers in `drawn` lie on the images' device."""
+    if not len(images):
+        return images  # torch pads and samples no empty batch, which one that is drawn can be
     for name, numbers in zip(names, drawn, strict=True):
         images = AUGMENTATIONS[name].apply(images, numbers)
     return images

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
     from ..compute.distributed import World
@@ -40,11 +41,13 @@ class Hand:
         after_augmentation: whether `stamp` sees the images after their augmentation, or before.
         sam: radius of Sharpness-Aware Minimisation that is trained with; 0: the recipe's own.
         eager: whether it looks into the network's passes, or goes back through one twice, which a compiled pass does not allow.
+        spent: by name what a private training has spent of its budget, after `check`; of all others nothing.
     """
 
     after_augmentation: bool = False
     sam: float = 0.0
     eager: bool = False
+    spent: Mapping[str, float] = MappingProxyType({})
 
     def check(self, steps: int) -> None:
         """Before anything is trained: whether a training will do.
@@ -72,6 +75,19 @@ class Hand:
             generator: CPU generator of the training run.
         """
         return torch.randperm(count, generator=generator)
+
+    def batches(
+        self, epoch: int, count: int, generator: Generator, cut: Callable[[Tensor], list[Tensor]]
+    ) -> list[Tensor]:
+        """The batches of an epoch, each int64 [b], as many as `cut` makes of `count` samples, the same in every process.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            count: samples in the set.
+            generator: CPU generator of the training run.
+            cut: cuts an epoch's samples into the recipe's batches.
+        """
+        return cut(self.order(epoch, count, generator))
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Before an epoch, counted from 0, of so many."""
@@ -101,6 +117,20 @@ class Hand:
             samples: indices in the training set, int64 [b].
         """
         return Objective(*plain(model, images, labels))
+
+    def backward(self, objective: Objective, parameters: Sequence[nn.Parameter], total: int, here: World) -> None:
+        """Leave in the parameters, which have none, the gradients of the whole batch's mean, the same in every process.
+
+        Args:
+            objective: what `objective` made of this process's share of the batch.
+            parameters: those that the optimiser steps.
+            total: samples in the whole batch.
+            here: the processes.
+        """
+        value = objective.losses.sum() if objective.extra is None else objective.losses.sum() + objective.extra
+        # Over the whole batch, not this process's share of it: the summed gradients are then those of the mean.
+        (value / total).backward()
+        here.sum_gradients(parameters)
 
     def after_step(self) -> None:
         """After the optimiser's step, with gradients on: networks of the hand's own take theirs."""

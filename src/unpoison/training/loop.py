@@ -30,6 +30,7 @@ from .checks import check_batch_of_one, check_trained, diverged
 from .hand import Hand, Loss, Objective
 from .optimizer import Optimizer
 from .plan import Plan
+from .privacy import Private, PrivateRecipe
 from .recipe import Recipe, rates
 from .sam import at_the_worst_weights
 from .whitening import whiten
@@ -42,13 +43,16 @@ class History:
     Attributes:
         epochs: a row per epoch, with epoch (from 1), loss (mean), accuracy (on the labels given), lr (of the last step).
         losses: loss of each sample in the batch it was trained in (augmented, training mode), float32 [epochs, n]; NaN
-            where the recipe's `drop_last` left the sample out; of one that was there several times the largest.
+            where the recipe's `drop_last`, or the draw of a private training, left the sample out; of one that was there
+            several times the largest.
         found: what a method says of the data and of its model, by name.
+        spent: what a private training has spent of its budget, by name (`Private.spent`).
     """
 
     epochs: list[dict[str, float]]
     losses: NDArray[np.float32]
     found: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def none(cls) -> History:
@@ -101,7 +105,7 @@ def fit(
     Args:
         model: any classifier; the same in every process.
         data: training set; every label must be a class.
-        recipe: optimiser, schedule and augmentation.
+        recipe: optimiser, schedule and augmentation; a `PrivateRecipe` is carried out by DP-SGD.
         seed: seed for the order of the samples and their augmentation.
         what: name of the run ("backdoored"), for the progress bar and as the purpose of its random draws.
         loss: loss of each sample, by default cross entropy with the recipe's smoothing; its mean over a batch is minimised.
@@ -114,9 +118,17 @@ def fit(
     Raises:
         ParameterError: too few samples for one batch of the recipe, or batch norm over a single value; a loss, a weight, a
             statistic of batch norm or a logit that is not finite: training has diverged.
-        UserError: no sample, too few for the number of processes, or a network that was not finite before.
+        UserError: no sample, too few for the number of processes, or a network that was not finite before; what `Private` refuses.
     """
-    device, here, hand = pick_device(), world(), hand or Hand()
+    device, here = pick_device(), world()
+    if isinstance(recipe, PrivateRecipe):
+        # Nobody else may touch what its noise is measured by.
+        if (loss, parameters, hand) != (None, None, None):
+            raise UserError(
+                f"{what}: a private recipe given, allowed: one without privacy, as it has a loss of its own"
+            )
+        hand = Private(recipe, len(data), seed=seed, what=what)
+    hand = hand or Hand()
     if not len(data):
         raise UserError(f"{what}: 0 images given, allowed: at least 1 to train on")
     check_network(model, what)
@@ -142,10 +154,7 @@ def fit(
         with autocast(device):
             objective = hand.objective(function, model, images, labels, samples)
         optimizer.zero_grad()
-        value = objective.losses.sum() if objective.extra is None else objective.losses.sum() + objective.extra
-        # Over the whole batch, not this process's share of it: the summed gradients are then those of the mean.
-        (value / total).backward()
-        here.sum_gradients(optimizer.parameters)
+        hand.backward(objective, optimizer.parameters, total, here)
         return objective
 
     rows: list[dict[str, float]] = []
@@ -187,8 +196,9 @@ def fit(
         # Each process has filled its own places; the others' are zeros there, so the sum is the whole row.
         here.sum(seen)
         here.sum(correct)
-        # The one look at the loss in an epoch, and of all processes the same.
-        mean = seen.sum().item() / len(order)
+        # The one look at the loss in an epoch, and of all processes the same. Batches that are drawn can leave it without samples.
+        trained_on = max(1, len(order))
+        mean = seen.sum().item() / trained_on
         if not math.isfinite(mean):
             within = plan.first_bad(seen)
             lr = schedule[epoch * plan.steps_per_epoch + within].lr
@@ -198,7 +208,7 @@ def fit(
             hand.check_networks()
             raise diverged(recipe, what, f"the loss is not finite, first {where}")
         rows.append(
-            {"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / len(order), "lr": schedule[step].lr}
+            {"epoch": epoch + 1, "loss": mean, "accuracy": correct.item() / trained_on, "lr": schedule[step].lr}
         )
         losses[epoch, plan.left_out(order)] = torch.nan
         # The largest, as that is the same in whatever order a GPU writes.
@@ -212,4 +222,4 @@ def fit(
     model.eval()
     hand.check_networks()
     check_trained(model, data, recipe, what)
-    return History(rows, losses.cpu().numpy())
+    return History(rows, losses.cpu().numpy(), spent=dict(hand.spent))

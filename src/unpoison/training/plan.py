@@ -22,7 +22,7 @@ from .hand import Hand
 from .recipe import Recipe
 
 
-def _split(order: Tensor, size: int, *, drop_last: bool = False, least: int = 2) -> list[Tensor]:
+def split(order: Tensor, size: int, *, drop_last: bool = False, least: int = 2) -> list[Tensor]:
     """Batches of `size`; a last one below `least` joins the one before, as batch norm needs something to average over."""
     batches = list(order.split(size))
     if drop_last and len(batches[-1]) < size:
@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         labels: labels on the device, int64 [n].
-        sizes: samples in each batch of an epoch.
+        sizes: samples in each batch of an epoch, once one has begun of that one.
         steps_per_epoch: batches in an epoch.
     """
 
@@ -68,7 +68,8 @@ class Plan:
 
     def epoch(self, epoch: int) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, Tensor, int]]]:
         """The samples in order; and per batch this process's samples, images and labels, and the whole batch's size."""
-        batches = self._batches(self.hand.order(epoch, len(self.data), self.generator))
+        batches = self.hand.batches(epoch, len(self.data), self.generator, self._batches)
+        self.sizes = [len(batch) for batch in batches]
         names, size = self.recipe.augment, self.data.image_size
         # Drawn for whole batches, so the numbers do not depend on how many processes share them; what this process needs of
         # an epoch's numbers then goes to the device as one tensor per augmentation.
@@ -90,7 +91,7 @@ class Plan:
         return missing.to(self.device)
 
     def _batches(self, order: Tensor) -> list[Tensor]:
-        return _split(order, self.recipe.batch_size, drop_last=self.recipe.drop_last, least=2 * self.here.size)
+        return split(order, self.recipe.batch_size, drop_last=self.recipe.drop_last, least=2 * self.here.size)
 
     def _load(
         self, epoch: int, batches: list[Tensor], shares: list[Tensor], numbers: list[Tensor]

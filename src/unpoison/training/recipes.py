@@ -24,6 +24,8 @@ COMPACT = Recipe(
     label_smoothing=0.2,
     augment=("translate", "alternating_flip"),
 )
+APART = ("federation", "privacy")
+"""Keys of the victim's settings that no recipe has: who trains, and how private that is."""
 RECIPES: dict[str, Recipe] = {
     # This project's own: few epochs, for the narrow networks and small sets of a run on a CPU.
     "default": Recipe(
