@@ -119,13 +119,13 @@ def check_all(params: Params) -> None:
     network_of(params)
     received_of(params)
     _check_federation(params, data)
+    _check_privacy(params, data)
     robust_network_of(params)
     if (teacher := teacher_of(params)) != BACKDOORED:
         _check_readable("distill.teacher", teacher)
     student_network_of(params)
     for name in ("train", "distill.train"):
         recipe_of(params, name)
-    _check_privacy(params, data)
     report.settings(params)
     _check_figures(params)
     recipe, sampler = train_prior.settings(params), generate_variations.chosen_of(params)

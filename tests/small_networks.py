@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 
 from unpoison.models.classifier import Backbone, Classifier, GlobalAverage
+from unpoison.models.resnet import NORMS
 
 
-def strided(widths: Sequence[int], *, seed: int, batch_norm: bool = True) -> Classifier:
+def strided(widths: Sequence[int], *, seed: int, norm: Literal["batch", "group"] | None = "batch") -> Classifier:
     """3x3 convolutions of these widths, each halving the sides, to ten classes; images of 3 channels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((3, *widths), widths, strict=False):
-            layers.append(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=not batch_norm))
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
+            layers.append(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=norm is None))
+            layers += [nn.ReLU()] if norm is None else [NORMS[norm](outputs), nn.ReLU()]
         description = {"name": "strided", "image_size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
         return Classifier(Backbone(nn.Sequential(*layers), GlobalAverage()), nn.Linear(widths[-1], 10), description)

@@ -7,10 +7,11 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, ModelCard
 
-from report_runs import ABOUT, DATA, metrics_of, run_of, scores_of, truth_of
+from report_runs import ABOUT, DATA, MODEL, metrics_of, run_of, scores_of, truth_of
 from unpoison.data.imageset import ImageSet
 from unpoison.reporting.cards import DATA as DATA_CARD
 from unpoison.reporting.cards import KNOWN, UNKNOWN, cards
+from unpoison.reporting.sections import report
 
 DESCRIBED: dict[str, Any] = {
     "network": {"name": "resnet18", "arguments": {"width": 8}},
@@ -44,6 +45,24 @@ def test_every_graded_model_of_a_defence_has_a_card_that_the_hub_reads() -> None
     assert data.data.to_dict()["pretty_name"] == "pets"
     assert f"{int(truth.mask.sum())} of {len(DATA)} samples were poisoned here" in data.text
     assert f"| flagged by detector0 | {int(truth.mask.sum())} |" in data.text
+
+
+def test_what_a_private_training_spent_is_said() -> None:
+    recipe, spent = (
+        {"epochs": 2, "privacy": {"noise": 1.5}},
+        {"epsilon": 3.0361, "delta": 1e-4, "noise": 1.5, "clip": 1.0},
+    )
+    private = {**DESCRIBED, "made_by": {**DESCRIBED["made_by"], "recipe": recipe, "privacy": spent}}
+    truth, defended = truth_of(0), {"robust: pdb": private, "student": DESCRIBED}
+    run = run_of(truth=truth, metrics=graded(truth), defended=defended, model=MODEL)
+    said = "epsilon 3.036 at delta 0.0001, by DP-SGD with noise 1.5 and clip 1, of this model alone"
+    assert f"| recipe | epochs 2 |\n| privacy | {said} |" in cards(run)["robust-pdb.md"]
+    assert "privacy" not in cards(run)["student.md"]
+    page = report(run).markdown()
+    assert f"| privacy of robust: pdb | {said} |" in page
+    assert "| privacy |" not in page
+    victim = {**MODEL, "made_by": {**MODEL["made_by"], "privacy": spent}}
+    assert f"| privacy | {said} |" in report(replace(run, model=victim)).markdown()
 
 
 def test_of_unknown_origin_only_accuracy_is_said() -> None:

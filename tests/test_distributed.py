@@ -41,7 +41,7 @@ def results(splits: dict[str, ImageSet], tmp_path_factory: pytest.TempPathFactor
     return [json.loads(json.dumps(train(data.base, data.labels))), *together]
 
 
-@pytest.mark.parametrize("kind", ["without", *HANDS])
+@pytest.mark.parametrize("kind", ["without", "shaped", *HANDS])
 def test_without_batch_norm_two_processes_are_one(kind: str, results: list[dict[str, Any]]) -> None:
     # Of an attack's as well: what it stamps on which sample does not depend on who trains on it.
     alone, first, _ = (result[kind] for result in results)

@@ -22,6 +22,7 @@ from unpoison.data.features import Features
 from unpoison.data.imageset import ImageSet
 from unpoison.detection import cd
 from unpoison.detection.detector import Suspect
+from unpoison.models import resnet
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 
@@ -39,8 +40,10 @@ class Row(NamedTuple):
 TABLE = [
     Row("resnet18", {"width": 8}, 32, 64, (64, 4)),
     Row("resnet18", {"width": 8, "stem": "conv3_pool"}, 32, 64, (64, 2)),
+    Row("resnet18", {"width": 8, "norm": "group"}, 32, 64, (64, 4)),
     Row("resnet34", {"width": 8}, 32, 64, (64, 4)),
     Row("resnet50", {"width": 8}, 32, 256, (256, 4)),
+    Row("resnet50", {"width": 8, "norm": "group"}, 32, 256, (256, 4)),
     Row("preactresnet18", {"width": 8}, 32, 64, (64, 4)),
     Row("preactresnet18", {"width": 8, "final_norm": False}, 32, 64, (64, 4)),
     Row("vgg19_bn", {"width": 8}, 32, 64, (64, 1)),
@@ -190,6 +193,16 @@ def test_cd_takes_a_vision_transformer() -> None:
     scores = cd.score(suspect, steps=2)
     assert scores.values.shape == (4,)
     assert np.isfinite(scores.values).all()
+
+
+def test_group_norm_has_groups_of_four_channels_or_more_that_divide_them() -> None:
+    expected = {3: 1, 8: 2, 12: 3, 16: 4, 20: 5, 22: 2, 64: 16, 128: 32, 512: 32}
+    assert {channels: resnet.NORMS["group"](channels).num_groups for channels in expected} == expected
+    model = models.build("resnet18", num_classes=3, image_size=16, width=8, norm="group")
+    assert not [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    # One sample's logits do not depend on the others, in training mode.
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model(images)[1:2], model(images[1:2]), atol=1e-5)
 
 
 # Sizes at width 64 and 10 classes, as the CIFAR ports' users quote them. preactresnet18: 2 x 512 more with the last norm.

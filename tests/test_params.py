@@ -16,6 +16,7 @@ from parameters import PARAMS, load_params
 from robust_networks import robust_network_of, student_network_of
 from tiny import write_params
 from unpoison.core.errors import UserError
+from unpoison.training import privacy
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = load_params(ROOT)
@@ -60,6 +61,23 @@ BAD: list[tuple[str, Any, str]] = [
         {"attackers": 1, "scale": float("inf")},
         r"federation\.scale: inf given; input should be a finite",
     ),
+    ("train.privacy", 3, r"train\.privacy: 3 given, allowed: a block of keys"),
+    ("train.privacy", {}, r"train\.privacy\.noise: null given, allowed: a noise multiplier, or in its place epsilon"),
+    ("train.privacy", {"sigma": 1.0}, r"train\.privacy\.sigma: unknown key, allowed: noise, epsilon, delta, clip$"),
+    ("train.privacy", {"noise": float("nan")}, r"train\.privacy\.noise: nan given; input should be a finite number"),
+    (
+        "train.privacy",
+        {"noise": 1.0, "epsilon": 8.0},
+        r"privacy\.noise: 1\.0 given, allowed beside epsilon 8\.0: null$",
+    ),
+    (
+        "train.privacy",
+        {"noise": 1.0},
+        r"train\.whiten: true given, allowed with privacy: false, as its filters are made",
+    ),
+    ("distill.train.privacy", {"noise": 1.0}, r"distill\.train\.privacy: unknown key, allowed: recipe, epochs"),
+    ("model.norm", "layer", r"model\.norm: 'layer' given; input should be 'batch' or 'group'"),
+    ("robust.methods", ["gradient_shaping"], r"model\.name: a network with BatchNorm2d given, .* with norm: group are"),
     ("data.name", "cifar11", r"data\.name: 'cifar11' given, allowed: digits, folder, cifar10"),
     ("data.digits.train", 5, r"data\.digits\.train: 5 given; input should be greater than or equal to 10"),
     ("data.reserve", 0, r"data\.reserve: 0 given, allowed: at least 1, ft needs them$"),
@@ -467,3 +485,77 @@ def test_a_federation_that_the_scenario_does_not_allow(changes: dict[str, Any], 
         params[section][name] = value
     with pytest.raises(UserError, match=line):
         check_params.check_all(params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"model.norm": None}, r"model\.name: a network with BatchNorm2d given, which mixes the samples of a batch"),
+        (
+            {"robust.model": {"norm": "batch"}, "robust.by": {"filter_retrain": "scores/cd"}},
+            r"robust\.model\.name: a network with BatchNorm2d given",
+        ),
+        (
+            {"attack.random_poisoning": True},
+            r"train\.privacy: given with attack\.poison_first: false or attack\.random_poisoning: true, allowed: an attack that",
+        ),
+        (
+            {"attack.name": "bypass"},
+            r"train\.privacy: given with attack\.name: badnets, which trains the victim, allowed",
+        ),
+        (
+            {"train.federation": {"attackers": 1}},
+            r"train\.privacy: given, allowed with train\.federation, which .*: null$",
+        ),
+        (
+            {"robust.methods": ["gradient_shaping"]},
+            r"robust: 'gradient_shaping' given, allowed with train\.privacy: filter_retrain",
+        ),
+        (
+            {"train.batch_size": 5000},
+            r"train\.batch_size: 5000 given, allowed with privacy: up to the 4800 training samples$",
+        ),
+    ],
+)
+def test_a_privacy_that_the_scenario_does_not_allow(
+    changes: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_params, "check_installed", lambda: None)
+    # Asked of an accountant that is an extra; what it says is tested in test_privacy.py.
+    monkeypatch.setattr(privacy, "epsilon_of", lambda noise, **_: 1.0 / noise)
+    check_params.check_all(private_params())
+    with pytest.raises(UserError, match=line) as refused:
+        check_params.check_all(private_params(**changes))
+    assert "\n" not in str(refused.value)
+
+
+def private_params(**changes: Any) -> Any:
+    params: Any = deepcopy(dict(DEFAULT))
+    private = {"model.norm": "group", "train.whiten": False, "train.privacy": {"noise": 1.0}}
+    for key, value in {**private, **changes}.items():
+        section, _, name = key.partition(".")
+        params[section][name] = value
+    return params
+
+
+def test_a_privacy_without_opacus_or_that_no_noise_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(privacy, "find_spec", lambda name: None)
+        with pytest.raises(
+            UserError, match=r"^params\.yaml: train\.privacy: given, .*: `pip install '\.\[privacy\]'` first"
+        ):
+            check_params.check_all(private_params())
+    monkeypatch.setattr(check_params, "check_installed", lambda: None)
+    monkeypatch.setattr(privacy, "epsilon_of", lambda noise, **_: 1.0 / noise)
+    with pytest.raises(
+        UserError, match=r"train\.privacy\.epsilon: 0\.001 given, allowed with delta 0\.0001 and 304 steps"
+    ):
+        check_params.check_all(private_params(**{"train.privacy": {"epsilon": 0.001}}))
+
+
+def test_a_model_that_was_received_is_not_trained_in_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_params, "received_of", lambda params: None)
+    with pytest.raises(
+        UserError, match=r"train\.privacy: given, allowed with received 'models/theirs': null, nobody is"
+    ):
+        check_params.check_all({**private_params(), "received": "models/theirs"})

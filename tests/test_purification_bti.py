@@ -152,7 +152,7 @@ def handed(monkeypatch: pytest.MonkeyPatch, module: Any, data: ImageSet, changes
 
 
 def test_steps_of_pam_are_those_of_plain_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = strided([8], seed=0, batch_norm=False), noise(10)
+    model, data = strided([8], seed=0, norm=None), noise(10)
     changes = [torch.full((3, 8, 8), value) for value in (0.1, 0.2)]
     handed(monkeypatch, pam, data, changes)
     stepped = pam.purify(model, data, **QUICK, lr=0.1, momentum=0.5, rho=0.3)
@@ -176,7 +176,7 @@ def test_steps_of_pam_are_those_of_plain_autograd(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_step_of_bti_dbf_is_that_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data, change = strided([8], seed=0, batch_norm=False), noise(10), torch.full((3, 8, 8), 0.3)
+    model, data, change = strided([8], seed=0, norm=None), noise(10), torch.full((3, 8, 8), 0.3)
     handed(monkeypatch, bti_dbf, data, [change])
     stepped = bti_dbf.purify(model, data, **QUICK, lr=0.01)
     images = (data.tensor() / 255 - 0.5) / 0.25

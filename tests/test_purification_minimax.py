@@ -150,7 +150,7 @@ def test_the_attacks_loss_by_hand() -> None:
 
 
 def test_one_step_of_sau_is_that_of_its_loss() -> None:
-    network, reserve = strided((8, 8), seed=2, batch_norm=False).eval(), images_of(8, 8)
+    network, reserve = strided((8, 8), seed=2, norm=None).eval(), images_of(8, 8)
     # Logits far enough apart that the perturbed images are not all of one class.
     network.head.weight.data.mul_(20)
     images, labels = reserve.tensor() / 255, torch.from_numpy(reserve.labels)

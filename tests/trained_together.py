@@ -21,6 +21,7 @@ from unpoison.data.imageset import ImageSet
 from unpoison.training.hand import Hand
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
+from unpoison.training.shaping import Shaped
 
 HANDS: dict[str, dict[str, Any]] = {"wanet": {}, "bpp": {}, "blind": {"balance": "mgda", "location": "bottom_right"}}
 """Attacks that train the victim, with their arguments."""
@@ -31,10 +32,15 @@ def train(images: Images, labels: IntArray) -> dict[str, Any]:
     """Network's kind to every sample's loss, a row per epoch, and a digest of the model."""
     data, results = ImageSet(images, labels, tuple("0123456789")), {}
     # Without batch norm every image is treated by itself.
-    without = strided((8, 16), seed=0, batch_norm=False)
+    without = strided((8, 16), seed=0, norm=None)
     batch_norm = models.build("resnet18", num_classes=10, image_size=(32, 32), width=8, stem="conv3_pool")
-    runs = [("without", without, None), ("batch norm", batch_norm, None)]
-    runs += [(name, strided((8, 16), seed=0, batch_norm=False), hand_in_training(name, data)) for name in HANDS]
+    runs: list[tuple[str, models.Classifier, Hand | None]] = [
+        ("without", without, None),
+        ("batch norm", batch_norm, None),
+    ]
+    shaped = Shaped(clip=0.5, noise=0.1, seed=0, what="test")
+    runs.append(("shaped", strided((8, 16), seed=0, norm=None), shaped))
+    runs += [(name, strided((8, 16), seed=0, norm=None), hand_in_training(name, data)) for name in HANDS]
     for kind, model, hand in runs:
         history = fit(model, data, RECIPE, seed=0, what="test", hand=hand)
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
