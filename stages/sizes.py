@@ -30,7 +30,7 @@ from unpoison.sources.published import PUBLISHED
 from unpoison.training.checks import check_batch_of_one
 from unpoison.training.privacy import PrivateRecipe
 from unpoison.training.recipe import Recipe
-from unpoison.training.shaping import check_per_sample
+from unpoison.training.shaping import mixing_of
 from unpoison.training.whitening import whiten
 from unpoison.variations.prior_training import PriorRecipe, check_recipe
 
@@ -117,8 +117,8 @@ def check_per_sample_networks(params: Params, data: Settings) -> None:
             if side is not None:
                 raise
             continue  # it may take the images as they are; the training says the same before its first step
-        with file_of(PARAMS), keys_of(place):
-            check_per_sample(model)
+        if mixing := mixing_of(model):
+            raise UserError(f"{PARAMS}: {place}: {mixing}")
 
 
 def _classes(params: Params, data: Settings) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("distill.train.privacy", {"noise": 1.0}, r"distill\.train\.privacy: unknown key, allowed: recipe, epochs"),
     ("model.norm", "layer", r"model\.norm: 'layer' given; input should be 'batch' or 'group'"),
-    ("robust.methods", ["gradient_shaping"], r"model\.name: a network with BatchNorm2d given, .* with norm: group are"),
+    ("robust.methods", ["gradient_shaping"], r"model: a network with BatchNorm2d given, .* with norm: group are"),
     ("data.name", "cifar11", r"data\.name: 'cifar11' given, allowed: digits, folder, cifar10"),
     ("data.digits.train", 5, r"data\.digits\.train: 5 given; input should be greater than or equal to 10"),
     ("data.reserve", 0, r"data\.reserve: 0 given, allowed: at least 1, ft needs them$"),
@@ -490,10 +490,10 @@ def test_a_federation_that_the_scenario_does_not_allow(changes: dict[str, Any], 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"model.norm": None}, r"model\.name: a network with BatchNorm2d given, which mixes the samples of a batch"),
+        ({"model.norm": None}, r"model: a network with BatchNorm2d given, which mixes the samples of a batch"),
         (
             {"robust.model": {"norm": "batch"}, "robust.by": {"filter_retrain": "scores/cd"}},
-            r"robust\.model\.name: a network with BatchNorm2d given",
+            r"robust\.model: a network with BatchNorm2d given",
         ),
         (
             {"attack.random_poisoning": True},

@@ -182,7 +182,7 @@ def test_every_step_draws_each_sample_with_the_same_probability() -> None:
 
 @pytest.mark.usefixtures("noise_of_one")
 def test_epochs_that_draw_few_samples_or_none(splits: dict[str, ImageSet]) -> None:
-    # A sample at a time of four: a third of the batches are empty, and a thirtieth of the epochs.
+    # A sample at a time of four: a third of the batches are empty, and one epoch in a hundred.
     data = splits["public"].subset(np.arange(4))
     recipe = private(replace(PLAIN, epochs=60, batch_size=1, augment=("translate", "rotation")), Privacy(noise=1.0))
     history = fit(strided((8,), seed=0, norm=None), data, recipe, seed=0, what="test")
@@ -250,7 +250,7 @@ def test_batch_norm_is_refused_before_the_first_step(splits: dict[str, ImageSet]
     tracked = Classifier(Backbone(normed, GlobalAverage()), nn.Linear(8, 10), about)
     for model, name in ((strided((8, 8), seed=0), "BatchNorm2d"), (tracked, "InstanceNorm2d")):
         before = weights_of(model)
-        with pytest.raises(ParameterError, match=rf"^name: a network with {name} given, .* norm: group are"):
+        with pytest.raises(UserError, match=rf"^test: a network with {name} given, .* norm: group are"):
             fit(model, data, PLAIN, seed=0, what="test", hand=Shaped(**HAND))
         assert weights_of(model) == before
 

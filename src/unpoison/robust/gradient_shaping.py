@@ -43,7 +43,8 @@ def train(
         noise: deviation of the noise on a batch's sum of gradients, in units of `clip` (0.00001 to 0.1 over `clip` as published).
 
     Raises:
-        ParameterError: a network with batch norm; divergence.
+        ParameterError: divergence.
+        UserError: a network with batch norm.
     """
     model, what = make_model(), "gradient_shaping"
     hand = Shaped(clip=clip, noise=noise, seed=seed, what=what)

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..compute.device import full_precision
-from ..core.errors import ParameterError
+from ..core.errors import UserError
 from ..core.seeding import torch_rng
 from .hand import Hand, Loss, Objective
 
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 _AT_A_TIME = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
-def check_per_sample(model: nn.Module) -> None:
-    """Raises ParameterError for a network in which samples of a batch see each other, or leave statistics behind."""
+def mixing_of(model: nn.Module) -> str:
+    """What a network has in which samples of a batch see each other or leave statistics behind, in words; "" for nothing."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) or (isinstance(module, _NormBase) and module.track_running_stats):
-            raise ParameterError(
-                f"name: a network with {type(module).__name__} given, which mixes the samples of a batch, so that no gradient is "
-                "one sample's own; allowed: one without batch norm, as resnet18, resnet34 and resnet50 with norm: group are, or "
-                "one with layer norm"
+            return (
+                f"a network with {type(module).__name__} given, which mixes the samples of a batch, so that no gradient is one "
+                "sample's own; allowed: one without batch norm, as resnet18, resnet34 and resnet50 with norm: group are, or one "
+                "with layer norm"
             )
+    return ""
 
 
 def clipped_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
@@ -74,7 +75,8 @@ class Shaped(Hand):
         self._sums: dict[nn.Parameter, Tensor] = {}
 
     def start(self, model: Classifier, here: World) -> None:
-        check_per_sample(model)
+        if mixing := mixing_of(model):
+            raise UserError(f"{self._what}: {mixing}")
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         self._epoch, self._step = epoch, 0
