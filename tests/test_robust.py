@@ -106,7 +106,7 @@ TABLE = {
     # Its network must tell a stamped image from another in every place of its last map, which is one pixel then.
     "pdb": Row({"size": 4, "copies": 2}, replace(SHORT, epochs=5, lr=0.01), 0.2, 0.2, "whole"),
     "vibe": Row({"extractor_epochs": 1, "crop": 0.7, "every": 2}, replace(SHORT, epochs=4), 0.2, 0.2),
-    # Small steps that promise little in so few epochs: docs/privacy.md has what it does to ASR.
+    # Small steps that promise little in so few epochs.
     "gradient_shaping": Row({"clip": 0.5, "noise": 0.5}, SHORT, 0.0, 1.0),
     "default_defence": Row({}, SHORT, 0.25, 0.2),
 }
