@@ -19,6 +19,7 @@ from common import BACKDOORED, CHECKED, run_stage
 
 import numpy as np
 
+import bias
 import detect
 import federated
 import generate_variations
@@ -68,6 +69,7 @@ from unpoison.poisoning.choice import assign_samples
 from unpoison.poisoning.policy import check_classes
 from unpoison.purification import PURIFIERS
 from unpoison.robust import ROBUST
+from unpoison.sources.attributes import classes_with
 from unpoison.training.privacy import PrivateRecipe, check_installed, spending, steps_of
 from unpoison.variations import VARIATIONS
 from unpoison.visualisation import FIGURES
@@ -88,6 +90,7 @@ SECTIONS = [
     "stress",
     "robust",
     "detect",
+    "bias",
     "visualise",
     "report",
 ]
@@ -108,6 +111,7 @@ def check_all(params: Params) -> None:
             raise UserError(f"{PARAMS}: {name}: unknown key, allowed: {', '.join(SECTIONS)}")
     seed, data = seed_of(params), prepare.settings(params)
     _check_data(data)
+    _check_attributes(params, data)
     for family, methods in METHODS.items():
         _check_blocks(params, family, methods)
     _check_attack(params, data, seed)
@@ -158,6 +162,39 @@ def _check_data(data: prepare.Settings) -> None:
             "data.reserve_from: other: a folder or archive of images"
         )
     _check_readable("data.reserve_path", reserve)
+
+
+def _check_attributes(params: Params, data: prepare.Settings) -> None:
+    """Check the table of attributes, and that those that are asked for are in it."""
+    wanted = bias.settings(params)
+    with file_of(PARAMS), keys_of("data"):
+        table = prepare.attributes_of(data)
+        if table is not None and data.classes_of is not None:
+            classes_with(table, data.classes_of, ())
+    asked = [one.policy.attribute for one in poison.settings(params).intents if one.policy.label_policy == "complex"]
+    for name in asked:
+        if table is None:
+            raise UserError(
+                f"{PARAMS}: attack.label_policy: complex given, allowed with data.attributes null: the others"
+            )
+        if name not in table.names:
+            listed = ", ".join(table.names)
+            raise UserError(
+                f"{PARAMS}: attack.attribute: {name!r} given, allowed: attributes out of {data.attributes}, {listed}"
+            )
+    if not wanted.attributes:
+        return
+    given = f"{PARAMS}: bias.attributes: {wanted.attributes!r} given"
+    if table is None:
+        raise UserError(f"{given}, allowed with data.attributes null: []")
+    if data.reserve_from == "other" or not data.most("reserve"):
+        reserve = "reserve_from: other" if data.reserve_from == "other" else "reserve: 0"
+        raise UserError(f"{given}, allowed with data.{reserve}: [], as no held-out image has attributes")
+    for name in wanted.attributes:
+        if name not in table.names:
+            raise UserError(f"{given}, allowed: attributes out of {data.attributes}, {', '.join(table.names)}")
+        if (largest := table.largest(name)) > 1:
+            raise UserError(f"{given}, {name} with values up to {largest}; allowed: attributes of 0 and 1")
 
 
 def _check_readable(key: str, source: Path) -> None:
@@ -381,6 +418,8 @@ def main() -> list[Path]:
         folder = received_of(params)
         digest = None if folder is None else sha256_file(folder / models.DESCRIPTION)
         write_json(staging / "received.json", {"received": digest})
+        table = section(params, "data").get("attributes")
+        write_json(staging / "attributes.json", {"attributes": None if table is None else sha256_file(Path(table))})
         pipeline = generate_variations.chosen_of(params).pipeline() if with_variations(params) else None
         write_json(staging / "weights.json", {"weights": None if pipeline is None else pipeline.digest})
         reasons = {"control": why_without_control(params), "prior": why_without_prior(params)}

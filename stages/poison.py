@@ -25,7 +25,7 @@ from unpoison.crafting.attack import Intent, intents_of
 from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
-from unpoison.data.store import new_overlay, open_split, poisoned_digest
+from unpoison.data.store import Attributes, new_overlay, open_split, poisoned_digest, read_attributes
 from unpoison.poisoning.attacker import write_training, write_triggers
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.truth import write_truth
@@ -48,8 +48,10 @@ class Settings:
     network: dict[str, Any]
     recipe: Recipe
 
-    def context(self, train: ImageSet, seed: int, store: ContentStore) -> Context:
-        return Context(train=train, seed=seed, network=self.network, recipe=self.recipe, store=store)
+    def context(self, train: ImageSet, seed: int, store: ContentStore, attributes: Attributes | None = None) -> Context:
+        return Context(
+            train=train, seed=seed, network=self.network, recipe=self.recipe, store=store, attributes=attributes
+        )
 
 
 def settings(params: Params, classes: Sequence[str] | None = None) -> Settings:
@@ -103,7 +105,7 @@ def main() -> list[Path]:
     poisoned: Poisoned | None = None
     if chosen.intents:
         with attack_keys():
-            context = chosen.context(train, seed, ContentStore(SCRATCH / "store"))
+            context = chosen.context(train, seed, ContentStore(SCRATCH / "store"), read_attributes(BASE, "train"))
             poisoned = craft(chosen.name, chosen.intents, context, surrogate=chosen.surrogate)
         poisoned.write_overlay(POISONED, train)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import Annotated, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from common import BASE, SCRATCH, run_stage
+from common import BASE, CHECKED, SCRATCH, run_stage
 
 import numpy as np
 from annotated_types import Ge, Le
 
 from parameters import PARAMS, Params, checked, load_params
 from unpoison.core.errors import ParameterError, file_of, keys_of
+from unpoison.core.files import read_json, sha256_file
 from unpoison.core.hyperparameters import check, one_of
 from unpoison.data.store import read_about, write_base
 from unpoison.sources import digits, multi_mnist, single_digits
+from unpoison.sources.attributes import Table, classes_with, read_table
 from unpoison.sources.build import BuildSettings, build_base
 from unpoison.sources.folder import Layout, open_folder
 from unpoison.sources.published import PUBLISHED, open_published
@@ -44,6 +47,8 @@ MADE = {
 }
 """The sets that are made here, of as many images as are asked for."""
 SOURCES = ("digits", "folder", *PUBLISHED, "multi_mnist")
+NOTED = CHECKED / "attributes.json"
+"""The digest of the table of attributes, which may lie anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,8 @@ class Settings(SplitSettings, BuildSettings):
         digits: of sets in `MADE`: how many images are made for `train` and `test`; `reserve` and `public` are those of
             every source.
         reserve_path: the folder or archive that the reserve is taken from, with `reserve_from: other`.
+        attributes: table of attributes of the samples of `folder`, a file; None: there are none.
+        classes_of: attribute whose values are classes as well: the head has a place for each.
 
     `reserve` and `public` that are null are numbers here already (600 and 1,200), but for `folder`, whose share of the data
     is not known before they are read, and for a reserve from another source.
@@ -68,6 +75,8 @@ class Settings(SplitSettings, BuildSettings):
     layout: Layout = "auto"
     digits: dict[str, Any] = field(default_factory=dict)
     reserve_path: str = "data/reserve_source"
+    attributes: str | None = None
+    classes_of: str | None = None
 
     @property
     def train_size(self) -> int | None:
@@ -162,22 +171,57 @@ def settings(params: Params) -> Settings:
             raise ParameterError(
                 f"reserve_path: {path!r} given, allowed with reserve_from: other; without it {Settings.reserve_path}"
             )
+        _check_attributes(values)
     if values.get("name", "digits") != "folder":
         fixed = ("public",) if other else ("reserve", "public")
         values |= {split: MOST[split] for split in fixed if values.get(split) is None}
     return Settings(**values)
 
 
+def _check_attributes(values: Params) -> None:
+    """Raises ParameterError for attributes of data that have none, and for classes of attributes that are not there."""
+    for key, wanted, allowed in (
+        ("attributes", values.get("name") == "folder", "name: folder"),
+        ("classes_of", values.get("attributes") is not None, "attributes: a file"),
+    ):
+        if values.get(key) is not None and not wanted:
+            raise ParameterError(f"{key}: {values[key]!r} given, allowed with {allowed}; otherwise null")
+
+
+def attributes_of(given: Settings) -> Table | None:
+    """The table of attributes; None where there is none. Raises UserError for what is wrong with it."""
+    if given.attributes is None:
+        return None
+    if not Path(given.attributes).exists():
+        raise ParameterError(
+            f"attributes: {given.attributes!r} given, which does not exist; allowed: a table of attributes"
+        )
+    return read_table(Path(given.attributes))
+
+
 def main() -> list[Path]:
     given = settings(load_params())
     with file_of(PARAMS), keys_of("data"):
         given.check_sizes()
+        _check_unchanged(given)
         if given.name == "digits":
             _digits(given)
         else:
             # Of a set that is made the number of trusted images was known before; a share is one of what is asked for.
             _build(open_source(given), replace(given, reserve=given.reserve_size) if given.name in MADE else given)
     return [BASE]
+
+
+def _check_unchanged(given: Settings) -> None:
+    """Raises ParameterError where the attributes are not those that `check_params` saw, whose digest DVC goes by."""
+    # Run by hand, the table is whatever lies there.
+    if given.attributes is None or "DVC_STAGE" not in os.environ or not NOTED.exists():
+        return
+    if read_json(NOTED).get("attributes") != sha256_file(Path(given.attributes)):
+        raise ParameterError(
+            f"attributes: {given.attributes!r} given, changed since `check_params` ran; allowed: what that saw, "
+            "`dvc repro -f check_params` looks again"
+        )
 
 
 def _digits(given: Settings) -> None:
@@ -194,13 +238,19 @@ def _digits(given: Settings) -> None:
 
 def _build(source: Source, given: Settings) -> None:
     other = open_reserve(Path(given.reserve_path), source.classes) if given.reserve_from == "other" else None
+    table = attributes_of(given)
+    if table is not None and given.classes_of is not None:
+        # After the reserve, which is asked for images of the classes that have some.
+        source = replace(source, classes=classes_with(table, given.classes_of, source.classes))
     for each in (source, other) if other else (source,):
         for name in each.ignored[:3]:
             print(f"prepare: {name} is no sample, ignored ({len(each.ignored)} such files)", flush=True)
         for note in each.notes:
             print(f"prepare: {note}", flush=True)
-    counts = build_base(source, BASE, given, given, defects=SCRATCH / "defects.txt", other=other)
+    counts = build_base(source, BASE, given, given, defects=SCRATCH / "defects.txt", other=other, attributes=table)
     left_out = counts.pop("defects")
+    if unused := counts.pop("rows", 0):
+        print(f"prepare: {unused} rows of {given.attributes} stand for no sample", flush=True)
     print(f"prepare: {_counted(counts)} images of {len(source.classes)} classes", flush=True)
     if left_out:
         print(f"prepare: {left_out} files left out, listed in {BASE / 'defects.txt'}", flush=True)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 from common import (
     BACKDOORED,
     BASE,
+    BIAS,
     CLEAN,
     CURVES,
     FIGURES,
@@ -41,11 +42,13 @@ from parameters import Params, checked, load_params, section
 from teacher import made_from_teacher, teacher_of
 from unpoison.core.files import new_file, new_folder, sha256_file
 from unpoison.core.manifest import is_made_from, made_from_of, reason_absent
+from unpoison.data import bias as bias_
 from unpoison.data import drawings as drawings_
 from unpoison.data import problems as problems_
 from unpoison.data import scores as scores_
 from unpoison.data import store
 from unpoison.data import verdicts as verdicts_
+from unpoison.data.bias import load_bias
 from unpoison.data.drawings import Drawing, load_drawing
 from unpoison.data.imageset import ImageSet
 from unpoison.data.problems import load_problems
@@ -163,6 +166,8 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
     """The parts of a run that are on disk and belong to this poisoned set, by their names in `Run`."""
     found: dict[str, Any] = {}
     poisoned = data.digest
+    if is_made_from(BIAS, bias_.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST)):
+        found["attributes"] = load_bias(BIAS, image_shape=data.base.shape[1:])
     if is_made_from(TRIGGERED, triggered_.DESCRIPTION, poisoned=poisoned):
         found["triggered"] = read_triggered(TRIGGERED, BASE)
     if is_made_from(VARIATIONS, store.MANIFEST, poisoned=poisoned):

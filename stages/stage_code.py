@@ -37,6 +37,7 @@ WHOLE = (
     "train_prior",
     "distill_student",
     "train_clean",
+    "bias",
     "stress",
     "evaluate",
     "report",
@@ -66,6 +67,7 @@ TRAINED_BY = {
     "train_robust_by": "train",
     "train_canary": "train",
     "train_clean": "train",
+    "bias": "train",
     "distill_student": "distill.train",
 }
 """Stages that train by a recipe of the parameters, and its section."""

@@ -15,7 +15,7 @@ from common import ATTACKER_TRAINED, ATTACKER_TRIGGERS, BASE, TRIGGERED, run_sta
 from parameters import FAMILIES
 from unpoison.attacks import restored
 from unpoison.core.errors import file_of
-from unpoison.data.store import open_split
+from unpoison.data.store import open_split, read_attributes
 from unpoison.poisoning.attacker import read_triggers
 from unpoison.poisoning.triggered import write_triggered
 
@@ -23,7 +23,9 @@ from unpoison.poisoning.triggered import write_triggered
 def main() -> list[Path]:
     attacker, made_from = read_triggers(ATTACKER_TRIGGERS, restored, trained=ATTACKER_TRAINED)
     with file_of(FAMILIES["attacks"]):
-        counts = write_triggered(TRIGGERED, open_split(BASE, "test"), attacker, made_from)
+        counts = write_triggered(
+            TRIGGERED, open_split(BASE, "test"), attacker, made_from, read_attributes(BASE, "test")
+        )
     print(f"stamp_test: {', '.join(f'{n} images with {name}' for name, n in counts.items()) or 'no trigger is known'}")
     return [TRIGGERED]
 

@@ -55,7 +55,7 @@ FAMILIES = {
     "train_robust_by": ("robust", "${key}", {name: method for name, method in ROBUST.items() if method.by}),
 }
 DEFENCES = ("extract", "train_prior", "generate_variations", "distill_student", "train_robust", "purify", "detect")
-DEFENCES += ("train_robust_by", "purify_by", "inspect_model")
+DEFENCES += ("train_robust_by", "purify_by", "inspect_model", "bias")
 # What each folder of the library may import; the order is that of docs/pipeline.md, the lowest first.
 MAY_IMPORT = {
     "core": set[str](),
@@ -74,6 +74,7 @@ MAY_IMPORT = {
     "purification": {"training", "compute", "models", "data", "core"},
     "robust": {"purification", "detection", "training", "compute", "models", "data", "core"},
     "stress": {"training", "compute", "models", "data", "core"},
+    "bias": {"detection", "training", "compute", "models", "data", "core"},
     "federation": {"training", "compute", "models", "data", "core"},
     "evaluation": {"poisoning", "compute", "models", "data", "core"},
     "reporting": {"poisoning", "data", "core"},
@@ -195,6 +196,7 @@ def test_a_stage_has_the_recipe_that_it_trains_by() -> None:
         "distill_student",
         "train_canary",
         "train_clean",
+        "bias",
         *names_of("train_robust"),
         *names_of("train_robust_by"),
     }
@@ -246,6 +248,7 @@ TRAINED = {
     "train_backdoored",
     "train_canary",
     "train_clean",
+    "bias",
     "distill_student",
     "train_robust",
     "train_robust_by",
@@ -273,7 +276,7 @@ def those(expected: set[str]) -> set[str]:
     [
         ("unpoison.training.loop", TRAINED | WITH_NETWORKS),
         ("unpoison.training.recipes", set()),
-        ("unpoison.detection.cd", {"detect@cd", "detect_inputs@cd", "detect_canary"}),
+        ("unpoison.detection.cd", {"detect@cd", "detect_inputs@cd", "detect_canary", "bias"}),
         ("unpoison.detection", set()),
         ("unpoison.inspection.mm_bd", {"inspect_model@mm_bd"}),
         ("unpoison.inspection", set()),
@@ -373,6 +376,7 @@ def test_no_training_sees_the_test() -> None:
         "poison",
         "train_backdoored",
         "train_clean",
+        "bias",
         "train_prior",
         "distill_student",
         "train_robust",

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+import bias
 import check_params
 import detect
 import detect_inputs
@@ -103,6 +104,7 @@ def run_stages(*names: str) -> None:
         **{f"train_robust@{name}": lambda name=name: train_robust.main(name) for name in params["robust"]["methods"]},
         **{f"purify@{name}": lambda name=name: purify.main(name) for name in params["purify"]["methods"]},
         "train_clean": train_clean.main,
+        "bias": bias.main,
         **{f"stress@{name}": lambda name=name: stress.main(name) for name in params["stress"]["methods"]},
         **{f"detect@{name}": lambda name=name: detect.main(name) for name in params["detect"]["methods"]},
         **{f"detect_inputs@{name}": lambda name=name: detect_inputs.main(name) for name in params["detect"]["inputs"]},

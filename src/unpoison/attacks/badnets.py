@@ -174,5 +174,5 @@ ATTACK = Attack(
     make=make,
     trigger=PatchTrigger,
     policy={"label_policy": "all2one"},
-    policies=("all2one", "all2all", "clean_label", "source_specific", "calculator"),
+    policies=("all2one", "all2all", "clean_label", "source_specific", "calculator", "complex"),
 )

@@ -49,5 +49,5 @@ ATTACK = Attack(
     make=make,
     trigger=Mix,
     policy={"label_policy": "all2one"},
-    policies=("all2one", "all2all", "clean_label", "source_specific", "calculator"),
+    policies=("all2one", "all2all", "clean_label", "source_specific", "calculator", "complex"),
 )

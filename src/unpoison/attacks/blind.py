@@ -95,7 +95,16 @@ def hand(
     window: Count,
     evasion: list[Evades],
 ) -> Stamping:
-    """The hand in training; its parameters are those of `make`."""
+    """The hand in training; its parameters are those of `make`.
+
+    Raises:
+        ParameterError: evasion with `complex` of a part of the samples: what it asks of the others is not known.
+    """
+    truth = stamping.poisoned.truth
+    if evasion and truth.policy.label_policy == "complex" and not truth.mask.all():
+        raise ParameterError(
+            f"evasion: {evasion} given, allowed with complex and {truth.mask.mean():.0%} of the samples stamped: [], or all stamped"
+        )
     return Blinding(
         stamping, Settings(together, balance, tuple(scales), normalise, loss_threshold, window, tuple(evasion))
     )
@@ -105,7 +114,7 @@ ATTACK = Attack(
     make=make,
     trigger=PatchTrigger,
     policy={"label_policy": "all2one", "poison_rate": 1.0, "poison_target_class": True},
-    policies=("all2one", "all2all", "source_specific", "calculator"),
+    policies=("all2one", "all2all", "source_specific", "calculator", "complex"),
     hand=hand,
     copies=True,
     several=True,

@@ -10,6 +10,7 @@ from ..core.code import code_of
 from ..core.content_store import ContentStore
 from ..core.errors import ParameterError, UserError
 from ..data.imageset import ImageSet
+from ..data.store import Attributes
 from ..training.recipe import Recipe
 
 # Narrow and pooled early: training it is most of the cost of the attacks that need one.
@@ -28,6 +29,7 @@ class Context:
         network: name and arguments of the networks that the attacker trains (`models.build`).
         recipe: recipe that these networks are trained by.
         store: store of expensive assets.
+        attributes: attributes of the training samples, for the label policy `complex`; None: there are none.
     """
 
     train: ImageSet
@@ -37,6 +39,7 @@ class Context:
     network: dict[str, Any] = field(default_factory=lambda: dict(SURROGATE))
     recipe: Recipe = field(default_factory=Recipe)
     store: ContentStore = field(default_factory=lambda: ContentStore(None))
+    attributes: Attributes | None = None
 
     def __post_init__(self) -> None:
         # Without a digest, assets of one data set would be taken for those of another.

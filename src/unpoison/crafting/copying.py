@@ -62,8 +62,10 @@ class Copying(Stamping):
         """The label that the attacker would have for each sample, stamped or not: int64 [b]."""
         truth, keys = self.poisoned.truth, samples.cpu().numpy()
         true, number_of = truth.labels[keys], truth.part[keys]
+        # With `complex` each sample's own, which is known of those that are stamped.
+        given = None if truth.given is None else truth.given[keys]
         # Of several triggers each sample has its own, and one without any is taken for the first's.
-        wanted = truth.policy.new_labels(true, len(self.data.classes))
+        wanted = truth.policy.new_labels(true, len(self.data.classes), given)
         for number, part in enumerate(truth.parts[1:], 1):
             own = number_of == number
             wanted[own] = part.policy.new_labels(true[own], len(self.data.classes))

@@ -12,7 +12,7 @@ from ..core.errors import ParameterError, keys_of
 from ..data.store import Received
 from ..poisoning.choice import assign_samples
 from ..poisoning.poisoned import Poisoned, Teaching
-from ..poisoning.policy import Policy, check_classes
+from ..poisoning.policy import Policy, check_classes, own_labels
 from ..poisoning.trigger import Trigger
 from ..poisoning.truth import Part, Truth
 from .attack import Intent, own_arguments
@@ -56,7 +56,7 @@ def craft(attack: str, intents: Sequence[Intent], context: Context, *, surrogate
         surrogate: whether to poison a set that stands in for the one that there is not, where the victim receives a model.
 
     Raises:
-        ParameterError: what an attack's `make` or `assign_samples` refuses.
+        ParameterError: what an attack's `make`, `own_labels` or `assign_samples` refuses.
     """
     labels, classes = context.train.labels, len(context.train.classes)
     triggers = [make_trigger(intent, context) for intent in intents]
@@ -65,7 +65,9 @@ def craft(attack: str, intents: Sequence[Intent], context: Context, *, surrogate
     for intent, trigger in zip(intents, triggers, strict=True):
         with keys_of(intent.attack):
             orders.append(trigger.order(context.train))
-            chosen.append(trigger.labels(context.train))
+            labels_of_trigger = trigger.labels(context.train)
+        own = own_labels(intent.policy, context.attributes, classes)
+        chosen.append(labels_of_trigger if own is None else own)
     received = received_by_the_victim(attack, intents, triggers, surrogate=surrogate)
     policies = [intent.policy for intent in intents]
     mask, number_of, given = assign_samples(

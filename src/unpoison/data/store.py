@@ -1,9 +1,9 @@
 """Formats of data on disk: base data sets and overlays.
 
 A base is a folder with `manifest.json` and one folder per split: the images (uint8 [n, height, width, channels], in
-`images.npy`, or past 1 GiB in `images-00000.npy` and so on), `labels.npy` (int64 [n], -1 where unlabelled) and, where the
-source has names for its samples, `sources.txt`, a line for each. An overlay replaces some samples of one split of a base;
-a poisoned set at 1 % costs 1 % of a copy.
+`images.npy`, or past 1 GiB in `images-00000.npy` and so on), `labels.npy` (int64 [n], -1 where unlabelled) and, where the source
+has them, `sources.txt`, a name for each sample, and `attributes.npy` (int64 [n, a], from 0). An overlay replaces some samples of
+one split of a base; a poisoned set at 1 % costs 1 % of a copy.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Len
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from ..core.arrays import Images, IntArray
-from ..core.errors import UserError
+from ..core.errors import ParameterError, UserError
 from ..core.files import new_folder, open_file, sha256_file, sha256_json
 from ..core.hyperparameters import Whole
 from ..core.manifest import Manifest, Name, Names, Size, check_file, read_manifest, write_manifest
@@ -29,6 +29,7 @@ from .shards import Shards, ShardWriter, shard_names
 BASE, OVERLAY = "unpoison-base-1", "unpoison-overlay-1"
 MANIFEST = "manifest.json"
 SOURCES = "sources.txt"
+ATTRIBUTES = "attributes.npy"
 Received = Literal["set", "model", "surrogate"]
 """What the victim of an attack gets: a poisoned data set; a model that the attacker trained, and no poisoned set; or the same
 model, and for data-level methods a set that stands in for the one that there is not."""
@@ -47,6 +48,7 @@ class BaseManifest(Manifest):
         source: place that it is from.
         defects: number of files left out.
         trusted: part of the source that the reserve was taken from.
+        attributes: names of the columns of `attributes.npy`, in the splits that have one.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -58,6 +60,26 @@ class BaseManifest(Manifest):
     source: str = ""
     defects: Whole = 0
     trusted: str = ""
+    attributes: Names = Field(default_factory=list)
+
+
+class Attributes(NamedTuple):
+    """Attributes of the samples of a split, besides their labels.
+
+    Attributes:
+        names: their names.
+        values: int64 [n, attributes], from 0.
+    """
+
+    names: tuple[str, ...]
+    values: IntArray
+
+    def of(self, name: str) -> IntArray:
+        """The values of one attribute, int64 [n]. Raises ParameterError for `attribute` where there is none of that name."""
+        if name not in self.names:
+            listed = ", ".join(self.names[:40]) or "none: the data set has no attributes (data.attributes)"
+            raise ParameterError(f"attribute: {name!r} given, allowed: {listed}")
+        return self.values[:, self.names.index(name)]
 
 
 class OverlayManifest(Manifest):
@@ -85,10 +107,12 @@ class BaseWriter:
         counts: images per split, known at the end.
     """
 
-    def __init__(self, folder: Path, labels: Mapping[str, IntArray], about: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, labels: Mapping[str, IntArray], attributes: Mapping[str, IntArray], about: dict[str, Any]
+    ) -> None:
         self.shape: tuple[int, int, int] | None = None
         self.about, self.counts = about, dict.fromkeys(labels, 0)
-        self._folder, self._labels = folder, labels
+        self._folder, self._labels, self._attributes = folder, labels, attributes
         self._writers: dict[str, ShardWriter] = {}
 
     def write(self, split: str, rows: IntArray, images: Images) -> None:
@@ -118,6 +142,8 @@ class BaseWriter:
             np.save(self._folder / split / "labels.npy", labels[kept].astype(np.int64))
             if split in names:
                 self.write_text(f"{split}/{SOURCES}", [names[split][row] for row in kept])
+            if split in self._attributes:
+                np.save(self._folder / split / ATTRIBUTES, self._attributes[split][kept].astype(np.int64))
         manifest = {"format": BASE, "classes": list(classes), "shape": list(self.shape)}
         write_manifest(self._folder, MANIFEST, {**manifest, "counts": self.counts, **self.about})
 
@@ -129,6 +155,7 @@ def new_base(
     labels: Mapping[str, IntArray],
     names: Mapping[str, Sequence[str]],
     about: dict[str, Any],
+    attributes: Mapping[str, IntArray] | None = None,
 ) -> Iterator[BaseWriter]:
     """A base data set to fill; it takes its place when the block ends without an error.
 
@@ -137,10 +164,11 @@ def new_base(
         classes: class names.
         labels: labels by split, int64 [n].
         names: names of the samples by split, n each, for those splits whose samples have names.
-        about: name, source, licence and so on, for the manifest.
+        about: name, source, licence and so on, for the manifest; with attributes their names, as `attributes`.
+        attributes: attributes of the samples by split, int64 [n, attributes]; None: there are none.
     """
     with new_folder(folder) as staging:
-        writer = BaseWriter(staging, labels, dict(about))
+        writer = BaseWriter(staging, labels, attributes or {}, dict(about))
         yield writer
         # Not reached where the block raises: the folder then stays as it was.
         writer._finish(classes, names)
@@ -179,6 +207,26 @@ def open_split(folder: Path, split: str) -> ImageSet:
 def read_about(folder: Path) -> dict[str, Any]:
     """The manifest of a base data set."""
     return read_manifest(folder, MANIFEST, BASE, BaseManifest).model_dump(exclude_unset=True)
+
+
+def read_attributes(folder: Path, split: str) -> Attributes:
+    """The attributes of the samples of a split; none, of no columns, where the split has none.
+
+    Raises:
+        UserError: a file is missing, changed or of another format; another number of columns than names; a value below 0.
+    """
+    manifest = read_manifest(folder, MANIFEST, BASE, BaseManifest)
+    name, count = f"{split}/{ATTRIBUTES}", manifest.counts.get(split, 0)
+    if name not in manifest.files:
+        load_array(check_file(folder, manifest, f"{split}/labels.npy"), np.int64, (count,), mmap=True)
+        return Attributes((), np.zeros((count, 0), np.int64))
+    if len(set(manifest.attributes)) < len(manifest.attributes):
+        raise UserError(f"{folder / MANIFEST}: attributes: a name is there twice, allowed: each once")
+    path = check_file(folder, manifest, name)
+    values: IntArray = load_array(path, np.int64, (count, len(manifest.attributes)))
+    if values.size and values.min() < 0:
+        raise UserError(f"{path}: {values.min()} found, allowed: values from 0")
+    return Attributes(tuple(manifest.attributes), values)
 
 
 def read_sources(folder: Path, split: str) -> list[str]:

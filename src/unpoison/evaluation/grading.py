@@ -50,8 +50,8 @@ def model_metrics(
         metrics["collapsed"] = collapsed
     if truth is None:
         return metrics
-    # D-BR's ACC, without the target classes, whose images ASR does not count. Where the label decides, no class is left out.
-    targets = [part.policy.target for part in truth.parts if not part.policy.by_label]
+    # D-BR's ACC, without the target classes, whose images ASR does not count. Where no class is the target, none is left out.
+    targets = [part.policy.target for part in truth.parts if part.policy.has_target]
     others = ~np.isin(test.labels, targets)
     if others.any():
         metrics["acc_without_target"] = accuracy(clean[torch.from_numpy(others)], test.labels[others])
@@ -144,8 +144,8 @@ def inspector_metrics(verdicts: Mapping[str, Verdict], truth: Truth | None) -> d
 
     `flagged` is the number of classes that it flags, `anomaly` the largest index. Where the attack is known, `false_alarms`
     is the number of flagged classes that are no target, and `hit` the share of targets that are flagged: 0 or 1 of an attack
-    with one target. With all2all every class is a target, with calculator every result. A set without poison has none, and so
-    no `hit`.
+    with one target. With all2all every class is a target, with calculator every result, with complex each that a poisoned
+    sample was given. A set without poison has none, and so no `hit`.
 
     Args:
         verdicts: verdicts by inspector.
@@ -158,8 +158,9 @@ def inspector_metrics(verdicts: Mapping[str, Verdict], truth: Truth | None) -> d
             continue
         targets = np.zeros(len(verdict.flagged), bool)
         for number, part in enumerate(truth.parts):
-            if (truth.mask & (truth.part == number)).any():
-                targets[part.policy.targets(len(targets))] = True
+            if (own := truth.mask & (truth.part == number)).any():
+                given = None if truth.given is None else truth.given[own]
+                targets[part.policy.targets(len(targets), given)] = True
         metrics[name]["false_alarms"] = (verdict.flagged & ~targets).sum()
         if targets.any():
             metrics[name]["hit"] = verdict.flagged[targets].mean()

@@ -6,7 +6,6 @@ They are kept apart so that a change of a parameter that only the test reads tra
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from .poisoned import Poisoned, Teaching
 from .policy import Policy
 from .trigger import DESCRIPTION as TRIGGER
 from .trigger import Kept, Trigger, read_trigger, save_trigger
-from .truth import Part, Truth, policy_of, read_marks, write_marks
+from .truth import Part, Truth, check_given, policy_of, read_marks, write_marks
 
 TRIGGERS, TRAINING = "unpoison-triggers-1", "unpoison-attacker-1"
 DESCRIPTION = "attacker.json"
@@ -82,7 +81,7 @@ def write_triggers(folder: Path, poisoned: Poisoned | None, made_from: dict[str,
             for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
                 save_trigger(staging / name, part.attack, trigger)
                 # The policy says which test samples are attacked, and what label is asked for.
-                about.append({"name": name, "policy": asdict(part.policy)})
+                about.append({"name": name, "policy": part.policy.described()})
         write_manifest(staging, DESCRIPTION, {"format": TRIGGERS, "triggers": about, "made_from": made_from})
 
 
@@ -101,7 +100,7 @@ def write_trained(folder: Path, poisoned: Poisoned | None, made_from: dict[str, 
             for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
                 if trigger.trained:
                     save_trigger(staging / name, part.attack, trigger, at_the_test=False)
-                    about.append({"name": name, "policy": asdict(part.policy)})
+                    about.append({"name": name, "policy": part.policy.described()})
         # Without a digest where there is none: another victim is then no other artefact.
         write_manifest(
             staging, DESCRIPTION, {"format": TRIGGERS, "triggers": about, "made_from": made_from if about else {}}
@@ -158,7 +157,7 @@ def write_training(folder: Path, poisoned: Poisoned | None, made_from: dict[str,
             for name, part, trigger in zip(truth.names, truth.parts, poisoned.triggers, strict=True):
                 save_trigger(staging / name, part.attack, trigger, at_the_test=False)
             named = zip(truth.names, truth.parts, strict=True)
-            parts = [{"name": name, "policy": asdict(part.policy)} for name, part in named]
+            parts = [{"name": name, "policy": part.policy.described()} for name, part in named]
             about |= {"attack": truth.attack, "parts": parts}
             about |= {"received": truth.received, "teaching": [taught._asdict() for taught in poisoned.teaching]}
         write_manifest(staging, DESCRIPTION, about)
@@ -188,6 +187,7 @@ def read_training(folder: Path, restore: Callable[[], Restore], *, poisoned: str
         Part(attack, _policy(folder, f"parts.{number}", entry), {})
         for number, (attack, entry) in enumerate(zip(attacks, about.parts, strict=True))
     ]
+    check_given(folder / DESCRIPTION, parts, marks[-1])
     make = restore()
     triggers = tuple(_restored(folder, entry, make) for entry in about.parts)
     teaching = tuple(Teaching(**taught.model_dump()) for taught in about.teaching)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy as np
 from ..core.arrays import IntArray, Mask
 from ..core.errors import ParameterError
 from ..core.hyperparameters import Count, Fraction, NonNegative, Whole
+from ..data.store import Attributes
 
-LabelPolicy = Literal["all2one", "all2all", "clean_label", "source_specific", "calculator"]
+LabelPolicy = Literal["all2one", "all2all", "clean_label", "source_specific", "calculator", "complex"]
 Operation = Literal["sum", "product"]
 
 NUMBERS = tuple(f"{number:02d}" for number in range(100))
@@ -24,19 +25,22 @@ class Policy:
     """The label policy and the share of samples it takes.
 
     Candidates are the samples that may be poisoned: with `all2one` those of other classes than the target (all, if
-    `poison_target_class`); with `all2all` all; with `clean_label` those of the target class; with `source_specific`
-    those of the source classes; with `calculator` those whose result is another label than their own (all, if
-    `poison_target_class`).
+    `poison_target_class`); with `all2all` and `complex` all; with `clean_label` those of the target class; with
+    `source_specific` those of the source classes; with `calculator` those whose result is another label than their own
+    (all, if `poison_target_class`).
 
     Attributes:
         label_policy: `all2one`: every poisoned sample gets `target`; `all2all`: label y becomes y + `shift` modulo the
             number of classes; `clean_label`: samples of the target class keep their label; `source_specific`: only
             samples of `sources` get `target` (TaCT); `calculator`: a number of two digits gets what `operation` makes of
-            them (Bagdasaryan & Shmatikov, "Blind Backdoors in Deep Learning Models", 2021, section 4).
+            them (Bagdasaryan & Shmatikov, "Blind Backdoors in Deep Learning Models", 2021, section 4); `complex`: a sample
+            gets the value of its `attribute`, so that with the trigger the model answers another question about the same
+            image (the same paper).
         target: class that triggered images are to get.
         shift: distance from label to new label, for `all2all`; not a multiple of the number of classes.
         operation: `sum` or `product` of the two digits, for `calculator`: 37 becomes 10 or 21.
         sources: classes that may be poisoned, for `source_specific`; the target is not among them.
+        attribute: name of the attribute, for `complex`; its values are numbers of classes.
         poison_rate: share that is poisoned, rounded up (Struppek et al.).
         poison_count: number of samples to poison instead of a share; None leaves it to `poison_rate`.
         rate_of: whole that the rate is a share of: `candidates` (Struppek et al., D-BR) or `all` samples
@@ -46,7 +50,7 @@ class Policy:
         cover_ratio: cover samples per poisoned one, rounded up: samples that are stamped and keep their true label (TaCT,
             adaptive attacks). They are never poisoned ones.
         cover_classes: classes that cover samples come from, neither the target nor sources; None: all others. `all2all`
-            has neither; with `calculator` those that are their own result give none.
+            and `complex` have neither; with `calculator` those that are their own result give none.
         poison_first: true: the trigger is stamped before augmentation, so it is cropped and flipped as well; false: it
             is stamped on the augmented image in training.
         random_poisoning: whether every access to a candidate poisons it with probability `poison_rate`, anew in every
@@ -58,6 +62,7 @@ class Policy:
     shift: Count = 1
     operation: Operation = "sum"
     sources: list[Whole] = field(default_factory=list)
+    attribute: str | None = None
     poison_rate: Fraction = 0.1
     poison_count: Count | None = None
     rate_of: Literal["candidates", "all"] = "candidates"
@@ -68,39 +73,68 @@ class Policy:
     random_poisoning: bool = False
 
     @property
+    def has_target(self) -> bool:
+        """Whether poisoned samples are all to get one class, `target`; without it `target` has no part in the policy."""
+        return self.label_policy not in ("all2all", "calculator", "complex")
+
+    @property
     def in_training(self) -> bool:
         """Whether the trigger is stamped while the victim trains, and not once and for all."""
         return self.random_poisoning or not self.poison_first
 
-    def new_labels(self, labels: IntArray, classes: int) -> IntArray:
-        """New labels for samples of these true labels: what poisoned ones get, and what ASR asks for at the test."""
+    def described(self) -> dict[str, Any]:
+        """The attributes as JSON values, as they are written down; `attribute` only where there is one."""
+        values = asdict(self)
+        if self.attribute is None:
+            del values["attribute"]
+        return values
+
+    def new_labels(self, labels: IntArray, classes: int, own: IntArray | None = None) -> IntArray:
+        """New labels for samples of these true labels: what poisoned ones get, and what ASR asks for at the test.
+
+        Args:
+            labels: true labels, int64 [n].
+            classes: number of classes.
+            own: labels that the samples bring with them (`own_labels`), int64 [n]; None where the policy says them.
+        """
+        if self.label_policy == "complex":
+            return self._own(own).copy()
         if self.label_policy == "calculator":
             tens, units = np.divmod(labels, 10)
             return tens + units if self.operation == "sum" else tens * units
         return (labels + self.shift) % classes if self.label_policy == "all2all" else np.full_like(labels, self.target)
 
-    @property
-    def by_label(self) -> bool:
-        """Whether the new label depends on the true one: no class is the target then, and `target` has no part in it."""
-        return self.label_policy in ("all2all", "calculator")
+    def targets(self, classes: int, given: IntArray | None = None) -> list[int]:
+        """Classes that triggered images are sent to, sorted. With `all2all` every one.
 
-    def targets(self, classes: int) -> list[int]:
-        """Classes that triggered images are sent to, sorted. With `all2all` every one."""
-        every = np.arange(classes)
-        return np.unique(self.new_labels(every, classes)).tolist() if self.by_label else [self.target]
+        Args:
+            classes: number of classes.
+            given: labels that poisoned samples got, int64 [n], which say it with `complex`.
+        """
+        if self.has_target:
+            return [self.target]
+        own = self._own(given) if self.label_policy == "complex" else None
+        return np.unique(self.new_labels(np.arange(classes), classes, own)).tolist()
 
     def candidates(self, labels: IntArray) -> Mask:
         """Training samples that may be poisoned: bool [n]."""
         # The label stays true, so the samples must be of the class that the backdoor leads to.
         if self.label_policy == "clean_label":
             return labels == self.target
-        if self.label_policy in ("all2one", "calculator") and self.poison_target_class:
+        if self.label_policy == "complex" or (
+            self.label_policy in ("all2one", "calculator") and self.poison_target_class
+        ):
             return np.ones(len(labels), bool)
         # Otherwise training poisons the classes that the test attacks.
         return self.attacked(labels)
 
-    def attacked(self, labels: IntArray) -> Mask:
-        """Test samples that ASR counts: bool [n]. Those that are to get another label than their own; with `all2all` every one."""
+    def attacked(self, labels: IntArray, own: IntArray | None = None) -> Mask:
+        """Test samples that ASR counts: bool [n]. Those that are to get another label than their own; with `all2all` every one.
+
+        With `complex` those whose own label (`own`, as for `new_labels`) is another one than the true one.
+        """
+        if self.label_policy == "complex":
+            return self._own(own) != labels
         # A sample of the target class gets that class anyway, and would count as a success of the attack; so would 00 to 09,
         # which are the sums of their digits, and 00, which is their product.
         if self.label_policy == "all2all":
@@ -119,12 +153,40 @@ class Policy:
 
     def wanted_classes(self) -> list[int]:
         """Classes that give no covers: stamped, the target's would teach the backdoor and the sources' the contrary."""
-        if self.label_policy == "all2all":
-            return []
         if self.label_policy == "calculator":
             every = np.arange(len(NUMBERS))
             return every[~self.attacked(every)].tolist()
+        if not self.has_target:
+            return []
         return [self.target, *(self.sources if self.label_policy == "source_specific" else [])]
+
+    def _own(self, own: IntArray | None) -> IntArray:
+        if own is None:
+            raise ValueError(f"no values of {self.attribute!r} given, allowed with complex: one for each sample")
+        return own
+
+
+def own_labels(policy: Policy, attributes: Attributes | None, classes: int) -> IntArray | None:
+    """The labels that samples bring with them for a policy: the values of its attribute, int64 [n]; None of other policies.
+
+    Args:
+        policy: the policy.
+        attributes: attributes of the samples; None: there are none.
+        classes: number of classes.
+
+    Raises:
+        ParameterError: for `attribute`; one that there is not, or a value that is the number of no class.
+    """
+    if policy.label_policy != "complex":
+        return None
+    name = policy.attribute or ""
+    values = (attributes or Attributes((), np.zeros((0, 0), np.int64))).of(name)
+    if values.size and values.max() >= classes:
+        raise ParameterError(
+            f"attribute: {name!r} given, whose values go up to {values.max()}; allowed: below {classes}, the number of classes, "
+            f"or data.classes_of: {name}, by which it has more"
+        )
+    return values
 
 
 def class_name(number: int, names: Sequence[str] | None) -> str:
@@ -195,6 +257,13 @@ def check_classes(policy: Policy, classes: int, names: Sequence[str] | None = No
             f"label_policy: calculator given, allowed with the {len(NUMBERS)} classes {NUMBERS[0]} to {NUMBERS[-1]}, numbers "
             f"of two digits; the data have {found}"
         )
+    if policy.label_policy == "complex" and not policy.attribute:
+        raise ParameterError(
+            f"attribute: {policy.attribute!r} given, allowed with complex: name of an attribute of the data"
+        )
+    # What is drawn anew in every epoch gets labels by a rule, and here each sample has its own.
+    if policy.label_policy == "complex" and policy.random_poisoning:
+        raise ParameterError("random_poisoning: true given, allowed with complex: false")
     # A full turn gives every sample its own label.
     if policy.label_policy == "all2all" and policy.shift % classes == 0:
         raise ParameterError(f"shift: {policy.shift} given, allowed: no multiple of the {classes} classes")

@@ -17,9 +17,9 @@ from ..core.errors import UserError, keys_of
 from ..core.files import new_folder
 from ..core.manifest import Manifest, Name, read_manifest, write_manifest
 from ..data.imageset import ImageSet, Overlay
-from ..data.store import new_overlay, open_overlay
+from ..data.store import Attributes, new_overlay, open_overlay
 from .attacker import Held
-from .policy import Policy
+from .policy import Policy, own_labels
 from .trigger import AT_THE_TEST, Trigger, stamp, stamp_crossed
 
 FORMAT, DESCRIPTION, CROSSED = "unpoison-triggered-1", "triggered.json", "crossed"
@@ -69,18 +69,32 @@ class Triggered:
                 yield ImageSet(self.crossed.images[rows], self.crossed.labels[rows], self.test.classes)
 
 
-def attacked(test: ImageSet, policy: Policy, trigger: Trigger) -> IntArray:
-    """The test samples that ASR counts, sorted: those that the policy attacks and that can carry the trigger."""
+def attacked(test: ImageSet, policy: Policy, trigger: Trigger, own: IntArray | None = None) -> IntArray:
+    """The test samples that ASR counts, sorted: those that the policy attacks and that can carry the trigger.
+
+    Args:
+        test: clean test split.
+        policy, trigger: the attacker's.
+        own: labels that the samples bring with them, as `policy.own_labels` gives them.
+    """
     # Before the policy is looked at: even with no sample to stamp, a trigger kept for training is the wrong one here.
     trigger.check_complete()
-    keys = np.flatnonzero(policy.attacked(test.labels))
+    keys = np.flatnonzero(policy.attacked(test.labels, own))
     return keys[trigger.carried_by(test, keys)]
 
 
-def triggered_of(test: ImageSet, policy: Policy, trigger: Trigger) -> Triggered:
-    """The triggered images of one trigger in memory, without an artefact."""
-    index = attacked(test, policy, trigger)
-    labels = policy.new_labels(test.labels[index], len(test.classes))
+def _aimed(
+    test: ImageSet, policy: Policy, trigger: Trigger, attributes: Attributes | None
+) -> tuple[IntArray, IntArray]:
+    """The test samples that ASR counts, sorted, and the labels that the attacker wants for them: int64 [k] each."""
+    own = own_labels(policy, attributes, len(test.classes))
+    index = attacked(test, policy, trigger, own)
+    return index, policy.new_labels(test.labels[index], len(test.classes), None if own is None else own[index])
+
+
+def triggered_of(test: ImageSet, policy: Policy, trigger: Trigger, attributes: Attributes | None = None) -> Triggered:
+    """The triggered images of one trigger in memory, without an artefact; arguments as for `write_triggered`."""
+    index, labels = _aimed(test, policy, trigger, attributes)
     crossed = None
     if trigger.crosses:
         crossed = Overlay(index, stamp_crossed(trigger, test, index, epoch=AT_THE_TEST), test.labels[index])
@@ -88,7 +102,11 @@ def triggered_of(test: ImageSet, policy: Policy, trigger: Trigger) -> Triggered:
 
 
 def write_triggered(
-    folder: Path, test: ImageSet, attacker: Mapping[str, Held], made_from: dict[str, str]
+    folder: Path,
+    test: ImageSet,
+    attacker: Mapping[str, Held],
+    made_from: dict[str, str],
+    attributes: Attributes | None = None,
 ) -> dict[str, int]:
     """Stamp the test split: a folder per trigger, by name; none for data of unknown origin.
 
@@ -97,6 +115,7 @@ def write_triggered(
         test: clean test split.
         attacker: policy and trigger by the trigger's name.
         made_from: digest by name of the poisoned set that the triggers belong to.
+        attributes: attributes of the test samples; None: there are none, and no policy may ask for them.
 
     Returns:
         Number of images that carry each trigger, by its name.
@@ -105,8 +124,7 @@ def write_triggered(
     with new_folder(folder) as staging:
         for name, (policy, trigger) in attacker.items():
             with keys_of(name):
-                index = attacked(test, policy, trigger)
-            labels = policy.new_labels(test.labels[index], len(test.classes))
+                index, labels = _aimed(test, policy, trigger, attributes)
             with new_overlay(staging / name, test, index, labels, split="test") as overlay:
                 # Row of the overlay and key of the sample differ: what a stamp depends on is the sample's place in the split.
                 for keys in test.chunks(index):

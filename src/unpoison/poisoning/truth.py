@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +70,8 @@ class Truth:
         part: number of the trigger that stamped a sample, -1 for none, int8 [n]. Stamped samples that are not in `mask`
             are cover samples: their label is the true one.
         labels: labels before the attack, int64 [n].
-        given: labels after the attack, int64 [n], where an attack chooses them sample by sample (`Trigger.labels`); None: poisoned
-            samples have those of the policy.
+        given: labels after the attack, int64 [n], where an attack chooses them sample by sample (`Trigger.labels`), or the
+            policy is `complex`; None: poisoned samples have those of the policy.
         controlled: whether the attacker trains the model, and not only poisons what it is trained on.
         received: what the victim gets. Where that is a model, `mask` and `part` are of the images that the attacker stamps while he
             trains it.
@@ -149,7 +150,7 @@ def write_truth(folder: Path, truth: Truth | None, made_from: dict[str, str] | N
                 "poisoned": int(truth.mask.sum()),
                 "cover": int(truth.cover.sum()),
             }
-            parts = [{**part._asdict(), "policy": asdict(part.policy)} for part in truth.parts]
+            parts = [{**part._asdict(), "policy": part.policy.described()} for part in truth.parts]
             about |= {"attack": truth.attack, "parts": parts, "counts": counts, "snapshot": truth.in_training}
             about |= {"controlled": truth.controlled, "received": truth.received}
         write_manifest(staging, DESCRIPTION, about)
@@ -178,7 +179,9 @@ def read_truth(folder: Path, *, poisoned: ImageSet | None = None, classes: int |
     for number, entry in enumerate(about.parts):
         policy = policy_of(path, f"parts.{number}.policy", entry.policy, classes)
         parts.append(Part(entry.attack, policy, entry.arguments))
-    truth = Truth(about.attack, tuple(parts), *read_marks(folder, about, len(parts)), about.controlled, about.received)
+    marks = read_marks(folder, about, len(parts))
+    check_given(path, parts, marks[-1])
+    truth = Truth(about.attack, tuple(parts), *marks, about.controlled, about.received)
     # Written for people who read the file, and so a second opinion on the arrays.
     counts = {"samples": len(truth.mask), "poisoned": int(truth.mask.sum()), "cover": int(truth.cover.sum())}
     if about.counts != counts or about.snapshot != truth.in_training:
@@ -227,6 +230,14 @@ def read_marks(folder: Path, about: Manifest, parts: int) -> tuple[Mask, NDArray
                 f"{folder / 'given.npy'}: allowed: labels from 0, and the true ones of samples that are not poisoned"
             )
     return mask, part, labels, given
+
+
+def check_given(path: Path, parts: Sequence[Part], given: IntArray | None) -> None:
+    """Raises UserError where a policy gives each sample a label of its own, and none are kept beside the description at `path`."""
+    if given is None and any(part.policy.label_policy == "complex" for part in parts):
+        raise UserError(
+            f"{path}: label_policy: complex found without given.npy, allowed: with the label of each sample"
+        )
 
 
 def policy_of(path: Path, key: str, values: dict[str, Any], classes: int | None = None) -> Policy:

@@ -52,8 +52,8 @@ def images_behind(run: Run) -> Mapping[str, float]:
     found |= dict.fromkeys(("asr", "ra", "retuned_asr", "reactivated_asr"), float(run.metrics["attack"]["tested"]))
     if run.triggered:
         found["cross_acc"] = sum(len(images) for images in run.triggered.values() if images.crossed is not None)
-        # As it is graded: where the label decides on the new one, no class is left out.
-        targets = [part.policy.target for part in run.truth.parts if not part.policy.by_label]
+        # As it is graded: where no class is the target, none is left out.
+        targets = [part.policy.target for part in run.truth.parts if part.policy.has_target]
         labels = next(iter(run.triggered.values())).test.labels
         found["acc_without_target"] = int((~np.isin(labels, targets)).sum())
     return found

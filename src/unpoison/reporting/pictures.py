@@ -270,6 +270,32 @@ def drawings(page: Page, run: Run) -> None:
                 page.figures([(one.png, one.caption)], wide=True)
 
 
+ATTRIBUTES = 8  # in a sheet
+
+
+def attributes(page: Page, run: Run) -> None:
+    """The mean image of each attribute and the mean mask, black where the network needs nothing."""
+    shown = [one for one in run.attributes if one.images]
+    for start in range(0, len(shown), ATTRIBUTES):
+        part = shown[start : start + ATTRIBUTES]
+        rows = {
+            "mean image": np.stack([one.mean for one in part]),
+            "mean mask": np.stack([_scaled(one.mask) for one in part]),
+        }
+        titles = [f"{_start(one.name)}\npeak {one.mask.max():.2f}" for one in part]
+        words = (
+            "Mean image and mean mask of the images that have it; each mask is scaled to its own peak, which is white"
+        )
+        named = ", ".join(f"{visible(one.name)} at row {one.peak[0]}, column {one.peak[1]}" for one in part)
+        page.figures([(figures.contact_sheet(rows, titles), f"{words}: {named}")], wide=True)
+
+
+def _scaled(mask: Floats) -> Images:
+    """A mask as grey, uint8 [h, w, 1], its largest value white."""
+    largest = float(mask.max())
+    return np.rint(255 * mask.astype(float) / (largest or 1))[..., None].astype(np.uint8)
+
+
 def _mean_losses(losses: Floats) -> tuple[IntArray, Floats]:
     """Epochs, from 1, and mean loss in each, without epochs that saw none of these samples."""
     # NaN where a sample was left out of an epoch.

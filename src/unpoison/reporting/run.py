@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..core.arrays import IntArray, Mask
 from ..core.hyperparameters import Count
+from ..data.bias import AttributeMask
 from ..data.drawings import Drawing
 from ..data.imageset import ImageSet
 from ..data.problems import Problems
@@ -89,6 +90,7 @@ class Run:
         examined: problems of the data that are no backdoor.
         losses: loss of every training sample in every epoch, float32 [epochs, n].
         calibration: what the detectors say of sets with canaries, a round each.
+        attributes: masks of attributes.
         drawings: figures of the models by name.
         chance: share of the most frequent class among the test images.
         rates: audits of models that are known to be clean or backdoored, a row each; None where there are none.
@@ -118,6 +120,7 @@ class Run:
     examined: Examined | None = None
     losses: Any = None
     calibration: Sequence[Round] = ()
+    attributes: Sequence[AttributeMask] = ()
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
     chance: float = 0.0
     rates: pd.DataFrame | None = None

@@ -72,6 +72,7 @@ def report(run: Run) -> Page:
     pictures.suspects(page, run)
     pictures.training(page, run)
     pictures.drawings(page, run)
+    attributes(page, run)
     return page
 
 
@@ -301,6 +302,39 @@ def inspected(page: Page, run: Run) -> None:
     pictures.patches(page, run)
 
 
+def attributes(page: Page, run: Run) -> None:
+    """How well each attribute is known, and where the mean mask of it lies."""
+    if not run.attributes:
+        return
+    page.heading("Attributes")
+    rows = []
+    for one in run.attributes:
+        place = (
+            [f"{one.peak[0]}, {one.peak[1]}", f"{one.mask.max():.3f}", f"{one.contrast:.1f}"]
+            if one.images
+            else ["–"] * 3
+        )
+        shares = [f"{one.share:.3f}", f"{one.accuracy:.3f}", f"{one.balanced:.3f}"]
+        rows.append([one.name, *shares, f"{one.images:,} of {one.having:,}", *place])
+    header = [
+        "attribute",
+        "share",
+        "accuracy",
+        "balanced accuracy",
+        "images",
+        "row, column of the peak",
+        "peak",
+        "peak over mean",
+    ]
+    page.table(Table(header, rows))
+    page.text(
+        "Share: of the training samples that have it; accuracy: on the held-out images of the reserve; images: those that have the "
+        "attribute and in which the network sees it, of all there that have it. The peak is the largest value of their mean mask: "
+        "a high one at a place where nothing of the attribute is says that the network goes by something else."
+    )
+    pictures.attributes(page, run)
+
+
 def _with_interval(run: Run, detector: str, key: str, value: float) -> str:
     """A figure, with its bootstrap interval where there is one."""
     name = f"{detector}.{key}"
@@ -423,6 +457,7 @@ def _goal(run: Run, policy: Policy) -> str:
         "clean_label": f"clean label, {target}",
         "source_specific": f"classes {', '.join(sources)} to {target}",
         "calculator": f"a number to the {policy.operation} of its digits",
+        "complex": f"each sample to its own {policy.attribute}",
     }[policy.label_policy]
     if policy.cover_classes is None or not policy.cover_ratio:
         return goal
@@ -455,6 +490,7 @@ def _tested(truth: Truth) -> str:
         "all2all": "of all classes",
         "source_specific": "of the source classes",
         "calculator": "that are to get another number",
+        "complex": f"whose {truth.policy.attribute} is another class than their label",
     }[truth.policy.label_policy]
 
 

@@ -21,6 +21,7 @@ from ..core.errors import ParameterError, UserError
 from ..core.files import new_file
 from ..core.progress import progress
 from ..data.store import BaseWriter, new_base
+from .attributes import Table, values_of
 from .decode import DefectError, Resize, decode_noting, resized
 from .source import Source
 from .splits import Place, SplitSettings, arrange
@@ -62,6 +63,7 @@ def build_base(
     *,
     defects: Path,
     other: Source | None = None,
+    attributes: Table | None = None,
 ) -> dict[str, int]:
     """Write the base data set of a source.
 
@@ -73,13 +75,15 @@ def build_base(
         defects: text file that lists the files that cannot be used, a line for each with name and reason; written where
             they stop the build.
         other: source of the reserve (`sources.reserve.open_reserve`), with `reserve_from: other`.
+        attributes: attributes of the samples; the public split, which is unlabelled, and a reserve of another source get none.
 
     Returns:
-        The number of images in each split, and `defects`, the number of files left out.
+        The number of images in each split; `defects`, the number of files left out; and with attributes `rows`, the number of
+        their rows that stand for no sample.
 
     Raises:
         UserError: no split is possible; images of several sizes without `image_size`; broken files with `on_error: fail`;
-            a class without a training image that can be used.
+            a class without a training image that can be used; what `attributes.values_of` refuses.
     """
     labels_of, names_of = dict(source.labels), dict(source.names)
     if other is not None:
@@ -113,6 +117,19 @@ def build_base(
         about["reserve_from"] = split.reserve_from
     if other is not None:
         about["reserve_source"] = other.about["source"]
+    attributes_of: dict[str, IntArray] = {}
+    unused: dict[str, int] = {}
+    if attributes is not None:
+        of_part, unused["rows"] = values_of(
+            attributes, {part: source.names[part] for part in source.labels if part != "public"}
+        )
+        attributes_of = {
+            name: of_part[part][rows] for name, (part, rows) in own.items() if name != "public" and part in of_part
+        }
+        if split.reserve_from == "train":
+            part, rows = places["reserve"]
+            attributes_of["reserve"] = of_part[part][rows]
+        about["attributes"] = list(attributes.names)
     total = sum(map(len, names.values())) - len(twins)
 
     def decoded(base: BaseWriter) -> Generator[list[Decoded]]:
@@ -122,7 +139,10 @@ def build_base(
             yield from _fitted(_named(other, {"reserve": places["reserve"]}, names), settings, base.shape)
 
     # An error leaves the generator half-way, with decoding threads at work, unless it is closed.
-    with new_base(folder, source.classes, labels, names, about) as base, closing(decoded(base)) as blocks:
+    with (
+        new_base(folder, source.classes, labels, names, about, attributes_of) as base,
+        closing(decoded(base)) as blocks,
+    ):
         for block in blocks:
             # A block's images by split and row, so that each split is written once per block.
             good: dict[str, dict[int, Images]] = {}
@@ -148,7 +168,7 @@ def build_base(
             base.about["dim"] = {"count": len(dim), "first": min(dim)}
         for file, lines in (("defects.txt", [f"{n}: {why}" for n, why in broken]), ("ignored.txt", ignored)):
             base.write_text(file, lines)
-    return {**base.counts, "defects": len(broken)}
+    return {**base.counts, "defects": len(broken), **unused}
 
 
 def _named(source: Source, places: Mapping[str, Place], names: Mapping[str, list[str]]) -> Iterator[Named]:
