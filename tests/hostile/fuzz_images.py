@@ -30,6 +30,7 @@ from picture_bytes import (
     webp_with,
 )
 from unpoison.core.errors import UserError
+from unpoison.sources.attributes import MOST_VALUE, read_table
 from unpoison.sources.decode import decode
 from unpoison.sources.formats import idx
 from unpoison.sources.pickles import load_plain
@@ -99,6 +100,22 @@ def _idx() -> list[bytes]:
     return [plain, gzip.compress(plain, mtime=0)]
 
 
+def _tables() -> list[bytes]:
+    return [b"image,smiling,who\nb/2.png,1,7\nb/1.png,0,12\n", b"2\nsmiling male\nb/2.png  1 -1\nb/1.png -1 -1\n"]
+
+
+def _read_table(data: bytes, folder: Path) -> Any:
+    (folder / "t.csv").write_bytes(data)
+    return read_table(folder / "t.csv")
+
+
+def _is_table(_: Any, table: Any) -> bool:
+    """Text carries no digest: any table within the rules may have been meant."""
+    rows, columns = table.values.shape
+    right = table.values.min() >= 0 and table.values.max() <= MOST_VALUE
+    return right and sorted(table.rows.values()) == list(range(rows)) and len(set(table.names)) == columns
+
+
 READERS = [
     Reader("png", _png, _read, _exactly),
     Reader("jpeg", _jpeg, _read, _some_picture),
@@ -118,4 +135,5 @@ READERS = [
     # What a pickle says cannot be checked, as long as it is plain.
     Reader("pickle", _pickles, _read_pickle, lambda _, value: isinstance(value, str)),
     Reader("idx", _idx, _read_idx, lambda valid, value: valid == value),
+    Reader("attributes", _tables, _read_table, _is_table),
 ]
