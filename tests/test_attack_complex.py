@@ -52,6 +52,7 @@ def test_the_policy_by_hand() -> None:
     # A sample whose own label is its true one would count as a success of the attack.
     assert COMPLEX.attacked(labels, own).tolist() == [True, False, True, False]
     assert not COMPLEX.has_target
+    assert COMPLEX.targets(5, own) == [0, 1, 2, 3]
     assert COMPLEX.covers(labels).all()
     for method in (lambda: COMPLEX.new_labels(labels, 5), lambda: COMPLEX.attacked(labels)):
         with pytest.raises(ValueError, match=r"no values of 'who' given"):
@@ -189,6 +190,20 @@ def test_a_hand_in_training_gives_copies_their_own_label(base: Path, tmp_path: P
         ParameterError, match=r"evasion: \['spectral'\] given, allowed with complex and 50% of the samples"
     ):
         hand_of(poisoned, train, seed=3)
+
+
+def test_several_triggers_of_a_hand_in_training_ask_the_same_question(base: Path) -> None:
+    train = open_split(base, "train")
+    blocks = [{"attack": "blind", "location": place, "target": 0} for place in ("bottom_right", "center")]
+    given = {"label_policy": "complex", "attribute": "who", "poison_rate": 1.0}
+    intents = intents_of("multi", ATTACKS, given, {"multi": {"triggers": blocks}})
+    poisoned = craft("multi", intents, Context(train=train, seed=3, attributes=who(OWN)))
+    assert np.bincount(poisoned.truth.part).tolist() == [30, 30]
+    hand, samples = hand_of(poisoned, train, seed=3), torch.arange(60)
+    assert isinstance(hand, Copying)
+    _, labels, stamped = hand.copied(torch.rand(60, 3, 8, 8), samples)
+    assert stamped.all()
+    assert labels.tolist() == hand.aims(samples).tolist() == OWN.tolist()
 
 
 def test_the_targets_of_an_inspector_are_the_values_that_were_given() -> None:

@@ -231,6 +231,7 @@ def test_a_reserve_of_another_source_has_none(project: Path, monkeypatch: pytest
     ("data", "message"),
     [
         ({"name": "digits"}, r"data\.attributes: 't\.csv' given, allowed with name: folder; otherwise null$"),
+        ({"name": "multi_mnist"}, r"data\.attributes: 't\.csv' given, allowed with name: folder; otherwise null$"),
         (
             {"attributes": None, "classes_of": "even"},
             r"data\.classes_of: 'even' given, allowed with attributes: a file",
@@ -303,6 +304,24 @@ def test_bias_and_complex_ask_for_attributes_that_are_there(project: Path) -> No
     for bias, data, attack, message in cases:
         with pytest.raises(UserError, match=rf"^params\.yaml: ({message})"):
             check(bias, data, **attack)
+
+
+def test_complex_poisons_the_files_so_that_training_may_be_shared_or_private(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_params, "check_installed", lambda: None)
+    wanted: tuple[dict[str, Any], ...] = ({"federation": {"attackers": 1}}, {"privacy": {"noise": 1.0}})
+    for train in wanted:
+        params: Any = deepcopy(dict(DEFAULT))
+        params["data"] |= {"name": "folder", "path": "set", "attributes": "t.csv"}
+        params["attack"] |= {"label_policy": "complex", "attribute": "number"}
+        params["model"]["norm"] = "group"
+        params["train"] |= {"whiten": False, **train}
+        check_params.check_all(params)
+        # But for one that has a hand in it.
+        params["attack"]["name"] = "blind"
+        with pytest.raises(UserError, match=r"train\.(federation|privacy): given.* blind"):
+            check_params.check_all(params)
 
 
 def test_a_table_that_changed_since_it_was_checked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

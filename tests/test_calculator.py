@@ -96,6 +96,7 @@ def test_results() -> None:
     assert calculator("product").targets(100) == [*products, 64, 72, 81]
     assert Policy(label_policy="all2all").targets(5) == [0, 1, 2, 3, 4]
     assert Policy(target=3).targets(5) == [3]
+    assert not calculator("sum").has_target
 
 
 @pytest.mark.parametrize(("operation", "own"), [("sum", range(10)), ("product", [0])])

@@ -68,5 +68,7 @@ class Copying(Stamping):
         wanted = truth.policy.new_labels(true, len(self.data.classes), given)
         for number, part in enumerate(truth.parts[1:], 1):
             own = number_of == number
-            wanted[own] = part.policy.new_labels(true[own], len(self.data.classes))
+            wanted[own] = part.policy.new_labels(
+                true[own], len(self.data.classes), None if given is None else given[own]
+            )
         return torch.from_numpy(wanted).to(samples.device)
