@@ -51,6 +51,7 @@ from robust_networks import robust_network_of, student_network_of
 from sizes import check_per_sample_networks, check_sizes, training_size
 from stage_code import write_stage_code
 from teacher import teacher_of
+from texts import check_kind
 from training import network_of, recipe_of
 from unpoison import models
 from unpoison.attacks import ATTACKS, SINGLE
@@ -114,6 +115,7 @@ def check_all(params: Params) -> None:
     _check_attributes(params, data)
     for family, methods in METHODS.items():
         _check_blocks(params, family, methods)
+    check_kind(params, data)
     _check_attack(params, data, seed)
     why_without_control(params)
     for name, keys in (("distill", ("model", "teacher", "train")), ("robust", ("by", "methods", "model"))):
@@ -148,8 +150,10 @@ def check_all(params: Params) -> None:
 def _check_data(data: prepare.Settings) -> None:
     with file_of(PARAMS), keys_of("data"):
         data.check_sizes()
-    if data.name in ("folder", "imagenet", "multi_mnist") and not Path(data.path).exists():
-        allowed = "a folder, or a table of digits" if data.name == "multi_mnist" else "a folder or archive"
+    if data.name in ("folder", "text", "imagenet", "multi_mnist") and not Path(data.path).exists():
+        allowed = {"multi_mnist": "a folder, or a table of digits", "text": "a CSV file"}.get(
+            data.name, "a folder or archive"
+        )
         raise UserError(f"{PARAMS}: data.path: {data.path!r} given, which does not exist; allowed: {allowed}")
     _check_readable("data.path", Path(data.path))
     reserve = Path(data.reserve_path)

@@ -28,6 +28,7 @@ from unpoison.sources.published import PUBLISHED, open_published
 from unpoison.sources.reserve import open_reserve
 from unpoison.sources.source import Source
 from unpoison.sources.splits import MOST, SplitSettings, reserve_count, size_said
+from unpoison.sources.texts import TextSettings, check_words, open_texts
 
 
 class Made(NamedTuple):
@@ -46,7 +47,7 @@ MADE = {
     "multi_mnist": Made(multi_mnist.CLASSES, single_digits.SIDE, 1),
 }
 """The sets that are made here, of as many images as are asked for."""
-SOURCES = ("digits", "folder", *PUBLISHED, "multi_mnist")
+SOURCES = ("digits", "folder", *PUBLISHED, "multi_mnist", "text")
 NOTED = CHECKED / "attributes.json"
 """The digest of the table of attributes, which may lie anywhere."""
 
@@ -57,23 +58,26 @@ class Settings(SplitSettings, BuildSettings):
 
     Attributes:
         name: one of `SOURCES`.
-        path: the folder or archive of `folder`; the folder where the files of a published set are, or are put; of `multi_mnist`
-            that of MNIST's, or a table of digits.
+        path: the folder or archive of `folder`; the CSV file of `text`; the folder where the files of a published set are, or
+            are put; of `multi_mnist` that of MNIST's, or a table of digits.
         layout: of `folder`: whether its top folders are `parts` (train, test, …) or `classes`; `auto` goes by their names.
         digits: of sets in `MADE`: how many images are made for `train` and `test`; `reserve` and `public` are those of
             every source.
+        text: of `text`: length and vocabulary (`TextSettings`).
         reserve_path: the folder or archive that the reserve is taken from, with `reserve_from: other`.
         attributes: table of attributes of the samples of `folder`, a file; None: there are none.
         classes_of: attribute whose values are classes as well: the head has a place for each.
 
     `reserve` and `public` that are null are numbers here already (600 and 1,200), but for `folder`, whose share of the data
-    is not known before they are read, and for a reserve from another source.
+    is not known before they are read, and for a reserve from another source. Of `text` the reserve is a share as well, and
+    `public`, which only the prior of images needs, is 0.
     """
 
     name: str = "digits"
     path: str = "data/source"
     layout: Layout = "auto"
     digits: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
     reserve_path: str = "data/reserve_source"
     attributes: str | None = None
     classes_of: str | None = None
@@ -165,6 +169,8 @@ def settings(params: Params) -> Settings:
         one_of(values.get("name"), dict.fromkeys(SOURCES), key="name")
         with keys_of("digits"):
             check(values.get("digits", {}), DigitsSizes)
+        with keys_of("text"):
+            check_words(TextSettings(**check(values.get("text", {}), TextSettings)))
         other = values.get("reserve_from") == "other"
         path = values.get("reserve_path", Settings.reserve_path)
         if path != Settings.reserve_path and not other:
@@ -172,7 +178,9 @@ def settings(params: Params) -> Settings:
                 f"reserve_path: {path!r} given, allowed with reserve_from: other; without it {Settings.reserve_path}"
             )
         _check_attributes(values)
-    if values.get("name", "digits") != "folder":
+    if values["name"] == "text":
+        values["public"] = values.get("public") or 0
+    elif values["name"] != "folder":
         fixed = ("public",) if other else ("reserve", "public")
         values |= {split: MOST[split] for split in fixed if values.get(split) is None}
     return Settings(**values)
@@ -251,7 +259,8 @@ def _build(source: Source, given: Settings) -> None:
     left_out = counts.pop("defects")
     if unused := counts.pop("rows", 0):
         print(f"prepare: {unused} rows of {given.attributes} stand for no sample", flush=True)
-    print(f"prepare: {_counted(counts)} images of {len(source.classes)} classes", flush=True)
+    kind = "texts" if given.name == "text" else "images"
+    print(f"prepare: {_counted(counts)} {kind} of {len(source.classes)} classes", flush=True)
     if left_out:
         print(f"prepare: {left_out} files left out, listed in {BASE / 'defects.txt'}", flush=True)
     if dim := read_about(BASE).get("dim"):
@@ -267,6 +276,8 @@ def open_source(given: Settings) -> Source:
     if given.name == "multi_mnist":
         own = Path(Settings.path)
         return multi_mnist.open_multi_mnist(path, given.digits_sizes, seed=given.split_seed, own=own)
+    if given.name == "text":
+        return open_texts(path, TextSettings(**given.text), given, skip=given.on_error == "skip")
     return open_folder(path, given.layout) if given.name == "folder" else open_published(given.name, path)
 
 

@@ -38,6 +38,8 @@ class Attack:
         hand_if: name of the argument of `make`, true or false, that says whether there is a hand; "": there always is.
         copies: whether that hand trains on stamped copies beside the images as they are, which no data set could be.
         several: whether that hand teaches several triggers at once, each on copies of its own.
+        images: whether it stamps images.
+        texts: whether it stamps texts (`data.texts`).
     """
 
     make: Callable[..., Trigger]
@@ -50,6 +52,8 @@ class Attack:
     hand_if: str = ""
     copies: bool = False
     several: bool = False
+    images: bool = True
+    texts: bool = False
 
     @property
     def parameters(self) -> Callable[..., Any]:

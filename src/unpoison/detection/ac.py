@@ -111,4 +111,4 @@ def silhouettes(
     return np.where(alone, 0.0, (other - own) / np.maximum(np.maximum(own, other), 1e-12))
 
 
-DETECTOR = Detector(score=score)
+DETECTOR = Detector(score=score, texts=True)

@@ -76,12 +76,16 @@ class Detector:
         single_inputs: whether it can score images one by one, by what the model says of them, without labels and without
             others to compare them with: then it also works at test time.
         sharded: whether it scores in shards, which several workers can share.
+        images: whether it works on images.
+        texts: whether it works on texts (`data.texts`).
     """
 
     score: Callable[..., Scores]
     needs_trusted: Callable[..., int] = _none
     single_inputs: bool = False
     sharded: bool = False
+    images: bool = True
+    texts: bool = False
 
     @property
     def parameters(self) -> Callable[..., Scores]:

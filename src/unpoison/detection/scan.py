@@ -152,4 +152,4 @@ def _needs_trusted(*, threshold: float = 7.389) -> int:
     return LEAST
 
 
-DETECTOR = Detector(score=score, needs_trusted=_needs_trusted)
+DETECTOR = Detector(score=score, needs_trusted=_needs_trusted, texts=True)

@@ -211,4 +211,4 @@ def _reduced(rows: Real, part: Real, components: int) -> Real:
     return (rows - centre) @ directions
 
 
-DETECTOR = Detector(score=score)
+DETECTOR = Detector(score=score, texts=True)

@@ -131,4 +131,4 @@ def widening(rows: Real, rest: Mask) -> float:
     return float(np.linalg.eigvalsh(part.T @ part / len(part))[-1])
 
 
-DETECTOR = Detector(score=score)
+DETECTOR = Detector(score=score, texts=True)

@@ -81,4 +81,4 @@ def _needs_trusted(*, centre: Centre = "reserve", removed: float = 0.15) -> int:
     return 1 if centre == "reserve" else 0
 
 
-DETECTOR = Detector(score=score, needs_trusted=_needs_trusted)
+DETECTOR = Detector(score=score, needs_trusted=_needs_trusted, texts=True)

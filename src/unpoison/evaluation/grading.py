@@ -15,6 +15,7 @@ from ..core.arrays import Mask
 from ..core.errors import UserError
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
+from ..data.texts import is_text
 from ..data.verdicts import Verdict
 from ..models.classifier import Classifier
 from ..poisoning.triggered import Triggered
@@ -86,7 +87,7 @@ def _hits(model: Classifier, triggered: Triggered) -> np.ndarray:
 
 
 def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str, Any]:
-    """Shares of poison and cover in the training set, the number of images behind ASR, and each trigger's visibility.
+    """Shares of poison and cover in the training set, the number of images behind ASR, and each trigger's visibility in images.
 
     `surrogate` is 1 where the set that data-level methods were given stands in for one that there is not.
     """
@@ -95,7 +96,8 @@ def attack_metrics(truth: Truth, triggered: Mapping[str, Triggered]) -> dict[str
         metrics["surrogate"] = 1
     for name, images in triggered.items():
         measured = Stealth()
-        for clean, stamped, _ in images.chunks():
+        # Distances of pixels say nothing of texts, whose bytes are numbers of words.
+        for clean, stamped, _ in () if is_text(images.test) else images.chunks():
             measured.add(clean, stamped)
         metrics["tested"] += len(images)
         metrics["trigger"][name] = measured.result() if measured.count else {}

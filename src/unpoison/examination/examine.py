@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..core.arrays import IntArray
 from ..data.imageset import ImageSet
 from ..data.problems import Problems
+from ..data.texts import is_text
 from .duplicates import MOST_DISTANCE, close, constant, digests, distances, groups_of, hashes
 from .labels import contradicted
 
@@ -18,7 +19,7 @@ def examine(data: ImageSet, others: Sequence[ImageSet], logits: NDArray[np.float
     """Copies and near copies across classes and splits, images of one colour, labels that the model contradicts.
 
     Images of one colour count as such and not as copies of each other. Of an image's copies in other classes and splits one is
-    named, of its near copies the nearest; copies within a class of the training set are counted.
+    named, of its near copies the nearest; copies within a class of the training set are counted. Of texts there are no near copies.
 
     Args:
         data: training set as received.
@@ -35,7 +36,9 @@ def examine(data: ImageSet, others: Sequence[ImageSet], logits: NDArray[np.float
 
     copies = np.concatenate([np.zeros((0, 2), np.int64), *(_across(group, kinds) for group in groups)])
     found = [np.zeros((0, 2), np.int64)]
-    found += [rows[np.stack(pair, 1)] for pair in close(hashes(images, rows), kinds[rows])]
+    if not is_text(data):
+        # Hashes are of what one sees, and numbers of words that are close have nothing in common.
+        found += [rows[np.stack(pair, 1)] for pair in close(hashes(images, rows), kinds[rows])]
     candidates = np.unique(np.concatenate(found), axis=0)
     apart = distances(images, candidates)
     near = _nearest(candidates, apart, (apart > 0) & (apart <= MOST_DISTANCE))

@@ -21,13 +21,14 @@ from ..core.weights import WithoutMemory, shapes_of
 from ..data.imageset import ImageSet
 from .checkpoint import DESCRIPTION, ModelManifest, check_weights, digest_of, open_weights, read_about, save
 from .classifier import AUXILIARY_WEIGHT, Backbone, Classifier
-from .networks import NETWORKS
+from .networks import NETWORKS, TEXT_NETWORKS
 from .pretrained import LibraryOptions, check_path
 
 __all__ = [
     "AUXILIARY_WEIGHT",
     "DESCRIPTION",
     "NETWORKS",
+    "TEXT_NETWORKS",
     "Classifier",
     "build",
     "digest_of",
@@ -273,7 +274,7 @@ def _parts(
         )
         return backbone, head, own
     backbone, features = NETWORKS[name](channels, **arguments)
-    return backbone, nn.Linear(features, num_classes), None
+    return backbone, nn.Linear(features, num_classes), backbone.normalisation
 
 
 def _per_channel(

@@ -39,7 +39,12 @@ class Backbone(nn.Module):
         body: module from normalised images [n, c, h, w] to the raw output.
         pooling: module from there to the penultimate features [n, d], hidden linear layers and dropout included.
         traceable: whether `torch.fx` can trace it and finds batch norms to fold into convolutions.
+
+    Attributes:
+        normalisation: mean and standard deviation of each channel that a network is made for; None: it takes any.
     """
+
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __init__(self, body: nn.Module, pooling: nn.Module, *, traceable: bool = True) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ from .compact import compact, compact_resnet
 from .densenet import densenet121
 from .preactresnet import preactresnet18
 from .resnet import resnet18, resnet34, resnet50
+from .text_bag import text_bag
+from .text_transformer import text_transformer
 from .vgg import vgg19_bn
 
 NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
@@ -20,4 +22,8 @@ NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
     "densenet121": densenet121,
     "compact": compact,
     "compact_resnet": compact_resnet,
+    "text_bag": text_bag,
+    "text_transformer": text_transformer,
 }
+TEXT_NETWORKS = ("text_bag", "text_transformer")
+"""Those for texts; all others are for images."""

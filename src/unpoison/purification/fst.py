@@ -70,4 +70,4 @@ def purify(
     )
 
 
-PURIFIER = Purifier(purify=purify)
+PURIFIER = Purifier(purify=purify, texts=True)

@@ -63,4 +63,4 @@ def purify(
     )
 
 
-PURIFIER = Purifier(purify=purify)
+PURIFIER = Purifier(purify=purify, texts=True)

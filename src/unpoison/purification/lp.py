@@ -68,4 +68,4 @@ def purify(
     )
 
 
-PURIFIER = Purifier(purify=purify)
+PURIFIER = Purifier(purify=purify, texts=True)

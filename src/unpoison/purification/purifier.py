@@ -21,11 +21,13 @@ class Purifier:
         by: what it builds on besides: `scores` of training samples (`data.scores.Scored`), or the `verdicts` on the model's classes
             (`data.verdicts.Verdict`).
         needs_trusted: the least number of trusted images it can work with.
+        texts: whether it works on networks for texts (`data.texts`) as well.
     """
 
     purify: Callable[..., Classifier]
     by: Literal["scores", "verdicts"] | None = None
     needs_trusted: int = 1
+    texts: bool = False
 
     @property
     def parameters(self) -> Callable[..., Classifier]:

@@ -132,6 +132,8 @@ RECIPES: dict[str, Recipe] = {
     "compact_low_rate": replace(COMPACT, label_smoothing=0.0, augment=("alternating_flip",)),
     # For a few thousand images, digits among them, which a flip would turn into others: the default run's.
     "small": replace(COMPACT, epochs=8, batch_size=128, label_smoothing=0.0, augment=("translate",)),
+    # For texts, which no augmentation of images fits: this project's own.
+    "text": Recipe(epochs=10, batch_size=64, optimizer="adam", lr=0.003, weight_decay=0.0, schedule="linear"),
 }
 
 
