@@ -26,6 +26,7 @@ from unpoison.crafting.context import Context
 from unpoison.crafting.craft import craft
 from unpoison.data.imageset import ImageSet
 from unpoison.data.store import Attributes, new_overlay, open_split, poisoned_digest, read_attributes
+from unpoison.data.texts import read_vocabulary
 from unpoison.poisoning.attacker import write_training, write_triggers
 from unpoison.poisoning.poisoned import Poisoned
 from unpoison.poisoning.truth import write_truth
@@ -48,9 +49,23 @@ class Settings:
     network: dict[str, Any]
     recipe: Recipe
 
-    def context(self, train: ImageSet, seed: int, store: ContentStore, attributes: Attributes | None = None) -> Context:
+    def context(
+        self,
+        train: ImageSet,
+        seed: int,
+        store: ContentStore,
+        *,
+        attributes: Attributes | None = None,
+        vocabulary: tuple[str, ...] = (),
+    ) -> Context:
         return Context(
-            train=train, seed=seed, network=self.network, recipe=self.recipe, store=store, attributes=attributes
+            train=train,
+            seed=seed,
+            network=self.network,
+            recipe=self.recipe,
+            store=store,
+            attributes=attributes,
+            vocabulary=vocabulary,
         )
 
 
@@ -105,7 +120,8 @@ def main() -> list[Path]:
     poisoned: Poisoned | None = None
     if chosen.intents:
         with attack_keys():
-            context = chosen.context(train, seed, ContentStore(SCRATCH / "store"), read_attributes(BASE, "train"))
+            store, attributes = ContentStore(SCRATCH / "store"), read_attributes(BASE, "train")
+            context = chosen.context(train, seed, store, attributes=attributes, vocabulary=read_vocabulary(BASE))
             poisoned = craft(chosen.name, chosen.intents, context, surrogate=chosen.surrogate)
         poisoned.write_overlay(POISONED, train)
     else:

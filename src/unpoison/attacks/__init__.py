@@ -12,7 +12,9 @@ from ..poisoning.trigger import Kept, Trigger
 from . import (
     adaptive_blend,
     adaptive_patch,
+    addsent,
     badnets,
+    badnl,
     blended,
     blind,
     bpp,
@@ -69,6 +71,8 @@ ATTACKS: dict[str, Attack | Plan] = {
     "sam_attacker": sam_attacker.ATTACK,
     "input_aware": input_aware.ATTACK,
     "lira": lira.ATTACK,
+    "badnl": badnl.ATTACK,
+    "addsent": addsent.ATTACK,
     "multi": multi.ATTACK,
 }
 SINGLE: dict[str, Attack] = {name: method for name, method in ATTACKS.items() if isinstance(method, Attack)}

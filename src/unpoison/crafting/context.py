@@ -30,6 +30,7 @@ class Context:
         recipe: recipe that these networks are trained by.
         store: store of expensive assets.
         attributes: attributes of the training samples, for the label policy `complex`; None: there are none.
+        vocabulary: words by their ids, of texts; none of images.
     """
 
     train: ImageSet
@@ -40,6 +41,7 @@ class Context:
     recipe: Recipe = field(default_factory=Recipe)
     store: ContentStore = field(default_factory=lambda: ContentStore(None))
     attributes: Attributes | None = None
+    vocabulary: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         # Without a digest, assets of one data set would be taken for those of another.
