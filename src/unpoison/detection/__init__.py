@@ -11,6 +11,7 @@ from . import (
     fct,
     frequency,
     ibd_psc,
+    onion,
     psbd,
     scale_up,
     scan,
@@ -19,6 +20,7 @@ from . import (
     spectre,
     ss,
     strip,
+    strip_text,
     transplant,
 )
 from .detector import Detector
@@ -41,6 +43,8 @@ DETECTORS: dict[str, Detector] = {
     "ensemble": ensemble.DETECTOR,
     "separation": separation.DETECTOR,
     "transplant": transplant.DETECTOR,
+    "strip_text": strip_text.DETECTOR,
+    "onion": onion.DETECTOR,
 }
 INPUT_DETECTORS = {name: detector for name, detector in DETECTORS.items() if detector.single_inputs}
 """Those that also score single inputs at test time."""
