@@ -54,6 +54,7 @@ from unpoison.data.imageset import ImageSet
 from unpoison.data.problems import load_problems
 from unpoison.data.scores import load_scores
 from unpoison.data.store import open_poisoned, open_split, read_about, read_sources
+from unpoison.data.texts import read_vocabulary
 from unpoison.data.verdicts import load_verdict
 from unpoison.models import checkpoint
 from unpoison.poisoning import triggered as triggered_
@@ -96,6 +97,7 @@ def main() -> list[Path]:
         truth=truth,
         chance=_chance(),
         rates=read_rates(RATES),
+        vocabulary=read_vocabulary(BASE),
         **_found(data, truth is not None, teacher_of(params)),
         levels_by=section(params, "detect").get("methods") or [],
         calibration=_calibration(data, section(params, "detect").get("canary") or []),

@@ -13,7 +13,7 @@ from .problems import problems_table
 from .run import Run
 from .sections import data_of, graded_models, inline, network_of, privacy_of, recipe_of
 
-TAGS = ["backdoor-defence", "image-classification", "unpoison"]
+IMAGES, TEXTS = "image-classification", "text-classification"
 FIGURES = {"acc": "accuracy", "asr": "attack success rate", "ra": "robust accuracy"}
 """Figures of a model by their keys in the metrics."""
 DATA = "data.md"
@@ -50,10 +50,7 @@ def _model_card(run: Run, name: str, about: Mapping[str, Any], graded: Mapping[s
         ("data", data_of(run)),
         ("network", network_of(about["network"])),
         ("classes", _classes(run)),
-        (
-            "images",
-            f"{'x'.join(map(str, run.data.base.shape[1:]))}, as float32 [n, channels, height, width] in [0, 1]; normalised within",
-        ),
+        _input(run),
         ("parameters of the method", inline(made_by.get("parameters", {})) or "none"),
         *([("recipe", recipe_of(made_by))] if "recipe" in made_by else []),
         *([("privacy", privacy_of(made_by))] if "privacy" in made_by else []),
@@ -75,7 +72,7 @@ def _model_card(run: Run, name: str, about: Mapping[str, Any], graded: Mapping[s
     where = {key: visible(str(run.about.get(key) or "unknown")) for key in ("name", "source")}
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=_task(run),
             dataset_type=where["name"],
             dataset_name=where["source"],
             dataset_split="test",
@@ -85,7 +82,8 @@ def _model_card(run: Run, name: str, about: Mapping[str, Any], graded: Mapping[s
         for key, value in figures.items()
     ]
     return _card(
-        ModelCardData(model_name=f"unpoison, {name}", library_name="unpoison", tags=TAGS, eval_results=results), page
+        ModelCardData(model_name=f"unpoison, {name}", library_name="unpoison", tags=_tags(run), eval_results=results),
+        page,
     )
 
 
@@ -136,7 +134,24 @@ def _data_card(run: Run) -> str:
     else:
         page.text("Nothing, or nothing has looked: see the report.")
     name = visible(str(run.about.get("name") or "unknown"))
-    return _card(DatasetCardData(pretty_name=name, task_categories=["image-classification"], tags=TAGS), page)
+    return _card(DatasetCardData(pretty_name=name, task_categories=[_task(run)], tags=_tags(run)), page)
+
+
+def _task(run: Run) -> str:
+    return TEXTS if run.vocabulary else IMAGES
+
+
+def _tags(run: Run) -> list[str]:
+    return ["backdoor-defence", _task(run), "unpoison"]
+
+
+def _input(run: Run) -> tuple[str, str]:
+    """What the samples are, and how a network takes them."""
+    shape = "x".join(map(str, run.data.base.shape[1:]))
+    if run.vocabulary:
+        words = f"token ids of the data's own vocabulary of {len(run.vocabulary):,}, the two bytes of each in {shape}"
+        return "texts", f"{words}, as float32 [n, 2, 1, length] of bytes / 255"
+    return "images", f"{shape}, as float32 [n, channels, height, width] in [0, 1]; normalised within"
 
 
 def _classes(run: Run) -> str:

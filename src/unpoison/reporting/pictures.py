@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Images, IntArray
 from ..data.ranks import order
 from ..data.ranks import ranks as rank_span
-from . import figures
+from . import figures, texts
 from .answer import level_columns
 from .escaping import spreadsheet, visible
 from .metrics import best_first
@@ -26,10 +26,13 @@ Floats = NDArray[np.floating[Any]]
 
 def training_samples(page: Page, run: Run) -> None:
     """The same training images clean, as received and as variations."""
-    page.heading("The same images through the pipeline", both=False)
+    page.heading(f"The same {'texts' if run.vocabulary else 'images'} through the pipeline", both=False)
     # Poisoned samples where they are known, else any.
     candidates = np.arange(len(run.data)) if run.poisoned is None else np.flatnonzero(run.poisoned)
     samples = _from_all_over(candidates, run.settings.samples)[: run.settings.samples]
+    if run.vocabulary:
+        texts.training_texts(page, run, samples)
+        return
     received = run.data.gather(samples)
     rows = {"received": received}
     # The clean images are the base's, below the overlay; shown only where the truth is known.
@@ -46,10 +49,15 @@ def training_samples(page: Page, run: Run) -> None:
 def triggered_samples(page: Page, run: Run) -> None:
     """Test images with each trigger, which may be stronger there than in training, or another one."""
     sheets = []
+    if run.vocabulary and any(map(len, run.triggered.values())):
+        page.heading("The trigger at the test", both=False)
     for name, triggered in run.triggered.items():
         if not len(triggered):
             continue
         rows = np.sort(_from_all_over(np.arange(len(triggered)), run.settings.samples)[: run.settings.samples])
+        if run.vocabulary:
+            texts.triggered_texts(page, run, name, triggered, rows)
+            continue
         clean, stamped = triggered.test.gather(triggered.overlay.index[rows]), triggered.overlay.images[rows]
         sheet = {"clean": clean, "with the trigger": stamped, "difference ×10": _difference(clean, stamped)}
         wanted = triggered.overlay.labels[rows]
@@ -157,19 +165,23 @@ def suspects(page: Page, run: Run) -> None:
     if not run.scores:
         return
     page.heading("Most suspicious samples", both=False)
-    end = "" if run.poisoned is None else " Marked in red: samples that are poisoned."
+    marked_how = "Marked" if run.vocabulary else "Marked in red"
+    end = "" if run.poisoned is None else f" {marked_how}: samples that are poisoned."
     listed, all_ = len(_scored(run)), len(run.data)
     which = "all samples" if listed == all_ else f"all {listed:,} scored samples (of {all_:,})"
     page.text(f"By each detector, in order; {which} with their scores are in suspects.csv.{end}", both=False)
     for name in run.detectors:
         scored = run.scores[name]
         top = order(scored.values, scored.index)[: run.settings.suspects]
+        page.text(f"{name}: {_labels(run, top)}.{_tied(scored.values, len(top))}", both=False)
+        if run.vocabulary:
+            texts.suspect_texts(page, run, top)
+            continue
         shown = []
         for sample, image in zip(top, run.data.gather(top), strict=True):
             marked = run.poisoned is not None and bool(run.poisoned[sample])
             said = f"label {run.data.classes[run.data.labels[sample]]}{', poisoned' if marked else ''}"
             shown.append((figures.thumbnail(image), run.sources[sample], said, marked))
-        page.text(f"{name}: {_labels(run, top)}.{_tied(scored.values, len(top))}", both=False)
         page.gallery(shown)
 
 

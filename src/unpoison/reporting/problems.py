@@ -114,7 +114,9 @@ def _small_classes(run: Run) -> list[str]:
 
 
 def _pictures(page: Page, run: Run, examined: Examined) -> None:
-    """Pairs beside each other, the closest first; of each image its split and label."""
+    """Pairs beside each other, the closest first; of each image its split and label. Of texts the table above says it all."""
+    if run.vocabulary:
+        return
     closest = np.argsort(examined.problems.distances, kind="stable")[: run.settings.suspects]
     shown = []
     for pair in examined.problems.pairs[closest]:

@@ -94,6 +94,7 @@ class Run:
         drawings: figures of the models by name.
         chance: share of the most frequent class among the test images.
         rates: audits of models that are known to be clean or backdoored, a row each; None where there are none.
+        vocabulary: words by their ids where the samples are texts; none of images.
     """
 
     settings: ReportSettings
@@ -124,6 +125,7 @@ class Run:
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
     chance: float = 0.0
     rates: pd.DataFrame | None = None
+    vocabulary: Sequence[str] = ()
 
     def class_name(self, label: int) -> str:
         """A class by number and name, `2 (10)`, or by number where that is its name."""

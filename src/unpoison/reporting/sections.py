@@ -469,7 +469,10 @@ def data_of(run: Run) -> str:
     height, width, channels = run.data.base.shape[1:]
     counts = ", ".join(f"{count} {split}" for split, count in run.about["counts"].items())
     name, source = (run.about.get(key) or f"no {key}" for key in ("name", "source"))
-    text = f"{name} ({source}): {counts}; {height}x{width}x{channels}"
+    shape = f"{height}x{width}x{channels}"
+    if run.vocabulary:
+        shape = f"texts of up to {width} tokens, a vocabulary of {len(run.vocabulary):,}"
+    text = f"{name} ({source}): {counts}; {shape}"
     if left_out := run.about.get("defects"):
         text += f"; files that could not be used and were left out: {left_out}, listed in data/base/defects.txt"
     count, origin = run.about["counts"].get("reserve", 0), run.about.get("reserve_from")
