@@ -16,7 +16,7 @@ import purifying
 import stress_settings
 import visualise
 from by_artefact import artefacts_of
-from parameters import PARAMS, Params, methods_of, with_variations
+from parameters import FAMILIES, PARAMS, Params, methods_of, own_parameters, with_variations
 from robust_methods import robust_of
 from training import fresh_model, network_of, recipe_of
 from unpoison.attacks import SINGLE
@@ -78,6 +78,12 @@ def _check_for_images(params: Params, data: prepare.Settings) -> None:
             raise _refused(key, value, f"with data.name text: {allowed}")
     tuned = methods_of(params, "purify", PURIFIERS)
     _check_list("purify.methods", tuned, {name: method.texts for name, method in PURIFIERS.items()}, True)
+    for name in tuned:
+        own = own_parameters(params, "purifiers", name, PURIFIERS[name].parameters)
+        if own.get("augment"):
+            raise UserError(
+                f"{FAMILIES['purifiers']}: {name}.augment: {own['augment']} given, allowed with data.name text: []"
+            )
     for wanted in poison.settings(params).intents:
         if wanted.around is not None:
             raise _refused("attack.name", wanted.around.plan, "with data.name text: attacks that poison data alone")

@@ -411,6 +411,7 @@ def test_every_stage_script_is_a_stage() -> None:
         "stage_code",
         "stress_settings",
         "teacher",
+        "texts",
         "without",
     }
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - shared == set(STAGES)

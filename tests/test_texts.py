@@ -578,6 +578,7 @@ TEXT: dict[str, Any] = {
     "train.recipe": "text",
     "variations.enabled": False,
     "detect.methods": ["ac", "ss", "strip_text", "onion"],
+    "params/purifiers.yaml:fst.augment": [],
 }
 
 
@@ -652,6 +653,14 @@ def test_what_is_not_for_texts_is_refused_in_one_line(reviews: str, changes: dic
     with pytest.raises(UserError, match=rf"^params\.yaml: {message}") as caught:
         check_params.check_all(given({**TEXT, "data.path": reviews, **changes}))
     assert "\n" not in str(caught.value)
+
+
+def test_augmentation_of_images_is_refused_of_a_purifier(reviews: str) -> None:
+    message = r"^params/purifiers\.yaml: fst\.augment: \['translate'\] given, allowed with data\.name text: \[\]$"
+    with pytest.raises(UserError, match=message):
+        check_params.check_all(
+            given({**TEXT, "data.path": reviews, "params/purifiers.yaml:fst.augment": ["translate"]})
+        )
 
 
 @pytest.mark.parametrize(
