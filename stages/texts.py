@@ -28,6 +28,7 @@ from unpoison.models import TEXT_NETWORKS
 from unpoison.models.words import vectors_of
 from unpoison.purification import PURIFIERS
 from unpoison.sources.texts import TextSettings
+from unpoison.training.privacy import PrivateRecipe
 
 
 def check_kind(params: Params, data: prepare.Settings) -> None:
@@ -60,9 +61,10 @@ def _check_file(data: prepare.Settings) -> None:
 
 def _check_for_images(params: Params, data: prepare.Settings) -> None:
     """Refuse what works on images alone, or was not made to work on texts."""
-    given = detect.settings(params)
+    given, recipe = detect.settings(params), recipe_of(params, "train")
     nothing: dict[str, tuple[Any, str]] = {
         "received": (params.get("received"), "null"),
+        "train.privacy": ("a block" if isinstance(recipe, PrivateRecipe) else None, "null"),
         "train.federation": (None if federated.federation_of(params) is None else "a block", "null"),
         "robust": (robust_of(params), "no methods: [], {}"),
         "purify.by": (artefacts_of(params, "purify", purifying.BY_ARTEFACT), "{}"),
@@ -89,7 +91,6 @@ def _check_for_images(params: Params, data: prepare.Settings) -> None:
             raise _refused("attack.name", wanted.around.plan, "with data.name text: attacks that poison data alone")
         if wanted.policy.in_training:
             raise _refused("attack.poison_first", "false", "with data.name text: true, and random_poisoning: false")
-    recipe = recipe_of(params, "train")
     if recipe.augment or recipe.whiten:
         key, value = ("augment", list(recipe.augment)) if recipe.augment else ("whiten", "true")
         raise _refused(f"train.{key}", value, "with data.name text: none, as with train.recipe: text")

@@ -631,6 +631,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"train.recipe": "default"}, r"train\.augment: \['crop'\] given, allowed with data\.name text: none"),
     ({"train.federation": {"attackers": 1}}, r"train\.federation: a block given, allowed with data\.name text: null"),
+    ({"train.privacy": {"noise": 1.0}}, r"train\.privacy: a block given, allowed with data\.name text: null$"),
+    (
+        {"attack.label_policy": "calculator"},
+        r"attack\.label_policy: calculator given, allowed with badnl: all2one, all2all",
+    ),
+    (
+        {"attack.label_policy": "complex", "attack.attribute": "who"},
+        r"attack\.label_policy: complex given, allowed with badnl: all2one, all2all",
+    ),
+    ({"data.attributes": "t.csv"}, r"data\.attributes: 't\.csv' given, allowed with name: folder; otherwise null$"),
+    ({"bias.attributes": ["male"]}, r"bias\.attributes: \['male'\] given, allowed with data\.attributes null: \[\]$"),
+    ({"detect.methods": ["transplant"]}, r"detect\.methods: transplant given, allowed with data\.name text: ac, ss"),
     ({"variations.enabled": True}, r"variations\.enabled: true given, allowed with data\.name text: false"),
     (
         {"detect.methods": ["cd"]},
@@ -640,6 +652,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"detect.models": ["mm_bd"]}, r"detect\.models: \['mm_bd'\] given, allowed with data\.name text: \[\]"),
     ({"detect.canary": [0]}, r"detect\.canary: \[0\] given, allowed with data\.name text: \[\]"),
     ({"purify.methods": ["anp"]}, r"purify\.methods: anp given, allowed with data\.name text: ft, lp, ft_init, fst"),
+    (
+        {"robust.methods": ["gradient_shaping"]},
+        r"robust: \['gradient_shaping'\] given, allowed with data\.name text: no methods",
+    ),
     ({"robust.methods": ["abl"]}, r"robust: \['abl'\] given, allowed with data\.name text: no methods"),
     (
         {"visualise.figures": ["embedding"]},
@@ -667,6 +683,10 @@ def test_augmentation_of_images_is_refused_of_a_purifier(reviews: str) -> None:
     ("changes", "message"),
     [
         ({"attack.name": "badnl"}, r"attack\.name: badnl given, allowed of images: none, badnets, blended"),
+        (
+            {"data.name": "multi_mnist", "data.path": "stages", "attack.name": "addsent"},
+            r"attack\.name: addsent given, allowed of images: none, badnets, blended",
+        ),
         (
             {"model.name": "text_bag", "model.stem": None},
             r"model\.name: text_bag given, allowed of images: a network for images",
