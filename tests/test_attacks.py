@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
     "network": {"name": "resnet18", "width": 8, "stem": "conv3_pool"},
     "recipe": Recipe(epochs=1, batch_size=20, lr=0.01),
 }
-LABEL_POLICIES = {"all2one", "all2all", "clean_label", "source_specific", "complex"}
+LABEL_POLICIES = {"all2one", "all2all", "clean_label", "source_specific", "calculator", "complex"}
 
 
 class Case(NamedTuple):
