@@ -8,12 +8,14 @@ frequency, its masked language model and its synonyms, and without BadChar and B
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..crafting.attack import Attack
 from ..crafting.context import Context
 from ..crafting.insertion import Insertion, Place, ids_in
 
 
-def make(context: Context, *, words: list[str] | tuple[str, ...] = ("cf",), place: Place = "random") -> Insertion:
+def make(context: Context, *, words: Sequence[str] = ("cf",), place: Place = "random") -> Insertion:
     """Every word once, each at a place of its own.
 
     Args:
