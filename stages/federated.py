@@ -9,6 +9,7 @@ from unpoison.compute.distributed import world
 from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.data.imageset import ImageSet
 from unpoison.federation import settings
+from unpoison.federation.engines import engine_of_clients
 from unpoison.federation.rounds import train_federated
 from unpoison.federation.settings import Federation
 from unpoison.models.classifier import Classifier
@@ -69,6 +70,9 @@ def train_in_federation(
     def keep(number: int, trained: Classifier) -> None:
         states[number] = {name: value.detach().cpu().clone() for name, value in trained.state_dict().items()}
 
+    engine = engine_of_clients()
     with file_of(PARAMS), keys_of("train"):
-        history = train_federated(model, clean, received, recipe, federation, seed=seed, what=what, keep=keep)
+        history = train_federated(
+            model, clean, received, recipe, federation, seed=seed, what=what, keep=keep, engine=engine
+        )
     return history, states

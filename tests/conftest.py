@@ -44,7 +44,7 @@ LONGEST = (
     "distributed",
 )
 """Files of tests that take the longest, in this order."""
-END_TO_END = ("stages", "pipeline", "suite_runs", "engines", "distributed", "sizes")
+END_TO_END = ("stages", "pipeline", "suite_runs", "engines", "distributed", "flower", "sizes")
 """Files whose tests run stages, DVC or several processes from end to end: marked `end_to_end`, and not part of `make test`."""
 
 

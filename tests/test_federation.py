@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from small_federation import CLEAN, POISON, RECEIVED, RECIPE, trained
 from small_networks import strided
 from unpoison.core.arrays import IntArray
 from unpoison.core.errors import ParameterError, UserError
 from unpoison.core.files import read_json
 from unpoison.core.seeding import derive
-from unpoison.data.imageset import ImageSet, Overlay
 from unpoison.federation import foolsgold, krum, mean, median, norm_clipping, trimmed_mean
 from unpoison.federation.aggregator import Updates, within
 from unpoison.federation.aggregators import AGGREGATORS
+from unpoison.federation.engines import engine_of_clients
 from unpoison.federation.kept import load_round, read_rounds, write_rounds
-from unpoison.federation.rounds import Layout, attackers_of, clients_of, parts_of, server_step, train_federated
+from unpoison.federation.layout import Layout
+from unpoison.federation.rounds import attackers_of, clients_of, parts_of, server_step, train_federated
 from unpoison.federation.settings import Federation, federation_of
 from unpoison.federation.splits import hand_over, split_by_dirichlet, split_evenly
-from unpoison.models.classifier import Classifier
 from unpoison.training.loop import fit
 from unpoison.training.recipe import Recipe
 
 # Norms 1, √20 and √82.
 THREE = torch.tensor([[1.0, 0.0], [2.0, 4.0], [9.0, -1.0]])
-RECIPE = Recipe(epochs=7, batch_size=8, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 
 
 def sent(values: Tensor, past: Tensor | None = None) -> Updates:
@@ -197,28 +198,6 @@ def test_attackers_hold_what_is_poisoned() -> None:
     assert sorted(np.concatenate(after).tolist()) == list(range(40))
 
 
-def made_set(count: int = 48) -> ImageSet:
-    rng = np.random.default_rng(0)
-    return ImageSet(rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 10, tuple("0123456789"))
-
-
-CLEAN = made_set()
-POISON = np.array([3, 14, 25, 36])
-RECEIVED = ImageSet(
-    CLEAN.base,
-    np.where(np.isin(np.arange(48), POISON), 0, CLEAN.labels),
-    CLEAN.classes,
-    "",
-    Overlay(POISON, np.full((4, 32, 32, 3), 255, np.uint8), np.zeros(4, np.int64)),
-)
-
-
-def trained(federation: Federation, *, seed: int = 0, **changes: Any) -> tuple[Classifier, Any]:
-    model = strided([8], seed=0)
-    history = train_federated(model, CLEAN, RECEIVED, RECIPE, federation, seed=seed, what="test", **changes)
-    return model, history
-
-
 @pytest.mark.parametrize("past", [1, 4])
 def test_replacement_by_hand(past: int) -> None:
     model = strided([8], seed=0)
@@ -347,6 +326,19 @@ def test_what_ends_a_federation_with_one_line() -> None:
     whitening = Recipe(**{**vars(RECIPE), "whiten": True})
     with pytest.raises(ParameterError, match=r"^whiten: true given, allowed with federation: false"):
         train_federated(strided([8], seed=0), CLEAN, CLEAN, whitening, Federation(), seed=0, what="test")
+
+
+def test_where_clients_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNPOISON_FEDERATION", "cloud")
+    with pytest.raises(UserError, match=r"^UNPOISON_FEDERATION: 'cloud' given, allowed: local, flower$"):
+        engine_of_clients()
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    monkeypatch.setenv("UNPOISON_FEDERATION", "flower")
+    with pytest.raises(
+        UserError,
+        match=r"^UNPOISON_FEDERATION: flower given, which is not installed; allowed: after `pip install '\.\[federated\]'`$",
+    ):
+        trained(Federation(clients=2, rounds=1, local_epochs=1), engine=engine_of_clients())
 
 
 def test_rounds_on_disk(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Slurm:
             raise UserError(
                 f"UNPOISON_SLURM: {error}; allowed: what submitit knows, as timeout_min=240,slurm_partition=gpu"
             ) from None
-        self.environment = {"PYTHONPATH": _path()}
+        self.environment = {"PYTHONPATH": import_path()}
         if self.executor.cluster == "local":
             self.environment["OMP_NUM_THREADS"] = _threads(self.workers)
 
@@ -126,7 +126,7 @@ class Ray:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        environment = {"PYTHONPATH": _path()}
+        environment = {"PYTHONPATH": import_path()}
         started: dict[str, Any] = {}
         if self.asked is not None:
             environment["OMP_NUM_THREADS"] = _threads(self.asked)
@@ -193,7 +193,7 @@ def _threads(workers: int) -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
 
 
-def _path() -> str:
+def import_path() -> str:
     """`PYTHONPATH` of workers: what this process imports from."""
     return os.pathsep.join(entry for entry in sys.path if entry)
 

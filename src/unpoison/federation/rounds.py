@@ -6,9 +6,8 @@ Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020, section 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,55 +17,20 @@ from ..compute.device import pick_device
 from ..core.arrays import IntArray
 from ..core.errors import ParameterError, keys_of
 from ..core.progress import progress
-from ..core.seeding import derive, numpy_rng, torch_rng
+from ..core.seeding import numpy_rng, torch_rng
 from ..data.imageset import ImageSet
 from ..models.classifier import Classifier
 from ..training.checks import fact_of_divergence
-from ..training.loop import History, fit
+from ..training.loop import History
 from ..training.recipe import Recipe
 from .aggregator import Updates, within
+from .clients import Ask, Clients, Engine, Sent, in_turn
+from .layout import Layout
 from .settings import Federation
 from .splits import hand_over, split_by_dirichlet, split_evenly
 
 Keep = Callable[[int, Classifier], None]
 """(number of a round, from 1; the global model after it)"""
-
-
-class Layout:
-    """Where each tensor of a network lies in the vector of its weights.
-
-    Statistics of batch norm are averaged as weights are; the count of batches behind them, a whole number, is left out.
-    """
-
-    def __init__(self, model: Classifier) -> None:
-        state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-        self.shapes = {name: value.shape for name, value in state.items()}
-        ends = np.cumsum([value.numel() for value in state.values()])
-        self.places = {
-            name: slice(int(end) - value.numel(), int(end))
-            for (name, value), end in zip(state.items(), ends, strict=True)
-        }
-        # One layer's tensors follow each other.
-        last = [self.places[name] for name in state if name.startswith("head.")]
-        self.head = slice(last[0].start, last[-1].stop)
-
-    def vector(self, model: Classifier) -> Tensor:
-        """The weights as a vector on the CPU, float32 [d], a copy."""
-        state = model.state_dict()
-        return torch.cat([state[name].detach().reshape(-1).float().cpu() for name in self.shapes])
-
-    def put(self, vector: Tensor, model: Classifier) -> None:
-        """Set a network's weights."""
-        state = model.state_dict()
-        with torch.no_grad():
-            for name, shape in self.shapes.items():
-                state[name].copy_(vector[self.places[name]].view(shape))
-
-    def hold_variances(self, vector: Tensor) -> None:
-        """Variances of batch norm below 0 become 0, in place: scaled or noisy updates may lead there, and a root would be NaN."""
-        for name, place in self.places.items():
-            if name.endswith("running_var"):
-                vector[place].clamp_min_(0)
 
 
 def clients_of(federation: Federation, number: int, *, seed: int) -> IntArray:
@@ -149,6 +113,7 @@ def train_federated(
     seed: int,
     what: str,
     keep: Keep | None = None,
+    engine: Engine[History] = in_turn,
 ) -> History:
     """Train `model` in place in a federation; it ends on the device, in evaluation mode.
 
@@ -165,6 +130,7 @@ def train_federated(
         seed: seed of the run.
         what: name of the run, for messages and as the purpose of random draws.
         keep: called after every `curve_every`-th round and the last one.
+        engine: where the clients run; the result is the same.
 
     Returns:
         A row per round, `epoch` its number: loss and accuracy in the clients' last local epoch, each sample on the labels that its
@@ -181,43 +147,36 @@ def train_federated(
         poisoned = np.zeros(0, np.int64) if overlay is None else overlay.index
         parts = parts_of(federation, clean.labels, poisoned, seed=seed)
     attackers = attackers_of(federation, seed=seed)
-    local_recipe, layout, past = replace(recipe, epochs=federation.local_epochs), Layout(model), dict[int, Tensor]()
+    clients = Clients(deepcopy(model), clean, received, parts, attackers, recipe, federation, seed, what)
     model.to(device=pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    rows: list[dict[str, float]] = []
-    losses = np.full((federation.rounds, len(clean)), np.nan, np.float32)
-    for number in progress(range(1, federation.rounds + 1), what=what, unit="round", total=federation.rounds):
-        before, clients = layout.vector(model), clients_of(federation, number, seed=seed)
-        sent, records = torch.empty(len(clients), len(before)), list[History]()
-        attacked = federation.attack_round in (None, number)
-        for place, client in enumerate(map(int, clients)):
-            attacks = attacked and client in attackers
-            data = (received if attacks else clean).subset(parts[client])
-            local = deepcopy(model)
-            record = fit(
-                local,
-                data,
-                local_recipe,
-                seed=derive(seed, f"federation/{what}", number, client),
-                what=f"{what}, round {number}, client {client}",
-            )
-            sent[place] = (layout.vector(local) - before) * (federation.scale if attacks else 1.0)
-            records.append(record)
-            losses[number - 1, parts[client]] = record.losses[-1]
-        if not sent.isfinite().all():
-            raise _not_finite(federation, number, "an update is not finite")
-        noise = torch.zeros(0)
-        if federation.noise:
-            noise = torch.randn(len(before), generator=torch_rng(seed, f"federation/{what}/noise", number))
-        after = server_step(federation, before, sent, clients, past, layout, noise)
-        if not after.isfinite().all():
-            raise _not_finite(federation, number, "the global weights are not finite")
-        layout.put(after, model)
-        if fact := fact_of_divergence(model, clean):
-            raise _not_finite(federation, number, f"of the global model {fact}")
-        rows.append(_row(number, records, [len(parts[int(client)]) for client in clients]))
-        if keep is not None and (number % federation.curve_every == 0 or number == federation.rounds):
-            keep(number, model)
-    return History(rows, losses)
+
+    def serve(ask: Ask) -> History:
+        layout, past = Layout(model), dict[int, Tensor]()
+        rows: list[dict[str, float]] = []
+        losses = np.full((federation.rounds, len(clean)), np.nan, np.float32)
+        for number in progress(range(1, federation.rounds + 1), what=what, unit="round", total=federation.rounds):
+            before, drawn = layout.vector(model), clients_of(federation, number, seed=seed)
+            sent = ask(number, before, drawn)
+            updates = torch.stack([client.update for client in sent])
+            if not updates.isfinite().all():
+                raise _not_finite(federation, number, "an update is not finite")
+            noise = torch.zeros(0)
+            if federation.noise:
+                noise = torch.randn(len(before), generator=torch_rng(seed, f"federation/{what}/noise", number))
+            after = server_step(federation, before, updates, drawn, past, layout, noise)
+            if not after.isfinite().all():
+                raise _not_finite(federation, number, "the global weights are not finite")
+            layout.put(after, model)
+            if fact := fact_of_divergence(model, clean):
+                raise _not_finite(federation, number, f"of the global model {fact}")
+            for client, given in zip(map(int, drawn), sent, strict=True):
+                losses[number - 1, parts[client]] = given.losses
+            rows.append(_row(number, sent))
+            if keep is not None and (number % federation.curve_every == 0 or number == federation.rounds):
+                keep(number, model)
+        return History(rows, losses)
+
+    return engine(clients, serve)
 
 
 def no_whitening() -> ParameterError:
@@ -225,11 +184,13 @@ def no_whitening() -> ParameterError:
     return ParameterError("whiten: true given, allowed with federation: false, as nobody has images of all clients")
 
 
-def _row(number: int, records: list[History], sizes: list[int]) -> dict[str, float]:
+def _row(number: int, sent: list[Sent]) -> dict[str, float]:
     """A round's row: means over the samples of the clients' last local epochs."""
-    last: list[Mapping[str, float]] = [record.epochs[-1] for record in records]
-    means = {key: float(np.average([row[key] for row in last], weights=sizes)) for key in ("loss", "accuracy")}
-    return {"epoch": number, **means, "lr": last[0]["lr"]}
+    sizes = [len(client.losses) for client in sent]
+    means = {
+        key: float(np.average([client.row[key] for client in sent], weights=sizes)) for key in ("loss", "accuracy")
+    }
+    return {"epoch": number, **means, "lr": sent[0].row["lr"]}
 
 
 def _not_finite(federation: Federation, number: int, fact: str) -> ParameterError:
