@@ -126,6 +126,11 @@ def _chance() -> float:
     return float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
 
 
+def _model(folder: Path) -> dict[str, Any]:
+    """The description of a model, as the page takes it."""
+    return inputs.model_of(folder / checkpoint.DESCRIPTION, checkpoint.read_about(folder))
+
+
 def _drawings(present: dict[str, str]) -> dict[str, Drawing]:
     """The figures of this run's models by name; one of a model that was made anew since is left out."""
     found = {}
@@ -180,7 +185,7 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
     present = {"poisoned": poisoned, "backdoored": checkpoint.digest_of(BACKDOORED)}
     if is_made_from(PROBLEMS, problems_.DESCRIPTION, **present):
         found["examined"] = _examined(data)
-    found["model"] = checkpoint.read_about(BACKDOORED).model_dump()
+    found["model"] = _model(BACKDOORED)
     found["losses"] = inputs.read_losses(TRAINING / "losses" / "losses.npy", data)
     curves, trained = {"backdoored": TRAINING / "backdoored.csv"}, dict[str, Path]()
     if is_made_from(CLEAN, checkpoint.DESCRIPTION, base=sha256_file(BASE / store.MANIFEST)):
@@ -197,9 +202,7 @@ def _found(data: ImageSet, attacked: bool, teacher: Path) -> dict[str, Any]:
         for name, folder in purified.items()
         if is_made_from(folder, checkpoint.DESCRIPTION, backdoored=present["backdoored"])
     }
-    found["defended"] = {
-        name: checkpoint.read_about(folder).model_dump() for name, folder in (trained | purified).items()
-    }
+    found["defended"] = {name: _model(folder) for name, folder in (trained | purified).items()}
     found["curves"] = {
         name: inputs.read_curve(path, ["epoch", "accuracy"], shares=["accuracy"])
         for name, path in curves.items()

@@ -144,6 +144,7 @@ def test_plots_and_dag(project: Path) -> None:
     shown = json.loads(run_any(project, "dvc", "plots", "show", "--json").stdout)
     assert set(shown["data"]) == {
         "ROC",
+        "Rounds of the federation",
         *(f"reports/training/{name}.csv" for name in ("backdoored", "clean", "prior", "student")),
     }
     assert {"fpr", "cd"} <= set(shown["data"]["ROC"][0]["content"]["data"]["values"][0])

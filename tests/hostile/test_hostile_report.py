@@ -203,6 +203,7 @@ def _bytes_of(array: np.ndarray) -> bytes:
 IN_METRICS, ROC, CURVE = r"^reports/metrics\.json: ", "reports/curves/roc.csv", "reports/training/backdoored.csv"
 LOSSES, INTERVALS = "reports/training/losses/losses.npy", "reports/curves/intervals.csv"
 CONNECTIVITY, ROUNDS = "reports/curves/connectivity.csv", "reports/curves/rounds.csv"
+SPENT = {"epsilon": 3.0, "delta": 0.001, "noise": 1.0, "clip": 1.0}
 CASES = [
     Case(
         "as-it-is",
@@ -475,6 +476,28 @@ CASES = [
         "model-recipe-number",
         resealed("models/backdoored", lambda about: about["made_by"].update(recipe=3), "model.json"),
         Accepted(lambda texts: "| training | 3 |" in texts[1]),
+    ),
+    Case(
+        "model-privacy-spent",
+        resealed("models/backdoored", lambda about: about["made_by"].update(privacy=SPENT), "model.json"),
+        Accepted(lambda texts: "epsilon 3 at delta 0.001, by DP-SGD with noise 1 and clip 1" in texts[1]),
+    ),
+    Case(
+        "model-privacy-cut",
+        resealed("models/backdoored", lambda about: about["made_by"].update(privacy={"epsilon": 3.0}), "model.json"),
+        Refused(r"models/backdoored/model\.json: made_by\.privacy: "),
+    ),
+    Case(
+        "model-privacy-word",
+        resealed(
+            "models/backdoored", lambda about: about["made_by"].update(privacy=SPENT | {"clip": "x"}), "model.json"
+        ),
+        Refused(r"models/backdoored/model\.json: made_by\.privacy: "),
+    ),
+    Case(
+        "model-federation-number",
+        resealed("models/backdoored", lambda about: about["made_by"].update(federation=3), "model.json"),
+        Refused(r"models/backdoored/model\.json: made_by\.federation: 3 given"),
     ),
 ]
 WATCHED = ("as-it-is", "deep", "huge", "binary", "objects", "very", "cut", "nul")

@@ -9,20 +9,38 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from annotated_types import Ge, Len
 
 from ..core.arrays import Pixels
 from ..core.errors import UserError, file_of
 from ..core.files import open_file, read_json
+from ..core.manifest import typed
 from ..core.npy import load_array
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..data.verdicts import Verdict
+from ..models.checkpoint import ModelManifest
 from .escaping import visible
 from .metrics import block_at
+
+_MADE_BY = {
+    "privacy": Annotated[dict[Literal["epsilon", "delta", "noise", "clip"], Annotated[float, Ge(0)]], Len(4)],
+    "federation": dict[str, Any],
+}
+"""What `model.json` says of a training that the page takes apart; all else of it is shown as it is."""
+
+
+def model_of(path: Path, about: ModelManifest) -> dict[str, Any]:
+    """The description of a model, `path`. Raises UserError where it says of its training what cannot be."""
+    described = about.model_dump()
+    with file_of(path):
+        for key in _MADE_BY.keys() & about.made_by.keys():
+            typed(f"made_by.{key}", about.made_by[key], _MADE_BY[key])
+    return described
 
 
 def sampler_of(path: Path, variations: ImageSet, data: ImageSet) -> dict[str, Any]:

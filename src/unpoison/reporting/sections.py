@@ -117,7 +117,10 @@ def network_of(described: Mapping[str, Any]) -> str:
 
 def recipe_of(made_by: Mapping[str, Any]) -> str:
     """A training's recipe in one line, without what it says of privacy: what was spent says more."""
-    return inline({key: value for key, value in made_by.get("recipe", {}).items() if key != "privacy"})
+    recipe = made_by.get("recipe", {})
+    return inline(
+        {key: value for key, value in recipe.items() if key != "privacy"} if isinstance(recipe, Mapping) else recipe
+    )
 
 
 def privacy_of(made_by: Mapping[str, Any]) -> str:
