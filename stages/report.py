@@ -128,7 +128,9 @@ def _chance() -> float:
 
 def _model(folder: Path) -> dict[str, Any]:
     """The description of a model, as the page takes it."""
-    return inputs.model_of(folder / checkpoint.DESCRIPTION, checkpoint.read_about(folder))
+    about = checkpoint.read_about(folder)
+    inputs.check_made_by(folder / checkpoint.DESCRIPTION, about.made_by)
+    return about.model_dump()
 
 
 def _drawings(present: dict[str, str]) -> dict[str, Drawing]:

@@ -7,7 +7,7 @@ checked here: no figure that is not finite or out of its range reaches a page.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,6 @@ from ..core.npy import load_array
 from ..data.imageset import ImageSet
 from ..data.scores import Scores
 from ..data.verdicts import Verdict
-from ..models.checkpoint import ModelManifest
 from .escaping import visible
 from .metrics import block_at
 
@@ -34,13 +33,11 @@ _MADE_BY = {
 """What `model.json` says of a training that the page takes apart; all else of it is shown as it is."""
 
 
-def model_of(path: Path, about: ModelManifest) -> dict[str, Any]:
-    """The description of a model, `path`. Raises UserError where it says of its training what cannot be."""
-    described = about.model_dump()
+def check_made_by(path: Path, made_by: Mapping[str, Any]) -> None:
+    """Raises UserError where a model's description, `path`, says of its training what cannot be."""
     with file_of(path):
-        for key in _MADE_BY.keys() & about.made_by.keys():
-            typed(f"made_by.{key}", about.made_by[key], _MADE_BY[key])
-    return described
+        for key in _MADE_BY.keys() & made_by.keys():
+            typed(f"made_by.{key}", made_by[key], _MADE_BY[key])
 
 
 def sampler_of(path: Path, variations: ImageSet, data: ImageSet) -> dict[str, Any]:
