@@ -570,6 +570,7 @@ def test_a_trigger_is_shown_beside_the_clean_text() -> None:
 # Parameters.
 
 ATTACKS = "params/attacks.yaml"
+STAGES = str(Path(check_params.__file__).parent)
 TEXT: dict[str, Any] = {
     "data.name": "text",
     "attack.name": "badnl",
@@ -608,7 +609,7 @@ def test_parameters_of_a_text_run(reviews: str) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data.path": "nowhere.csv"}, r"data\.path: 'nowhere\.csv' given, which does not exist; allowed: a CSV file"),
-    ({"data.path": "stages"}, r"data\.path: stages given, allowed with data\.name text: a CSV file"),
+    ({"data.path": STAGES}, r"data\.path: \S*stages given, allowed with data\.name text: a CSV file"),
     ({"data.image_size": 32}, r"data\.image_size: 32 given, allowed with data\.name text: null"),
     ({"data.text.length": 2}, r"data\.text\.length: 2 given; input should be greater than or equal to 4"),
     (
@@ -684,7 +685,7 @@ def test_augmentation_of_images_is_refused_of_a_purifier(reviews: str) -> None:
     [
         ({"attack.name": "badnl"}, r"attack\.name: badnl given, allowed of images: none, badnets, blended"),
         (
-            {"data.name": "multi_mnist", "data.path": "stages", "attack.name": "addsent"},
+            {"data.name": "multi_mnist", "data.path": STAGES, "attack.name": "addsent"},
             r"attack\.name: addsent given, allowed of images: none, badnets, blended",
         ),
         (
