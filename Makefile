@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
 .PHONY: setup git repro scan export audit report costs params test test-end-to-end test-slow fuzz suite suite-table suite-curves \
-	suite-sheet lint bench clean clean-scratch
+	suite-sheet board board-plan board-page lint bench clean clean-scratch
 
 setup: $(READY)
 
@@ -75,6 +75,14 @@ test-end-to-end: setup
 suite: git setup
 	@$(RUN) python -m unpoison.suites run "$(SUITE)" $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") \
 		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS)) $(if $(filter 1,$(FRESH)),--fresh)
+
+# Every method against every attack. SCALE: the board's first if not given; DATA="CIFAR-10=cifar10.tar.xz": a folder or archive for a
+# data set; MOST=5: at most so many runs. board-plan lists the runs, board-page writes the page from the records alone.
+board: git setup
+	@$(RUN) python -m unpoison.board make $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") $(if $(MOST),--most "$(MOST)")
+
+board-plan board-page: git setup
+	@$(RUN) python -m unpoison.board $(@:board-%=%) $(if $(SCALE),--scale "$(SCALE)")
 
 # A checkpoint from elsewhere and a few images in folders of classes. NETWORK, IMAGE_SIZE, MEAN, STD, CLASSES, TRUSTED: docs/audit.md.
 audit: git setup

@@ -94,6 +94,7 @@ MAY_IMPORT = {
     },
     "audit": {"detection", "sources", "reporting", "compute", "models", "data", "core"},
     "suites": {"attacks", "crafting", "poisoning", "training", "models", "reporting", "data", "core"},
+    "board": {"suites", "robust", "purification", "inspection", "detection", "reporting", "core"},
 }
 
 

@@ -93,15 +93,31 @@ def read_suite(name: str, folder: Path) -> Suite:
     Raises:
         UserError: no suite of that name, or the first thing in its file that is wrong, as `FILE: KEY: what is allowed`.
     """
+    values, shown = _values(name, folder), f"{folder.name}/{name}.yaml"
+    if (other := values.pop("like", None)) is not None:
+        if not isinstance(other, str) or other == name:
+            raise UserError(f"{shown}: like: {other!r} given, allowed: the name of another suite")
+        base = _values(other, folder)
+        if "like" in base:
+            raise UserError(
+                f"{shown}: like: {other!r} given, which is like another itself; allowed: a suite that is not"
+            )
+        overrides = [block for block in (base.get("set"), values.get("set")) if isinstance(block, dict)]
+        # What is published of the other's experiments is nothing that these reproduce: they are given anew.
+        values = {**base, **values, "set": {key: value for block in overrides for key, value in block.items()}}
+    with file_of(shown):
+        return _suite(name, values)
+
+
+def _values(name: str, folder: Path) -> Block:
+    """The keys of a suite's file, as they stand there."""
     path = path_of(name, folder)
     shown = f"{folder.name}/{name}.yaml"
     if path.resolve().parent != folder.resolve():
         raise UserError(f"{shown}: a link that leads out of {folder.name}, allowed: a file in it")
     with open_file(path) as file:
         # One byte more than is allowed tells a file that is too long from one that fits.
-        values = read_yaml(file.read(LARGEST + 1), shown)
-    with file_of(shown):
-        return _suite(name, values)
+        return read_yaml(file.read(LARGEST + 1), shown)
 
 
 def path_of(name: str, folder: Path) -> Path:

@@ -30,6 +30,7 @@ def run(
     data: str | None,
     *,
     only: Collection[str] = (),
+    seeds: Collection[int] = (),
     fresh: bool = False,
 ) -> None:
     """Make the runs of a suite that do not exist yet.
@@ -39,6 +40,7 @@ def run(
         scale: the scale's; None: the suite's first.
         data: a folder or archive of images, in the place of the suite's data set.
         only: experiments; none: all.
+        seeds: those of the scale that are run; none: all.
         fresh: make all runs again, and take no stage from the cache.
 
     Raises:
@@ -47,7 +49,8 @@ def run(
     """
     suite = read_suite(name, repository.suites)
     scale, data = chosen(suite, scale, data)
-    root, rows = repository.root, rows_of(suite, scale, only)
+    root = repository.root
+    rows = [row for row in rows_of(suite, scale, only) if not seeds or row.seed in seeds]
     with repository.locked() as lock:
         synchronise(repository, suite)
         commit = git(root, "rev-parse", "HEAD")
@@ -66,7 +69,9 @@ def run(
             shutil.rmtree(repository.clone, ignore_errors=True)
     if failed:
         raise UserError(f"suites/{name}.yaml: {len(failed)} of {len(wanted)} runs failed: {', '.join(failed)}")
-    say(f"{name}, scale {scale}: {'these' if only else 'all'} runs are done; the table: make suite-table SUITE={name}")
+    say(
+        f"{name}, scale {scale}: {'these' if only or seeds else 'all'} runs are done; the table: make suite-table SUITE={name}"
+    )
 
 
 def chosen(suite: Suite, scale: str | None, data: str | None) -> tuple[str, str | None]:
