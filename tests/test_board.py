@@ -272,7 +272,7 @@ def test_the_default_defence_beside_the_others_by_hand() -> None:
     }
     assert beside_others([Map("Digits", "digits", ROBUST, cells)]) == (
         "default_defence solves 2 of the 3 cells that it was run on and whose attack took. Of the 2 other methods that were run "
-        "on all of these the best single one, abl, solves 2; the best for each cell, in hindsight, 2."
+        "on all of these the best single one, abl, solves 2; the best of them for each cell, in hindsight, 2."
     )
     assert beside_others([Map("Digits", "digits", ROBUST, {key: Cell() for key in cells})]) == ""
 

@@ -68,7 +68,10 @@ def board_page(board: Board, scale: str, maps: Sequence[Map]) -> BoardPage:
         for found in here:
             if found.measured:
                 for rate in sorted(board.rates, reverse=True):
-                    page.heat_map(board, found, rate)
+                    if any(cell.figures for (_, (_, at)), cell in found.cells.items() if at == rate):
+                        page.heat_map(board, found, rate)
+                    else:
+                        page.text(f"{found.family.title}, {rate:.0%} poisoned: not run.")
             else:
                 page.text(f"{found.family.title}: not run.")
     return page

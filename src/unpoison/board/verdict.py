@@ -31,5 +31,5 @@ def beside_others(maps: Sequence[Map]) -> str:
     any_of = len({attack for of_method in solved.values() for attack in of_method})
     return (
         f"{said}. Of the {len(solved)} other methods that were run on all of these the best single one, {best}, solves "
-        f"{len(solved[best])}; the best for each cell, in hindsight, {any_of}."
+        f"{len(solved[best])}; the best of them for each cell, in hindsight, {any_of}."
     )
