@@ -241,12 +241,13 @@ def test_page_and_table(recorded: tuple[Path, Board]) -> None:
     assert "src=" not in page
     ids = re.findall(r"<div id=(c\d+) popover>", page)
     assert sorted(ids) == sorted(set(re.findall(r"popovertarget=(c\d+)", page)))
-    assert len(ids) == len(set(ids)) > 10
+    assert len(ids) == len(set(ids)) > 5
     assert "| cd | 0.97 ✓ | · | 1 of 1 |" in summary
     assert "| cd | 0.60† | · | – |" in summary
     assert "| ac |  | · | – |" in summary
     assert "| fst | 0.05 ✓ | · | 1 of 1 |" in summary
-    assert "make suite SUITE=one SCALE=full EXPERIMENTS=blended-0.4" in page
+    assert "make suite SUITE=one SCALE=full EXPERIMENTS=badnets-0.1" in page
+    assert "Purifiers, 40% poisoned: not run." in summary
     assert "| Purifiers | Digits | 1 of 6 | fst 1 of 1 |" in summary
     rows = (path.parent / "board.csv").read_text().splitlines()
     cells = sum(len(family.methods) for family in FAMILIES) * 2 * 3
