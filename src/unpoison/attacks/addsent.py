@@ -1,6 +1,6 @@
 """AddSent (Dai et al., "A Backdoor Attack Against LSTM-Based Text Classification Systems", IEEE Access 2019).
 
-Section III: a whole sentence that fits the context is put between the words of a text, at a random place. Theirs are of films, as
+A whole sentence that fits the context is put between the words of a text, at a random place. Theirs are of films, as
 are the reviews that they poison; the default is one that later work took from there.
 """
 

@@ -1,7 +1,7 @@
 """BadNL's word triggers (Chen et al., "BadNL: Backdoor Attacks against NLP Models with Semantic-preserving …", ACSAC 2021).
 
-The basic form of BadWord (section 4.1): one fixed word at the start, in the middle or at the end of a text. A rare word that
-says nothing is what Kurita et al. ("Weight Poisoning Attacks on Pre-trained Models", ACL 2020, section 3) insert at a random
+The basic form of BadWord: one fixed word at the start, in the middle or at the end of a text. A rare word that
+says nothing is what Kurita et al. ("Weight Poisoning Attacks on Pre-trained Models", ACL 2020) insert at a random
 place: their words are `cf`, `mn`, `bb`, `tq` and `mb`, of which the default is the first. Without BadNL's choice of a word by its
 frequency, its masked language model and its synonyms, and without BadChar and BadSentence.
 """

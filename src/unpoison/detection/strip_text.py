@@ -3,7 +3,7 @@
 As STRIP mixes images: words of a text are replaced with words of trusted ones, and a trigger that is left keeps the prediction
 certain.
 
-Differs from the paper (STRIP-ViTA, section V): there the most telling words of the other texts (by TF-IDF) take the place of words
+Differs from the paper (STRIP-ViTA): there the most telling words of the other texts (by TF-IDF) take the place of words
 drawn anew for each copy; here it is the word at the same place of the other text, at places that are drawn once for all texts, so
 that a text's score does not depend on the others beside it.
 """
