@@ -66,7 +66,7 @@ PYTEST := $(RUN) OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope
 test: setup
 	$(PYTEST) -m 'not slow and not gpu and not end_to_end'
 
-# Stages, DVC and several processes from end to end. CI runs both.
+# Stages, DVC, several processes and whole trainings from end to end. CI runs both.
 test-end-to-end: setup
 	$(PYTEST) -m 'not slow and not gpu and end_to_end'
 

@@ -36,16 +36,38 @@ LONGEST = (
     "pipeline",
     "robust",
     "purification",
+    "hostile_report",
     "engines",
     "detection",
     "suite_runs",
+    "visualisation",
+    "variations",
     "sizes",
     "models",
     "distributed",
 )
 """Files of tests that take the longest, in this order."""
-END_TO_END = ("stages", "pipeline", "suite_runs", "engines", "distributed", "flower", "sizes")
-"""Files whose tests run stages, DVC or several processes from end to end: marked `end_to_end`, and not part of `make test`."""
+END_TO_END = (
+    "stages",
+    "pipeline",
+    "suite_runs",
+    "engines",
+    "distributed",
+    "flower",
+    "sizes",
+    "robust",
+    "hostile_report",
+    "visualisation",
+    "variations",
+    "variation_methods",
+    "scan",
+    "audit",
+    "conversion",
+    "pipelines",
+    "process",
+    "suites",
+)
+"""Files whose tests run stages, DVC, several processes or whole trainings: marked `end_to_end`, and not part of `make test`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
