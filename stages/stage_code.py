@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from parameters import Params, methods_of
 from poison import settings
 from received import victim_network_of
 from robust_networks import robust_network_of, student_network_of, teacher_network_of
-from training import recipe_of
+from training import network_of, recipe_of
 from unpoison.attacks import ATTACKS
 from unpoison.core.code import code_of, digest_of, source_of
-from unpoison.core.files import write_json
+from unpoison.core.files import sha256_file, sha256_json, write_json
 from unpoison.detection import DETECTORS, INPUT_DETECTORS
 from unpoison.inspection import INSPECTORS
 from unpoison.models.networks import NETWORKS
+from unpoison.models.text_encoder import FILES
 from unpoison.variations import VARIATIONS
 from unpoison.visualisation import FIGURES
 
@@ -80,7 +82,8 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
         params: all parameters, which must be right.
 
     Returns:
-        By the stage's name as in `dvc.yaml` (`detect@cd`); `poison@NAME` and `generate_variations@NAME` for each method.
+        By the stage's name as in `dvc.yaml` (`detect@cd`); `poison@NAME` and `generate_variations@NAME` for each method. With
+        `pretrained`, a digest, where a training begins with weights out of a file or a folder, which may lie anywhere.
     """
     # A table imports all that is in it, and a new entry is to rerun nothing: what counts is the entry that is run. Of methods
     # that is the stage's own, of networks those of the models that the stage makes or reads, of recipes their values.
@@ -89,7 +92,7 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
     tables = {table: list[str]() for table in (RECIPES, *(package for package, _ in METHODS.values()))}
     # The one stage that runs several methods of a table.
     calibrated = [f"unpoison.detection.{method}" for method in methods_of(params, "detect", DETECTORS)]
-    found: dict[str, dict[str, Any]] = {}
+    found, pretrained = dict[str, dict[str, Any]](), _pretrained(params)
     for stage in (*WHOLE, *METHODS):
         names = networks.get(stage, networks["model"]) & set(NETWORKS)
         tables["unpoison.models.networks"] = [NETWORKS[name].__module__ for name in sorted(names)]
@@ -103,7 +106,11 @@ def code_of_stages(params: Params) -> dict[str, dict[str, Any]]:
             own = [f"{package}.{method}" for method in {name, *plan.get(name, ())} if method]
             own += calibrated if stage == "detect_canary" else []
             modules = code_of(stage, *own, scripts=STAGES, tables=tables)
-            about = {"modules": modules, "recipe": None if recipe is None else asdict(recipe)}
+            about = {
+                "modules": modules,
+                "recipe": None if recipe is None else asdict(recipe),
+                **pretrained.get(stage, {}),
+            }
             found[f"{stage}@{name}" if name else stage] = about
     return found
 
@@ -120,6 +127,29 @@ def _networks(params: Params) -> dict[str, set[str]]:
         "evaluate": victim | robust | student,
         "visualise": victim | robust | student,
     }
+
+
+def _pretrained(params: Params) -> dict[str, dict[str, str]]:
+    """By stage the digest of the weights that its network begins with, as `pretrained`; of those by name there is none."""
+    victim, robust, student = network_of(params), robust_network_of(params), student_network_of(params)
+    networks = {
+        **dict.fromkeys(("train_backdoored", "train_canary", "train_clean"), victim),
+        **dict.fromkeys(("train_robust", "train_robust_by"), robust),
+        "distill_student": student,
+    }
+    found = dict[str, dict[str, str]]()
+    for stage, network in networks.items():
+        if isinstance(given := network.get("pretrained"), str) and Path(given).exists():
+            found[stage] = {"pretrained": _digest_of_weights(Path(given))}
+    return found
+
+
+@cache
+def _digest_of_weights(path: Path) -> str:
+    """SHA-256 of a file, or of an encoder's files in a folder. Kept, as weights are large and several stages have the same."""
+    if not path.is_dir():
+        return sha256_file(path)
+    return sha256_json({name: sha256_file(path / name) for name in FILES if (path / name).is_file()})
 
 
 def write_stage_code(folder: Path, params: Params) -> None:

@@ -22,7 +22,7 @@ from training import fresh_model, network_of, recipe_of
 from unpoison.attacks import SINGLE
 from unpoison.core.errors import UserError, file_of, keys_of
 from unpoison.data.imageset import ImageSet
-from unpoison.data.texts import CHANNELS
+from unpoison.data.texts import CHANNELS, SPECIAL
 from unpoison.detection import DETECTORS
 from unpoison.models import TEXT_NETWORKS
 from unpoison.models.words import vectors_of
@@ -103,10 +103,12 @@ def _check_network(params: Params, data: prepare.Settings) -> None:
         raise _refused("model.name", network["name"], f"with data.name text: {', '.join(TEXT_NETWORKS)}")
     blank = np.zeros((1, 1, settings.length, CHANNELS), np.uint8)
     with file_of(PARAMS), keys_of("model"):
-        model = fresh_model(network, ImageSet(blank, np.zeros(1, np.int64), ("a", "b")), seed=0)
+        # The words of the data set are not known yet.
+        few = (*SPECIAL, *settings.words)
+        model = fresh_model(network, ImageSet(blank, np.zeros(1, np.int64), ("a", "b")), seed=0, vocabulary=few)
     # Of words that the network has no vector of, every one would be the unknown one.
     words = vectors_of(model)
-    if words < settings.vocabulary:
+    if words is not None and words < settings.vocabulary:
         raise _refused("model.tokens", words, f"with data.text.vocabulary {settings.vocabulary}: at least as many")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from common import BASE
 
 import pandas as pd
 
@@ -13,6 +15,7 @@ from unpoison import models
 from unpoison.core.errors import ParameterError, file_of, keys_of
 from unpoison.core.files import new_file
 from unpoison.data.imageset import ImageSet
+from unpoison.data.texts import read_vocabulary
 from unpoison.training.loop import History
 from unpoison.training.privacy import privacy_of, private
 from unpoison.training.recipe import Recipe
@@ -47,9 +50,20 @@ def recipe_of(params: Params, name: str) -> Recipe:
         return private(recipe, privacy)
 
 
-def fresh_model(network: Mapping[str, Any], data: ImageSet, *, seed: int) -> models.Classifier:
-    """The network for the images and classes of `data`, with fresh weights."""
+def fresh_model(
+    network: Mapping[str, Any], data: ImageSet, *, seed: int, vocabulary: Sequence[str] | None = None
+) -> models.Classifier:
+    """The network for the images and classes of `data`, with fresh weights.
+
+    Args:
+        network: name and arguments, as `network_of` gives them.
+        data: samples like those that it is for.
+        seed: seed of the initial weights.
+        vocabulary: words by their ids, of a network that is made for them; None: those of the base data set.
+    """
     about: dict[str, Any] = {"image_size": data.image_size, "channels": data.channels, **network}
+    if network["name"] in models.VOCABULARY_NETWORKS:
+        about["vocabulary"] = read_vocabulary(BASE) if vocabulary is None else vocabulary
     return models.build(**about, num_classes=len(data.classes), seed=seed)
 
 

@@ -66,6 +66,8 @@ DEFAULT = load_params(ROOT)
 FILM = ("a", "bad", "film", "good", "is", "this", "the", "was")
 VOCABULARY = (*SPECIAL, *FILM, "cf")
 CF = VOCABULARY.index("cf")
+# Networks that begin with random weights; others: tests/test_text_encoder.py.
+FROM_NOTHING = tuple(name for name in models.TEXT_NETWORKS if name not in models.VOCABULARY_NETWORKS)
 
 
 def ids(*texts: str, length: int = 6) -> IntArray:
@@ -387,7 +389,7 @@ def test_a_transformer_does_not_see_padding_but_sees_the_order() -> None:
         assert short(as_tensor(np.zeros((1, 4), np.int64))).isfinite().all()
 
 
-@pytest.mark.parametrize("name", models.TEXT_NETWORKS)
+@pytest.mark.parametrize("name", FROM_NOTHING)
 def test_networks_are_kept_and_are_for_texts_alone(name: str, tmp_path: Path) -> None:
     data = texts_of(4)
     model = models.build(name, num_classes=2, image_size=data.image_size, channels=2, width=8, tokens=16).eval()
@@ -409,7 +411,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
             models.build("text_transformer", num_classes=2, image_size=(1, 4), channels=2, width=width, heads=heads)
 
 
-@pytest.mark.parametrize("name", models.TEXT_NETWORKS)
+@pytest.mark.parametrize("name", FROM_NOTHING)
 def test_a_network_learns_texts_and_their_backdoor(name: str) -> None:
     data = texts_of(48)
     wanted = intent("badnl", SINGLE["badnl"], {"target": 1, "poison_rate": 0.4}, {"place": "start"})
@@ -628,7 +630,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"attack.poison_first": False}, r"attack\.poison_first: false given, allowed with data\.name text: true"),
     (
         {"model.name": "resnet18"},
-        r"model\.name: resnet18 given, allowed with data\.name text: text_bag, text_transformer",
+        r"model\.name: resnet18 given, allowed with data\.name text: text_bag, text_transformer, text_encoder",
     ),
     ({"train.recipe": "default"}, r"train\.augment: \['crop'\] given, allowed with data\.name text: none"),
     ({"train.federation": {"attackers": 1}}, r"train\.federation: a block given, allowed with data\.name text: null"),

@@ -21,7 +21,7 @@ from ..core.weights import WithoutMemory, shapes_of
 from ..data.imageset import ImageSet
 from .checkpoint import DESCRIPTION, ModelManifest, check_weights, digest_of, open_weights, read_about, save
 from .classifier import AUXILIARY_WEIGHT, Backbone, Classifier
-from .networks import NETWORKS, TEXT_NETWORKS
+from .networks import NETWORKS, TEXT_NETWORKS, VOCABULARY_NETWORKS
 from .pretrained import LibraryOptions, check_path
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "DESCRIPTION",
     "NETWORKS",
     "TEXT_NETWORKS",
+    "VOCABULARY_NETWORKS",
     "Classifier",
     "build",
     "digest_of",
@@ -55,6 +56,7 @@ def build(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
+    vocabulary: Sequence[str] | None = None,
     **arguments: Any,
 ) -> Classifier:
     """A freshly initialised network, in training mode.
@@ -68,6 +70,7 @@ def build(
             weights (their average for images of one channel), 0.5 without such weights.
         std: standard deviation that they are then divided by, likewise, 0.25 without pretrained weights.
         seed: seed for the initial weights; the global random state is left as it was.
+        vocabulary: words by their ids, for one of `VOCABULARY_NETWORKS`; others take no notice.
         arguments: the network's own (`width`, `stem`, `final_norm`, `growth`; `pretrained` with a prefix).
 
     Raises:
@@ -82,6 +85,7 @@ def build(
         channels,
         mean,
         std,
+        vocabulary=vocabulary,
     )
     return wanted.network(seed, tried_out=True)
 
@@ -112,7 +116,10 @@ def network_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 def fresh_copy(model: Classifier, *, seed: int) -> Classifier:
     """The same network with new, random initial weights, even where the original started from pretrained ones, or stamps."""
-    return _wanted({**model.description, "stamp": None}).network(seed, tried_out=True)
+    copy = _wanted({**model.description, "stamp": None}).network(seed, tried_out=True)
+    own = model.backbone.state_dict()
+    copy.backbone.load_state_dict({name: own[name] for name in model.backbone.given}, strict=False)
+    return copy
 
 
 def load(folder: Path, data: ImageSet | None = None) -> Classifier:
@@ -183,6 +190,7 @@ class _Wanted:
     mean: Sequence[float] | None
     std: Sequence[float] | None
     stamp: dict[str, Any] | None = None
+    vocabulary: Sequence[str] | None = None
 
     def network(self, seed: int, *, tried_out: bool) -> Classifier:
         """The network with initial weights, in training mode."""
@@ -214,11 +222,12 @@ class _Wanted:
         return model
 
     def _assembled(self) -> Classifier:
-        backbone, head, own = _parts(self.name, self.arguments, self.num_classes, self.size, self.channels)
+        backbone, head, own = self._parts()
         # The description rebuilds the network without any weights, so it needs no download.
+        rebuilt_by = {key: value for key, value in self.arguments.items() if key != "pretrained"}
         description = {
             "name": self.name,
-            "arguments": {key: value for key, value in self.arguments.items() if key != "pretrained"},
+            "arguments": rebuilt_by if backbone.rebuilt_by is None else backbone.rebuilt_by,
             "num_classes": self.num_classes,
             "image_size": list(self.size),
             "channels": self.channels,
@@ -228,6 +237,18 @@ class _Wanted:
         if self.stamp is not None:
             description["stamp"] = self.stamp
         return Classifier(backbone, head, description)
+
+    def _parts(self) -> tuple[Backbone, nn.Linear, Any]:
+        """Backbone, head, and the normalisation that pretrained weights were trained with, None without them."""
+        prefix, colon, short = self.name.partition(":")
+        if colon:
+            backbone, head, own = _library(prefix).build(
+                short, num_classes=self.num_classes, image_size=self.size, channels=self.channels, **self.arguments
+            )
+            return backbone, head, own
+        words = (self.vocabulary,) if self.name in VOCABULARY_NETWORKS else ()
+        backbone, features = NETWORKS[self.name](self.channels, *words, **self.arguments)
+        return backbone, nn.Linear(features, self.num_classes), backbone.normalisation
 
     def _misfit(self, error: Exception) -> UserError:
         height, width = self.size
@@ -261,20 +282,6 @@ def _library(prefix: str) -> Any:
     from . import torchvision_networks
 
     return torchvision_networks
-
-
-def _parts(
-    name: str, arguments: dict[str, Any], num_classes: int, image_size: tuple[int, int], channels: int
-) -> tuple[Backbone, nn.Linear, Any]:
-    """Backbone, head, and the normalisation that pretrained weights were trained with, None without them."""
-    prefix, colon, short = name.partition(":")
-    if colon:
-        backbone, head, own = _library(prefix).build(
-            short, num_classes=num_classes, image_size=image_size, channels=channels, **arguments
-        )
-        return backbone, head, own
-    backbone, features = NETWORKS[name](channels, **arguments)
-    return backbone, nn.Linear(features, num_classes), backbone.normalisation
 
 
 def _per_channel(

@@ -42,9 +42,13 @@ class Backbone(nn.Module):
 
     Attributes:
         normalisation: mean and standard deviation of each channel that a network is made for; None: it takes any.
+        rebuilt_by: JSON values of the arguments that rebuild it; None: those that it was made with, but for `pretrained`.
+        given: names of tensors that it was given and does not learn, so that they are no initial weights.
     """
 
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    rebuilt_by: dict[str, Any] | None = None
+    given: tuple[str, ...] = ()
 
     def __init__(self, body: nn.Module, pooling: nn.Module, *, traceable: bool = True) -> None:
         super().__init__()

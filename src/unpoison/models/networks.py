@@ -10,6 +10,7 @@ from .densenet import densenet121
 from .preactresnet import preactresnet18
 from .resnet import resnet18, resnet34, resnet50
 from .text_bag import text_bag
+from .text_encoder import text_encoder
 from .text_transformer import text_transformer
 from .vgg import vgg19_bn
 
@@ -24,6 +25,9 @@ NETWORKS: dict[str, Callable[..., tuple[Backbone, int]]] = {
     "compact_resnet": compact_resnet,
     "text_bag": text_bag,
     "text_transformer": text_transformer,
+    "text_encoder": text_encoder,
 }
-TEXT_NETWORKS = ("text_bag", "text_transformer")
+TEXT_NETWORKS = ("text_bag", "text_transformer", "text_encoder")
 """Those for texts; all others are for images."""
+VOCABULARY_NETWORKS = ("text_encoder",)
+"""Those of them that are made for the words of a vocabulary, which is their second argument."""

@@ -43,16 +43,21 @@ class Words(nn.Module):
             self.embedding.weight[PAD].zero_()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # Rounded: the way to [0, 1] and back is not exact.
-        pairs = images.float().round().long()[:, :, 0]
-        ids = pairs[:, 0] + 256 * pairs[:, 1]
-        ids = torch.where(ids < self.embedding.num_embeddings, ids, UNKNOWN)
+        ids = ids_in(images, self.embedding.num_embeddings)
         return ids, self.embedding(ids)
 
 
-def vectors_of(model: Classifier) -> int:
-    """Number of token ids that a network for texts has a vector of."""
-    return next(module.embedding.num_embeddings for module in model.modules() if isinstance(module, Words))
+def ids_in(images: Tensor, known: int) -> Tensor:
+    """Token ids, int64 [n, length], of bytes float [n, 2, 1, length]; from `known` on an id is the unknown word's."""
+    # Rounded: the way to [0, 1] and back is not exact.
+    pairs = images.float().round().long()[:, :, 0]
+    ids = pairs[:, 0] + 256 * pairs[:, 1]
+    return torch.where(ids < known, ids, UNKNOWN)
+
+
+def vectors_of(model: Classifier) -> int | None:
+    """Number of token ids that a network for texts has a vector of; None of one that is made for the vocabulary at hand."""
+    return next((module.embedding.num_embeddings for module in model.modules() if isinstance(module, Words)), None)
 
 
 def as_map(words: Tensor, ids: Tensor) -> Tensor:

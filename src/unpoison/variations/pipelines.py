@@ -7,7 +7,6 @@ pickles read, which run code then.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from torch import Tensor
 from ..compute.device import pick_device
 from ..core.errors import ParameterError, UserError, one_line
 from ..core.files import read_json, sha256_file, sha256_json
+from ..core.hub import folder_of
 from ..core.sharded import Once
 from .denoising import Noise
 
@@ -33,7 +33,6 @@ BatchSize = Annotated[int, Ge(1), Le(64)]
 INDEX = "model_index.json"
 FILES = ("*.json", "*.txt", "*/*.safetensors")
 """What a pipeline needs of a model's files: weights lie in its parts' folders, whole models in one file above them."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """Of parts of diffusers' and of transformers'."""
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -128,34 +127,8 @@ def find_model(model: str, revision: str | None) -> Path:
         raise ParameterError(
             f"model: {model!r} given, for which transformers is not installed; allowed: `pip install '.[pipelines]'` first"
         )
-    folder = Path(model)
-    if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or folder.exists():
-            raise ParameterError(f"model: {model!r} given, allowed: a folder, or OWNER/NAME of a repository on the hub")
-        if revision is None or not _COMMIT.fullmatch(revision):
-            raise ParameterError(
-                f"revision: {revision!r} given for {model}, allowed: the 40 hexadecimal digits of a commit of that repository"
-            )
-        folder = _in_cache(model, revision)
+    folder = folder_of(model, revision, FILES)
     _check_parts(folder)
-    return folder
-
-
-def _in_cache(model: str, revision: str) -> Path:
-    """The folder of a repository's files in the hub's cache. Raises ParameterError where they are not, or not all, there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=list(FILES)))
-    except HFValidationError as error:
-        raise ParameterError(f"model: {model!r} given, allowed: OWNER/NAME ({one_line(str(error))[:200]})") from None
-    except LocalEntryNotFoundError:
-        include = " ".join(f"--include {pattern!r}" for pattern in FILES)
-        raise ParameterError(
-            f"model: {model!r} given, which is not on this machine; allowed: after "
-            f"`hf download {model} --revision {revision} {include}`"
-        ) from None
     return folder
 
 
