@@ -372,6 +372,16 @@ def test_a_folder_that_is_not_whole_is_one_line(own: Path, name: str) -> None:
     assert str(own) in str(caught.value)
 
 
+def test_no_code_of_a_models_own_is_run(own: Path) -> None:
+    (own / "mine.py").write_text(f"open({str(own / 'ran')!r}, 'w')\nTokenizer = Model = Config = None\n")
+    edited("config.json", auto_map={"AutoConfig": "mine.Config", "AutoModel": "mine.Model"})(own)
+    names = {"AutoTokenizer": ["mine.Tokenizer", "mine.Tokenizer"]}
+    edited("tokenizer_config.json", auto_map=names, tokenizer_class="BertTokenizer")(own)
+    expected = [*number("fi", "##lm"), -1]
+    assert table(built(own, subwords=3))[WORDS.index("film")] == expected
+    assert not (own / "ran").exists()
+
+
 def test_a_model_with_a_head_and_old_names_is_read(own: Path) -> None:
     expected = built(own).state_dict()
     path = own / "model.safetensors"

@@ -92,7 +92,7 @@ class Encoder:
     family: Literal["bert", "distilbert", "roberta"]
     vocab_size: Annotated[int, Ge(4), Le(1 << 20)]
     hidden_size: _Size
-    num_hidden_layers: Annotated[int, Ge(1), Le(96)]
+    num_hidden_layers: Annotated[int, Ge(1), Le(48)]
     num_attention_heads: _Size
     intermediate_size: _Size
     max_position_embeddings: _Size
