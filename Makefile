@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src"
 
 .PHONY: setup git repro scan export audit report costs params test test-end-to-end test-slow fuzz suite suite-table suite-curves \
-	suite-sheet board board-plan board-page lint bench clean clean-scratch
+	suite-sheet board board-plan board-page lint bench api dist clean clean-scratch
 
 setup: $(READY)
 
@@ -122,6 +122,15 @@ bench: setup
 	$(RUN) python bench/purification.py
 	$(RUN) python bench/attacks_in_training.py
 	$(RUN) python bench/sampler.py
+
+# Pages of every module from the docstrings, with a search, in build/api; needs the extra: pip install -e '.[docs]'.
+api: setup
+	@$(RUN) PYTHONPATH="$(CURDIR)/src:$$PYTHONPATH" python bench/api_pages.py build/api
+
+# The sdist and the wheel in dist/, and the examples of docs/library.md from the wheel in a fresh environment; needs the extra:
+# pip install -e '.[release]'. OFFLINE=1: what the package depends on is that of .venv.
+dist: git setup
+	@$(RUN) PYTHONPATH="$$PYTHONPATH" python bench/dist.py dist $(if $(filter 1,$(call switch,OFFLINE)),--offline)
 
 # Unfinished and reusable work of no run that goes on now: variations, assets, checkpoints. It is made again where it is needed.
 clean-scratch: setup

@@ -55,6 +55,7 @@ END_TO_END = (
     "distributed",
     "flower",
     "sizes",
+    "dist",
     "robust",
     "hostile_report",
     "visualisation",

@@ -468,6 +468,14 @@ def test_every_folder_has_its_place() -> None:
         assert below <= set(list(MAY_IMPORT)[:place]), f"{folder} would climb"
 
 
+def test_nothing_imports_the_librarys_door() -> None:
+    # It imports every family: whatever imported it would run again with each of them.
+    door = LIBRARY / "api.py"
+    assert imported(door)
+    for path in (*LIBRARY.rglob("*.py"), *(ROOT / "stages").glob("*.py")):
+        assert door not in imported(path), path
+
+
 def test_no_circle_of_imports() -> None:
     done: set[Path] = set()
 
