@@ -26,9 +26,14 @@ class BuildError(Exception):
 
 
 def copy_tracked(target: Path) -> None:
-    """The files of the working copy that git tracks or would, in a new folder."""
+    """The files of the working copy that git tracks or would, in a new folder. Raises BuildError where there are none."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    try:
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"git: {error}; allowed: a clone of the project, and git on PATH") from None
+    if not listed:
+        raise BuildError(f"{ROOT}: no file that git tracks, allowed: a clone of the project")
     for path in filter(None, listed.split("\0")):
         # A file that was removed and not yet committed is listed as well.
         if (ROOT / path).is_file() and not (ROOT / path).is_symlink():
