@@ -125,12 +125,12 @@ bench: setup
 
 # Pages of every module from the docstrings, with a search, in build/api; needs the extra: pip install -e '.[docs]'.
 api: setup
-	@$(RUN) PYTHONPATH="$(CURDIR)/src:$$PYTHONPATH" python bench/api_pages.py build/api
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" python bench/api_pages.py build/api
 
 # The sdist and the wheel in dist/, and the examples of docs/library.md from the wheel in a fresh environment; needs the extra:
 # pip install -e '.[release]'. OFFLINE=1: what the package depends on is that of .venv.
 dist: git setup
-	@$(RUN) PYTHONPATH="$$PYTHONPATH" python bench/dist.py dist $(if $(filter 1,$(call switch,OFFLINE)),--offline)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python bench/dist.py dist $(if $(filter 1,$(call switch,OFFLINE)),--offline)
 
 # Unfinished and reusable work of no run that goes on now: variations, assets, checkpoints. It is made again where it is needed.
 clean-scratch: setup
