@@ -551,7 +551,7 @@ def _built_on(method: str, kind: str | None, by: Scored | Verdict | None) -> lis
             raise ParameterError(f"by: given, allowed with {method}: none")
         return []
     wanted, said = kinds[kind]
-    if not isinstance(by, wanted):
+    if by is None or not isinstance(by, wanted):
         found = "none" if by is None else f"a {type(by).__name__}"
         raise ParameterError(f"by: {found} given, allowed with {method}: {said}")
     return [by]
