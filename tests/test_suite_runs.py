@@ -20,6 +20,8 @@ import yaml
 from suite_files import DVC, ROOT, VARIED, changed, make_project, read
 from tiny import ENVIRONMENT
 from tiny import run as output_of
+from unpoison.board.board import read_board
+from unpoison.board.order import make as make_board
 from unpoison.core.errors import UserError
 from unpoison.data.store import open_split, write_base
 from unpoison.sources import digits
@@ -261,3 +263,36 @@ def test_sheet_shows_every_trigger_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.array_equal(drawn["small"][1], expected)
     sheet_.sheet(Repository(root), "tiny", "small", None, only=["several"], images=1)
     assert drawn["several: 0_badnets"].shape == (4, *clean.shape[1:])
+
+
+def test_the_board_makes_what_no_record_has(
+    quick: Repository, done: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(quick.root, VARIED)
+    values = {
+        "title": "A board",
+        "attacks": ["badnets", "blended"],
+        "rates": [0.1, 0.4, 0.05],
+        "taken": 0.5,
+        "solved": {"asr": 0.05, "acc_drop": 0.02, "ra_drop": 0.2, "tpr": 0.9},
+        "scales": {"cpu": {"Digits": {"suites": {"tiny": "full"}}}},
+    }
+    (quick.root / "board.yaml").write_text(yaml.safe_dump(values))
+    board, page = read_board(quick.root), quick.root / "reports" / "board" / "index.html"
+    make_board(quick, board, "cpu", {}, most=2)
+    assert done() == ["tiny-full-badnets-0.1-s0", "tiny-full-blended-0.4-s0"]
+    before = page.read_text()
+    # What is on record is not made again, also where the experiments behind it are not here.
+    for reference in git(quick.root, "for-each-ref", "--format=%(refname)", "refs/exps").split():
+        git(quick.root, "update-ref", "-d", reference)
+    monkeypatch.setenv("FAIL", "tiny-full-badnets-0.05-s0")
+    with pytest.raises(UserError, match=r"^board, scale cpu: 1 of 1 runs failed: tiny-full-badnets-0\.05-s0$"):
+        make_board(quick, board, "cpu", {})
+    assert done() == ["tiny-full-badnets-0.05-s0"]
+    assert page.read_text() == before
+    monkeypatch.delenv("FAIL")
+    make_board(quick, board, "cpu", {})
+    assert done() == ["tiny-full-badnets-0.05-s0"]
+    make_board(quick, board, "cpu", {})
+    assert done() == []
+    assert len(read_record(quick.report("tiny.runs.csv"))) == 3
