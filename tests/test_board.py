@@ -306,6 +306,7 @@ def test_command_line(
     assert capsys.readouterr().out == "wrote reports/board/index.html\n"
     for arguments, line in (
         (["page", "--scale", "tiny"], "SCALE: 'tiny' given, allowed: cpu"),
+        (["make", "--most", "-1"], "MOST: -1 given, allowed: from 1"),
         (["make", "--data", "Digits"], "DATA: 'Digits' given, allowed: TITLE=PATH"),
         (["make", "--data", "CIFAR=x"], "DATA: 'CIFAR' given, allowed: Digits"),
     ):

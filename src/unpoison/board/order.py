@@ -59,8 +59,10 @@ def make(repository: Repository, board: Board, scale: str, data: Mapping[str, st
         most: make at most this many; None: all.
 
     Raises:
-        UserError: a data set that the scale does not have; or runs that failed, after all others were made.
+        UserError: a data set that the scale does not have, fewer than one run; or runs that failed, after all others were made.
     """
+    if most is not None and most < 1:
+        raise UserError(f"MOST: {most} given, allowed: from 1")
     titles = board.data_sets(scale)
     if unknown := [title for title in data if title not in titles]:
         raise UserError(f"DATA: {unknown[0]!r} given, allowed: {', '.join(titles)}")

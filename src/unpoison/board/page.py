@@ -209,7 +209,8 @@ def opened(found: Map, method: str, attack: Attack, cell: Cell) -> list[str]:
         lines.append(", ".join(figures))
         lines.append("victim: " + ", ".join(f"{name} {value:.3f}" for name, value in cell.victim.items()))
         said = {True: "solved", False: "not solved", None: "does not count"}[cell.solved]
-        lines.append(said + ("" if cell.taken else ": the victim has not learned the attack"))
+        why = {True: "", False: ": the victim has not learned the attack", None: ": the victim's ASR is not on record"}
+        lines.append(said + why[cell.taken])
     else:
         lines.append("not run" if cell.suite else "no suite has it")
     if cell.published:
