@@ -71,15 +71,16 @@ test-end-to-end: setup
 	$(PYTEST) -m 'not slow and not gpu and end_to_end'
 
 # One published table. SCALE: the suite's first if not given; DATA=folder or archive of images; EXPERIMENTS="badnets
-# blended-0.1": only these; FRESH=1: everything again.
+# blended-0.1": only these; JOBS=4: so many runs at a time; FRESH=1: everything again.
 suite: git setup
 	@$(RUN) python -m unpoison.suites run "$(SUITE)" $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") \
-		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS)) $(if $(filter 1,$(FRESH)),--fresh)
+		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS)) $(if $(JOBS),--jobs "$(JOBS)") $(if $(filter 1,$(FRESH)),--fresh)
 
 # Every method against every attack. SCALE: the board's first if not given; DATA="CIFAR-10=cifar10.tar.xz": a folder or archive for a
-# data set; MOST=5: at most so many runs. board-plan lists the runs, board-page writes the page from the records alone.
+# data set; MOST=5: at most so many runs; JOBS=4: so many at a time. board-plan lists the runs, board-page writes the page from the records alone.
 board: git setup
-	@$(RUN) python -m unpoison.board make $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") $(if $(MOST),--most "$(MOST)")
+	@$(RUN) python -m unpoison.board make $(if $(SCALE),--scale "$(SCALE)") $(if $(DATA),--data "$(DATA)") $(if $(MOST),--most "$(MOST)") \
+		$(if $(JOBS),--jobs "$(JOBS)")
 
 board-plan board-page: git setup
 	@$(RUN) python -m unpoison.board $(@:board-%=%) $(if $(SCALE),--scale "$(SCALE)")

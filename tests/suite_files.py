@@ -141,7 +141,7 @@ print(json.dumps({"device": "a machine", "torch": "2.0"}))
 """
 # In the place of `python -m dvc`, where DVC's own work does not matter: writes an experiment as it does.
 DVC = """
-import json, os, subprocess, sys, yaml
+import json, os, subprocess, sys, time, yaml
 def git(*command):
     return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
 if sys.argv[1] != "exp":
@@ -150,7 +150,10 @@ if sys.argv[1] != "exp":
 name = sys.argv[sys.argv.index("-n") + 1]
 with open(os.environ["DONE"], "a") as file:
     file.write(" ".join([name, *(part for part in sys.argv if part == "--force")]) + "\\n")
+while any(other not in open(os.environ["DONE"]).read() for other in os.environ.get("MEET", "").split()):
+    time.sleep(0.02)
 if name in os.environ.get("FAIL", "").split():
+    print("this one fails")
     sys.exit(3)
 params = yaml.safe_load(open("params.yaml"))
 for part in sys.argv:

@@ -254,6 +254,28 @@ def test_page_and_table(recorded: tuple[Path, Board]) -> None:
     assert len(rows) == 1 + cells
 
 
+def test_what_a_method_costs_is_a_mean_over_its_cells(tmp_path: Path) -> None:
+    one, two = suites(tmp_path)
+    runs = {
+        "one": [
+            ran(one, "badnets-0.1", detection__cd__auroc=0.9, detection__cd__passes_per_sample=28.5),
+            # Of an older record, which has no cost: it takes no part.
+            ran(one, "badnets-0.05", detection__cd__auroc=0.9, detection__ac__auroc=0.5),
+        ],
+        "two": [
+            ran(two, "badnets-0.1", purified__fst__asr=0.1, purified__fst__passes=20_000),
+            ran(two, "badnets-0.05", purified__fst__asr=0.1, purified__fst__passes=30_000),
+        ],
+    }
+    root = repository(tmp_path, runs=runs)
+    page = write_board(root, read_board(root), "cpu").with_suffix(".md").read_text()
+    assert "| method | badnets | blended | solved | passes per sample |" in page
+    assert "| cd | 0.90 | · | – | 28.5 |" in page
+    assert "| ac | 0.50 | · | – | – |" in page
+    assert "| method | badnets | blended | solved | images passed |" in page
+    assert "| fst | 0.10 | · | – | 25 k |" in page
+
+
 def test_a_cell_that_was_not_run_shows_nothing_and_one_that_nobody_has_a_dot() -> None:
     assert (shown(Cell(suite="one"), "asr"), shown(Cell(), "asr")) == ("", "·")
 

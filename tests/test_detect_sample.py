@@ -89,8 +89,9 @@ def test_a_detector_is_graded_on_what_it_scored() -> None:
     # There is nothing to tell poison from where a sample has one kind alone.
     assert list(metrics) == ["right", "whole"]
     assert list(curves) == ["fpr", "right", "whole"]
-    assert metrics["right"] == {**detection_metrics(values, np.array([True, False])), "scored": 2, "scored_poisoned": 1}
-    assert metrics["whole"] == detection_metrics(whole, poisoned)
+    figures = detection_metrics(values, np.array([True, False]))
+    assert metrics["right"] == {**figures, "passes_per_sample": 1, "scored": 2, "scored_poisoned": 1}
+    assert metrics["whole"] == {**detection_metrics(whole, poisoned), "passes_per_sample": 1}
 
 
 def test_planted_poison_is_found_in_a_sample(planted: Planted, suspect: Suspect) -> None:

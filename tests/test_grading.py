@@ -194,8 +194,8 @@ def test_verdicts_are_graded_by_the_targets(
     policies: list[dict[str, Any]], flagged: list[int], hit: float | None, false_alarms: int
 ) -> None:
     truth, _ = attacked("multi" if len(policies) > 1 else "badnets", [wanted(**policy) for policy in policies])
-    verdict = Verdict(np.array([0.5, 3, 1, 2], np.float32), np.isin(np.arange(4), flagged), "a rule", 1.0)
-    expected = {"flagged": len(flagged), "anomaly": 3.0}
+    verdict = Verdict(np.array([0.5, 3, 1, 2], np.float32), np.isin(np.arange(4), flagged), "a rule", 70.0)
+    expected = {"flagged": len(flagged), "anomaly": 3.0, "passes": 70.0}
     assert grading.inspector_metrics({"one": verdict}, None) == {"one": expected}
     expected |= {"false_alarms": false_alarms} | ({} if hit is None else {"hit": hit})
     assert grading.inspector_metrics({"one": verdict}, truth) == {"one": expected}

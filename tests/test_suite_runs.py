@@ -32,6 +32,8 @@ from unpoison.suites.experiments import experiments
 from unpoison.suites.git import Repository, git
 from unpoison.suites.record import read_record
 from unpoison.suites.run import run
+from unpoison.suites.runner import Runner
+from unpoison.suites.suite import rows_of
 from unpoison.suites.table import write_table
 
 ONE_SEED = changed("scales", {"small": {"label": "200 digits", "seeds": [0], "cost": "a minute"}})
@@ -135,7 +137,7 @@ def test_kill_then_only_the_unfinished_run_is_repeated(
     assert sorted(experiments(root)) == BOTH
     assert "tiny-small-blended-s0" in output_of(root, "dvc", "exp", "show", "--md")
     assert state(root) == before
-    assert not repository.clone.exists()
+    assert not repository.clones.exists()
     runs = read_record(repository.report("tiny.runs.csv"))
     # An override of another file than params.yaml has arrived: size 3 instead of 4.
     assert [(line.experiment, line.data, line.metrics["backdoored.acc"]) for line in runs] == [
@@ -183,7 +185,7 @@ def test_changed_runs_take_the_place_of_earlier_ones(
     assert {name: len(known) for name, known in new.items()} == dict.fromkeys(BOTH, 1)
     assert new[BOTH[0]][0].baseline == old[BOTH[0]]
     assert new[BOTH[1]][0].baseline == git(quick.root, "rev-parse", "HEAD")
-    assert not quick.clone.exists()
+    assert not quick.clones.exists()
     table = write_table(quick, "tiny")
     assert "Recorded runs of other settings than the suite has now, not counted: 1." in table
     assert quick.report("tiny.md").read_text() == table
@@ -216,7 +218,7 @@ def test_parameters_of_all_runs_are_checked_before_the_first(quick: Repository, 
         with pytest.raises(UserError, match=message):
             run(quick, "tiny", None, None, fresh=False)
     assert done() == []
-    assert not quick.clone.exists()
+    assert not quick.clones.exists()
 
 
 def test_every_value_of_what_varies_is_a_run_of_its_own(quick: Repository, done: Callable[..., list[str]]) -> None:
@@ -226,6 +228,47 @@ def test_every_value_of_what_varies_is_a_run_of_its_own(quick: Repository, done:
     runs = read_record(quick.report("tiny.runs.csv"))
     assert [run.experiment for run in runs] == ["badnets-0.05", "badnets-0.1", "blended-0.4"]
     assert write_table(quick, "tiny").count("| no tolerance |") == 3
+
+
+def test_runs_are_made_beside_each_other(
+    quick: Repository, done: Callable[..., list[str]], capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each waits until the other has begun.
+    monkeypatch.setenv("MEET", " ".join(BOTH))
+    monkeypatch.setenv("FAIL", BOTH[1])
+    with pytest.raises(UserError, match=r"^suites/tiny\.yaml: 1 of 2 runs failed: tiny-small-blended-s0$"):
+        run(quick, "tiny", None, None, jobs=2)
+    assert sorted(done()) == BOTH
+    assert [line.experiment for line in read_record(quick.report("tiny.runs.csv"))] == ["badnets"]
+    # What each prints is in a file of its own.
+    log = ".unpoison/suites/logs/tiny-small-blended-s0.txt"
+    assert f"ended with exit status 3; its messages are in {log}" in capfd.readouterr().err
+    assert (quick.root / log).read_text() == "this one fails\n"
+    assert not quick.clones.exists()
+    with pytest.raises(UserError, match=r"^JOBS: 0 given, allowed: from 1$"):
+        run(quick, "tiny", None, None, jobs=0)
+
+
+def test_runs_of_a_group_follow_each_other_and_an_end_begins_no_other(
+    quick: Repository, done: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = read(quick.root, VARIED)
+    with quick.locked() as lock:
+        runner = Runner(quick, lock, jobs=2)
+        one, two, three = ([task] for task in runner.tasks(suite, rows_of(suite, "full"), None))
+        monkeypatch.setenv("MEET", f"{one[0].name} {three[0].name}")
+        assert runner.make([one + two, three]) == []
+        # The second waits for the first alone, and for its clone.
+        assert done()[-1] == two[0].name
+
+        def interrupted() -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.delenv("MEET")
+        with pytest.raises(KeyboardInterrupt):
+            runner.make([one + two, [], [], [], three + three], interrupted)
+        assert two[0].name not in done()
+        assert not quick.clones.exists()
 
 
 def test_sheet_shows_every_trigger_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +336,6 @@ def test_the_board_makes_what_no_record_has(
     monkeypatch.delenv("FAIL")
     make_board(quick, board, "cpu", {})
     assert done() == ["tiny-full-badnets-0.05-s0"]
-    make_board(quick, board, "cpu", {})
+    make_board(quick, board, "cpu", {}, jobs=2)
     assert done() == []
     assert len(read_record(quick.report("tiny.runs.csv"))) == 3

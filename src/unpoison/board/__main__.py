@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         board = read_board(repository.root)
         scale = given.scale or next(iter(board.scales))
         if given.command == "make":
-            make(repository, board, scale, _pairs(given.data), most=given.most)
+            make(repository, board, scale, _pairs(given.data), most=given.most, jobs=given.jobs)
         elif given.command == "plan":
             todo = needed(board, scale, repository.root)
             for need in todo:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data", nargs="+", default=[], metavar="TITLE=PATH", help="a folder or archive of images for a data set"
     )
     maker.add_argument("--most", type=int, help="make at most this many runs")
+    maker.add_argument("--jobs", type=int, default=1, help="make so many runs at a time")
     return parser
 
 

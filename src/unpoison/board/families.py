@@ -30,6 +30,7 @@ class Family:
         figures: figures that an opened cell has, as far as they were measured.
         lists: keys of parameters that list its methods.
         blocks: keys of parameters that have a key for each of its methods.
+        cost: the figure that says what a method costs, and its heading; "": none is counted.
         elsewhere: methods with a stage of their own: where their figures lie, and the key that switches them on.
     """
 
@@ -42,6 +43,7 @@ class Family:
     figures: tuple[str, ...]
     lists: tuple[str, ...]
     blocks: tuple[str, ...] = ()
+    cost: tuple[str, str] = ("", "")
     elsewhere: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def place_of(self, method: str) -> str:
@@ -74,7 +76,17 @@ class Family:
         return figures["tpr_at_1fpr"] >= rule.tpr if "tpr_at_1fpr" in figures else None
 
 
-_SCORES = ("auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "flagged_tpr", "flagged_fpr", "scored", "scored_poisoned")
+_SCORES = (
+    "auroc",
+    "ap",
+    "tpr_at_1fpr",
+    "tpr_at_5fpr",
+    "flagged_tpr",
+    "flagged_fpr",
+    "scored",
+    "scored_poisoned",
+    "passes_per_sample",
+)
 _GRADES = ("acc", "asr", "ra", "der", "retuned_asr", "passes")
 
 
@@ -92,6 +104,7 @@ FAMILIES = (
         False,
         _SCORES,
         ("detect.methods",),
+        cost=("passes_per_sample", "passes per sample"),
     ),
     Family(
         "Detectors at test time: triggered among clean images",
@@ -102,6 +115,7 @@ FAMILIES = (
         False,
         _SCORES,
         ("detect.inputs",),
+        cost=("passes_per_sample", "passes per sample"),
     ),
     Family(
         "Inspectors of the model",
@@ -110,8 +124,9 @@ FAMILIES = (
         "hit",
         "1 where the target is flagged, 0 where not",
         False,
-        ("hit", "false_alarms", "anomaly"),
+        ("hit", "false_alarms", "anomaly", "passes"),
         ("detect.models",),
+        cost=("passes", "images passed"),
     ),
     Family(
         "Purifiers",
@@ -123,6 +138,7 @@ FAMILIES = (
         _GRADES,
         ("purify.methods",),
         ("purify.by",),
+        ("passes", "images passed"),
     ),
     Family(
         "Robust training",
@@ -134,6 +150,6 @@ FAMILIES = (
         _GRADES,
         ("robust.methods",),
         ("robust.by",),
-        {"distillation": ("student", "variations.enabled")},
+        elsewhere={"distillation": ("student", "variations.enabled")},
     ),
 )

@@ -10,7 +10,7 @@ from ..core.errors import UserError
 from ..reporting.escaping import say
 from ..suites.git import Repository
 from ..suites.record import read_record
-from ..suites.run import run
+from ..suites.runner import Runner, Task, synchronise
 from ..suites.suite import Row
 from ..suites.table import counted
 from .board import Board
@@ -48,8 +48,16 @@ def needed(board: Board, scale: str, root: Path) -> list[Needed]:
     return [run for _, run in sorted(found, key=lambda item: item[0])]
 
 
-def make(repository: Repository, board: Board, scale: str, data: Mapping[str, str], *, most: int | None = None) -> None:
-    """Make the runs that are needed, one after another, and write the page after each.
+def make(
+    repository: Repository,
+    board: Board,
+    scale: str,
+    data: Mapping[str, str],
+    *,
+    most: int | None = None,
+    jobs: int = 1,
+) -> None:
+    """Make the runs that are needed, and write the page after each.
 
     Args:
         repository: the working copy.
@@ -57,34 +65,34 @@ def make(repository: Repository, board: Board, scale: str, data: Mapping[str, st
         scale: one of its scales.
         data: by title of a data set a folder or archive of images in its place.
         most: make at most this many; None: all.
+        jobs: number of runs that are made at a time; runs with the same attack on the same data follow each other, as they
+            share a victim.
 
     Raises:
-        UserError: a data set that the scale does not have, fewer than one run; or runs that failed, after all others were made.
+        UserError: a data set that the scale does not have, data that do not exist, fewer than one run or job, parameters that
+            the code refuses; or runs that failed, after all others were made.
     """
     if most is not None and most < 1:
         raise UserError(f"MOST: {most} given, allowed: from 1")
     titles = board.data_sets(scale)
     if unknown := [title for title in data if title not in titles]:
         raise UserError(f"DATA: {unknown[0]!r} given, allowed: {', '.join(titles)}")
-    todo = needed(board, scale, repository.root)[:most]
-    failed = []
-    for number, need in enumerate(todo, 1):
-        name = need.row.name(board.suites[need.suite])
-        say(f"\nboard, scale {scale}: {name}, run {number} of {len(todo)}")
-        try:
-            run(
-                repository,
-                need.suite,
-                need.row.scale,
-                data.get(need.data_set),
-                only=[need.row.experiment],
-                seeds=[need.row.seed],
+    for path in data.values():
+        if not Path(path).exists():
+            raise UserError(f"DATA: {path!r} given, which does not exist; allowed: a folder or archive of images")
+    with repository.locked() as lock:
+        runner = Runner(repository, lock, jobs=jobs)
+        for suite in board.suites.values():
+            synchronise(repository, suite)
+        todo = needed(board, scale, repository.root)[:most]
+        say(f"board, scale {scale}: {len(todo)} runs to make")
+        columns: dict[tuple[str, str, int], list[Task]] = {}
+        for need in todo:
+            column = need.data_set, need.row.experiment, need.row.seed
+            columns.setdefault(column, []).extend(
+                runner.tasks(board.suites[need.suite], [need.row], data.get(need.data_set))
             )
-        except UserError as error:
-            say(f"error: {error}")
-            failed.append(name)
-            continue
+        failed = runner.make(list(columns.values()), lambda: write_board(repository.root, board, scale))
         write_board(repository.root, board, scale)
-    write_board(repository.root, board, scale)
     if failed:
         raise UserError(f"board, scale {scale}: {len(failed)} of {len(todo)} runs failed: {', '.join(failed)}")

@@ -128,11 +128,15 @@ def _solved(found: Map, method: str, rates: Iterable[float], attacks: Iterable[s
 
 
 def _cost(found: Map, method: str) -> str:
-    """Mean images that passed the network forward and backward, where the runs have counted them."""
-    passes = [
-        cell.figures["passes"] for (name, _), cell in found.cells.items() if name == method and "passes" in cell.figures
+    """A method's mean cost over all its cells, where the runs have counted it."""
+    figure, _ = found.family.cost
+    costs = [
+        cell.figures[figure] for (name, _), cell in found.cells.items() if name == method and figure in cell.figures
     ]
-    return f"{statistics.fmean(passes) / 1000:,.0f} k" if passes else "–"
+    if not costs:
+        return "–"
+    mean = statistics.fmean(costs)
+    return f"{mean / 1000:,.0f} k" if mean >= 10_000 else f"{mean:,.3g}"
 
 
 class BoardPage(Page):
@@ -149,7 +153,7 @@ class BoardPage(Page):
         title = f"{family.title}, {rate:.0%} poisoned: {family.shown_in_words}"
         costs = {method: _cost(found, method) for method in family.methods}
         cost = any(value != "–" for value in costs.values())
-        heads = [*(attack for attack in board.attacks), "solved", *(["images passed"] if cost else [])]
+        heads = [*(attack for attack in board.attacks), "solved", *([family.cost[1]] if cost else [])]
         rows, body = [], []
         for method in family.methods:
             cells = [found.cells[method, column] for column in columns]

@@ -112,7 +112,7 @@ def detector_metrics(
     A detector is compared with the truth on the samples that it scored. Of a part of the set, its metrics say how many these
     are, `scored`, and how many of them are poisoned, `scored_poisoned`. Where it has a rule of its own, `flagged` is the
     number of samples that it flags, `flagged_tpr` and `flagged_fpr` the shares of the poisoned and of the clean ones that it
-    flags.
+    flags. `passes_per_sample` is what its scores cost.
 
     The intervals are those of `detection_intervals`: `level`, the two quantiles, and a column `DETECTOR.FIGURE` for each.
 
@@ -129,7 +129,7 @@ def detector_metrics(
         among = poisoned if scored.index is None else poisoned[scored.index]
         if not among.any() or among.all():
             continue
-        metrics[name] = detection_metrics(scored.values, among)
+        metrics[name] = detection_metrics(scored.values, among) | {"passes_per_sample": scored.forward_passes}
         curves[name] = roc_points(scored.values, among)
         if scored.index is not None:
             metrics[name] |= {"scored": len(among), "scored_poisoned": among.sum()}
@@ -144,10 +144,10 @@ def detector_metrics(
 def inspector_metrics(verdicts: Mapping[str, Verdict], truth: Truth | None) -> dict[str, dict[str, float]]:
     """Metrics of verdicts on the backdoored model by inspector.
 
-    `flagged` is the number of classes that it flags, `anomaly` the largest index. Where the attack is known, `false_alarms`
-    is the number of flagged classes that are no target, and `hit` the share of targets that are flagged: 0 or 1 of an attack
-    with one target. With all2all every class is a target, with calculator every result, with complex each that a poisoned
-    sample was given. A set without poison has none, and so no `hit`.
+    `flagged` is the number of classes that it flags, `anomaly` the largest index, `passes` the images that it passed through the
+    network. Where the attack is known, `false_alarms` is the number of flagged classes that are no target, and `hit` the share of
+    targets that are flagged: 0 or 1 of an attack with one target. With all2all every class is a target, with calculator every
+    result, with complex each that a poisoned sample was given. A set without poison has none, and so no `hit`.
 
     Args:
         verdicts: verdicts by inspector.
@@ -156,6 +156,7 @@ def inspector_metrics(verdicts: Mapping[str, Verdict], truth: Truth | None) -> d
     metrics = {}
     for name, verdict in verdicts.items():
         metrics[name] = {"flagged": verdict.flagged.sum(), "anomaly": verdict.anomaly.max()}
+        metrics[name]["passes"] = verdict.forward_passes
         if truth is None:
             continue
         targets = np.zeros(len(verdict.flagged), bool)

@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(given.name, again="the same command goes on where it stopped"):
         repository = Repository.here()
         if given.command == "run":
-            run(repository, given.name, given.scale, given.data, only=given.experiments, fresh=given.fresh)
+            chosen = {"only": given.experiments, "fresh": given.fresh, "jobs": given.jobs}
+            run(repository, given.name, given.scale, given.data, **chosen)
         elif given.command == "table":
             say(write_table(repository, given.name), end="")
         elif given.command == "repair":
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", help="a folder or archive of images, in the place of the suite's data set")
         command.add_argument("--experiments", nargs="+", default=[], metavar="NAME", help="only these")
     runner.add_argument("--fresh", action="store_true", help="make all runs again, without the cache")
+    runner.add_argument("--jobs", type=int, default=1, help="make so many runs at a time")
     drawer.add_argument("--images", type=int, default=3, help="how many images")
     return parser
 

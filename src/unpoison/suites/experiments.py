@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..core.errors import UserError
 from ..reporting.escaping import JOINERS, visible
-from .git import Repository, git, surroundings
+from .git import git, surroundings
 from .params import override, scenario_at, value_at
 from .record import Run, figures_of
 from .suite import Overrides, Row
@@ -139,9 +140,11 @@ def _dvc(folder: Path, *command: str) -> str:
     return done.stdout.strip()
 
 
-def environment(clone: Path, scratch: Path) -> dict[str, str]:
-    """For programs run in the clone: its own library, this Python, and work that survives the clone."""
+def environment(clone: Path, scratch: Path, *, jobs: int = 1) -> dict[str, str]:
+    """For programs run in the clone: its own library, this Python, work that survives the clone, and its share of the cores."""
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     return {
+        **share,
         **surroundings(),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join([str(clone / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -150,21 +153,26 @@ def environment(clone: Path, scratch: Path) -> dict[str, str]:
 
 
 def make(
-    repository: Repository,
+    root: Path,
+    clone: Path,
     name: str,
     overrides: Overrides,
     about: Mapping[str, str],
+    given: Mapping[str, str],
     *,
     force: bool,
     lock: TextIO,
+    log: Path | None = None,
 ) -> float:
-    """Make experiment `name` in the clone and push it to the repository, in the place of those it has of that name.
+    """Make experiment `name` in a clone of `root` and push it there, in the place of those it has of that name.
 
     Args:
         overrides: by the parameter's key.
         about: kept with the experiment, besides the wall time: its settings' digest, the hardware.
+        given: the environment of DVC and its stages.
         force: run every stage, also where the cache has its result.
         lock: stays locked as long as DVC lives, even when this process is killed alone.
+        log: file for what the run prints; None: the terminal.
 
     Returns:
         Wall time in seconds.
@@ -172,12 +180,18 @@ def make(
     Raises:
         UserError: a stage failed; nothing is pushed then.
     """
-    start, root, clone = time.monotonic(), repository.root, repository.clone
+    start = time.monotonic()
     settings = [part for key, value in overrides.items() for part in ("-S", override(key, value))]
     command = [*DVC, "exp", "run", "-n", name, *(["--force"] if force else []), *settings]
-    done = subprocess.run(command, cwd=clone, env=environment(clone, repository.scratch), pass_fds=[lock.fileno()])
+    with ExitStack() as opened:
+        printed: dict[str, Any] = {}
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            printed = {"stdout": opened.enter_context(log.open("wb")), "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=clone, env=given, pass_fds=[lock.fileno()], **printed)
     if done.returncode:
-        raise UserError(f"`dvc exp run` ended with exit status {done.returncode}; its messages are above")
+        where = "above" if log is None else f"in {log.relative_to(root)}"
+        raise UserError(f"`dvc exp run` ended with exit status {done.returncode}; its messages are {where}")
     seconds = round(time.monotonic() - start, 1)
     made = experiments(clone)[name][0]
     git(clone, "cat-file", "-e", f"{made.commit}:{METRICS}")

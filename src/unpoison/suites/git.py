@@ -75,9 +75,13 @@ class Repository:
         return self.root / ".unpoison" / "suites"
 
     @property
-    def clone(self) -> Path:
-        """What runs are made in."""
-        return self.scratch / "clone"
+    def clones(self) -> Path:
+        """What runs are made in: a clone for each that is made at the same time."""
+        return self.scratch / "clones"
+
+    def log(self, name: str) -> Path:
+        """What a run prints that is made beside others."""
+        return self.scratch / "logs" / f"{name}.txt"
 
     def report(self, name: str) -> Path:
         """A file about a suite: its record `NAME.runs.csv`, its page `NAME.md`."""

@@ -30,7 +30,8 @@ from ..training.recipes import APART, recipe_named
 from .git import Repository
 from .params import FOLDER, PARAMS, Params, params_at, params_of
 from .reading import read_suite
-from .run import chosen, overrides_of
+from .run import chosen
+from .runner import overrides_of
 from .suite import Row, Suite
 
 ATTACKS_FILE = f"{FOLDER}/attacks.yaml"
