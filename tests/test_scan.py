@@ -405,6 +405,17 @@ class TestAnswer:
         )
         assert "(high; seen by the network that was trained with canaries, and not by the other)" in text
 
+    def test_how_many_of_a_class_are_of_which_level(self) -> None:
+        part = np.full(COUNT, -1, np.int8)
+        part[[0, 1]] = 0
+        truth = Truth("canaries", (Part("badnets", Policy(target=0), {}),), part >= 0, part, np.full(COUNT, 2))
+        received, sure = np.isin(np.arange(COUNT), [2, 5]), np.arange(COUNT) == 8
+        planted = Round(truth, {"separation": scored(np.where(sure, 6.0, 0.1), sure)})
+        scores = {"separation": scored(np.where(received, 4.5, 0.1), received)}
+        text = answer_text(run_of(scores=scores, calibration=[planted]))
+        assert "3 of 13 samples of class 2 (eel) stand at least 6.0 standard deviations apart" in text
+        assert "(1 high, 2 medium)" in text
+
     def test_where_the_first_of_the_list_are(self) -> None:
         labels = np.arange(1000) % 4
         # The first ten are of class 1, which is one sample in four.

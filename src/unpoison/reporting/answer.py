@@ -98,11 +98,18 @@ def _named(run: Run, found: Suspicion, groups: list[tuple[int, IntArray]]) -> st
     named = "; ".join(
         f"{len(members):,} of {int((run.data.labels == label).sum()):,} samples of class {run.class_name(label)} stand at "
         f"least {at_least(float(found.apart[members].max()))} standard deviations apart from the others "
-        f"({LEVELS[int(found.level[members].max())]}{ELSEWHERE if found.look[members].all() else ''})"
+        f"({_levels_of(found, members)}{ELSEWHERE if found.look[members].all() else ''})"
         + (f", and a part of them {takes_along(float(brought))}" if (brought := found.brought[members].max()) else "")
         for label, members in groups[:MOST_GROUPS]
     )
     return named + (f"; and groups in {len(groups) - MOST_GROUPS} more classes" if len(groups) > MOST_GROUPS else "")
+
+
+def _levels_of(found: Suspicion, members: IntArray) -> str:
+    """The level of a group's samples, or how many there are of each: two networks may say different ones of a class."""
+    counts = {LEVELS[level]: int((found.level[members] == level).sum()) for level in (HIGH, MEDIUM)}
+    there = {level: count for level, count in counts.items() if count}
+    return next(iter(there)) if len(there) == 1 else ", ".join(f"{count:,} {level}" for level, count in there.items())
 
 
 def _foremost(run: Run, found: Suspicion) -> list[str]:
