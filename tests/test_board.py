@@ -12,12 +12,13 @@ import yaml
 from suite_files import ROOT, VARIED
 from unpoison.board.__main__ import main
 from unpoison.board.board import Board, Solved, read_board
-from unpoison.board.cells import Cell, Map, maps_of, read_published
+from unpoison.board.cells import Cell, Map, maps_of
 from unpoison.board.families import FAMILIES, Family
 from unpoison.board.order import needed
-from unpoison.board.page import FOLDER, board_page, opened, shown, table_csv, write_board
+from unpoison.board.page import FOLDER, board_page, folder_of, opened, shown, table_csv, write_board
 from unpoison.board.verdict import beside_others
 from unpoison.core.errors import UserError
+from unpoison.suites.published import read_published
 from unpoison.suites.reading import read_suite
 from unpoison.suites.record import Run, write_record
 from unpoison.suites.suite import Suite
@@ -208,6 +209,7 @@ def test_published_figures_that_are_refused(text: str, message: str, tmp_path: P
             {"scales": {"cpu": {"Digits": {"suites": {"one": "full"}, "source": "x"}}}},
             r"scales\.cpu\.Digits\.source: allowed: ",
         ),
+        ({"scales": {"../x": {}}}, r"scales: '\.\./x' given as a name, allowed: small letters"),
         ({"scales": {"cpu": {"Digits": {"suites": {"three": "full"}}}}}, r"SUITE: 'three' given, allowed: one, two$"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
@@ -339,10 +341,15 @@ def test_command_line(
 
 def test_the_committed_board_is_that_of_the_records() -> None:
     board = read_board(ROOT)
-    maps = maps_of(board, next(iter(board.scales)), ROOT)
-    page = board_page(board, next(iter(board.scales)), maps)
-    assert (ROOT / FOLDER / "index.html").read_text() == page.html()
-    assert (ROOT / FOLDER / "index.md").read_text() == page.markdown()
-    assert (ROOT / FOLDER / "board.csv").read_text() == table_csv(maps)
+    assert {scale: str(folder_of(board, scale)) for scale in board.scales} == {
+        "cpu": "reports/board",
+        "full": "reports/board/full",
+    }
+    for scale in board.scales:
+        maps, folder = maps_of(board, scale, ROOT), ROOT / folder_of(board, scale)
+        page = board_page(board, scale, maps)
+        assert (folder / "index.html").read_text() == page.html()
+        assert (folder / "index.md").read_text() == page.markdown()
+        assert (folder / "board.csv").read_text() == table_csv(maps)
     assert len(board.attacks) >= 10
     assert set(board.rates) == {0.1, 0.05, 0.01}

@@ -54,7 +54,7 @@ def test_mean_spread_difference_and_verdict_by_hand(tiny: Suite) -> None:
     assert (blended.runs, blended.std, blended.verdict) == (1, {}, "deviates")
     assert (blended.difference, blended.why) == ({"acc": 0.1, "ra": 0.0}, "reason not found yet")
     assert (full.verdict, full.runs) == ("not run", 0)
-    assert full.why == "`make suite SUITE=tiny SCALE=full`; estimate for all its runs: a year"
+    assert full.why == "`make suite SUITE=tiny SCALE=full`"
 
 
 def test_page_says_what_a_line_stands_for(tiny: Suite) -> None:
@@ -72,7 +72,7 @@ def test_page_says_what_a_line_stands_for(tiny: Suite) -> None:
     assert "- badnets: `attack.name=badnets`, `params/attacks.yaml:badnets.size=3`\n" in page
     assert "- 2 of 6 runs: 1.0 to 1.0 min each, 2.0 min in all" in page
     assert "- hardware: cpu: X, 2 cores, 2 threads" in page
-    assert "not run; estimate for all 2 runs: a year" in page
+    assert "none of 2 runs made; what they cost: a year" in page
     rows = list(csv.DictReader(table_csv(tiny, runs).splitlines()))
     assert (rows[0]["mean_acc"], rows[0]["std_acc"], rows[0]["published_ra"]) == ("0.55", "0.070711", "")
     assert page == markdown(tiny, runs)

@@ -201,6 +201,41 @@ def test_overrides_of_one_value(tmp_path: Path) -> None:
             read(tmp_path, changed("scales/small/set_for", {key: {"seed": 1}}, VARIED))
 
 
+def test_published_figures_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "suites").mkdir()
+    table = tmp_path / "suites" / "table.csv"
+    table.write_text(
+        "attack,method,rate,acc,asr,ra\nbadnets,none,0.05,0.8,0.7,0.2\nbadnets,none,0.1,0.1,0.1,0.1\n"
+        "badnets,fst,0.05,0.75,0.01,0.7\nbadnets,other,0.05,0.5,0.5,0.5\nblended,none,0.1,0.6,0.6,0.6\n"
+    )
+    methods = {**VARIED["methods"], "fst": FILE["methods"]["fst"]}
+    file = {**VARIED, "methods": methods, "published": {"source": "paper", "file": "table.csv"}}
+    suite = read(tmp_path, file)
+    published = {
+        name: {method: known.figures for method, known in about.published.items()}
+        for name, about in suite.experiments.items()
+    }
+    # What an experiment says itself goes before the table; its other method and another rate than 0.4 are not the suite's.
+    assert published == {
+        "badnets-0.1": {"none": {"acc": 0.9, "asr": 0.95}},
+        "badnets-0.05": {"none": {"acc": 0.9}, "fst": {"acc": 0.75, "asr": 0.01, "ra": 0.7}},
+        "blended-0.4": {"none": {"asr": 1}},
+    }
+    for other, message in (
+        ({"published": {"source": "book", "file": "table.csv"}}, r"published\.source: 'book' given, allowed: paper$"),
+        (
+            {"published": {"source": "paper", "file": "../x.csv"}},
+            r"published\.file: '\.\./x\.csv' given, allowed: a file",
+        ),
+        ({"published": {"source": "paper", "file": "none.csv"}}, r"none\.csv"),
+        ({"published": {"file": "table.csv"}}, r"published\.source: nothing given"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path, {**file, **other})
+    with pytest.raises(UserError, match=r"published: allowed with `vary`"):
+        read(tmp_path, {**FILE, "published": {"source": "paper", "file": "table.csv"}})
+
+
 def test_chosen_experiments(tmp_path: Path) -> None:
     suite = read(tmp_path, VARIED)
     assert [row.experiment for row in rows_of(suite, "small", ["badnets-0.05"])] == ["badnets-0.05"] * 3

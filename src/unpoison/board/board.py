@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import ParameterError, UserError, file_of, keys_of
 from ..core.files import open_file
 from ..core.hyperparameters import Fraction, check
-from ..suites.reading import read_suite
+from ..suites.reading import NAME, NAMES_ALLOWED, read_suite
 from ..suites.suite import Suite
 from ..suites.yaml_file import LARGEST, read_yaml
 
@@ -101,6 +101,9 @@ def read_board(root: Path) -> Board:
             given = getattr(keys, key)
             if not given or (isinstance(given, list) and len(set(given)) < len(given)):
                 raise ParameterError(f"{key}: {given!r} given, allowed: at least one, each once")
+        # The page of a scale lies in a folder of its name.
+        if wrong := [scale for scale in keys.scales if not NAME.fullmatch(scale)]:
+            raise ParameterError(f"scales: {wrong[0]!r} given as a name, {NAMES_ALLOWED}")
         scales = {scale: _data_sets(sets, f"scales.{scale}") for scale, sets in keys.scales.items()}
     named = dict.fromkeys(name for sets in scales.values() for data_set in sets.values() for name in data_set.suites)
     suites = {name: read_suite(name, root / "suites") for name in named}

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core.errors import ParameterError, UserError, file_of
-from ..core.files import open_file
-from ..core.hyperparameters import Fraction, check
+from ..suites.published import PublishedFigures, read_published
 from ..suites.record import Run, read_record
 from ..suites.suite import METRICS, Suite
 from ..suites.table import counted
@@ -20,7 +16,6 @@ from .families import FAMILIES, Family
 
 Attack = tuple[str, float]
 """Name of an attack, and the share of poisoned samples."""
-HEADER = ("attack", "method", "rate", *METRICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +63,6 @@ class Map:
         return sum(bool(cell.figures) for cell in self.cells.values())
 
 
-Published = Mapping[tuple[str, str, float], dict[str, float]]
-"""Published figures by attack, method and rate."""
-
-
 def maps_of(board: Board, scale: str, root: Path) -> list[Map]:
     """The maps of a scale, by data set and family. Raises UserError for a record or a table that cannot be read."""
     found = []
@@ -99,7 +90,7 @@ def _map(
     family: Family,
     data_set: DataSet,
     runs: Mapping[str, list[Run]],
-    published: Published,
+    published: PublishedFigures,
 ) -> Map:
     cells = {}
     for attack in board.attacks:
@@ -176,43 +167,3 @@ def _published_of(suite: Suite, experiment: str, place: str) -> dict[str, float]
         ),
         {},
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Figures:
-    rate: Fraction
-    acc: Fraction
-    asr: Fraction
-    ra: Fraction
-
-
-def read_published(path: Path) -> dict[tuple[str, str, float], dict[str, float]]:
-    """Published figures of a CSV file with the columns attack, method, rate, acc, asr and ra, all as fractions.
-
-    Raises:
-        UserError: another header, a line that is none, or a cell that is there twice.
-    """
-    with open_file(path) as file:
-        try:
-            rows = list(csv.reader(io.StringIO(file.read().decode("ascii")), strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path}: not readable as CSV ({error})") from None
-    if not rows or tuple(rows[0]) != HEADER:
-        raise UserError(
-            f"{path}: line 1: columns {', '.join(rows[0]) if rows else 'none'} found, allowed: {', '.join(HEADER)}"
-        )
-    found: dict[tuple[str, str, float], dict[str, float]] = {}
-    for number, row in enumerate(rows[1:], 2):
-        with file_of(f"{path}: line {number}"):
-            if len(row) != len(HEADER):
-                raise ParameterError(f"{len(row)} cells found, allowed: {len(HEADER)}")
-            try:
-                figures = {key: float(value) for key, value in zip(HEADER[2:], row[2:], strict=True)}
-            except ValueError:
-                raise ParameterError(f"{', '.join(row[2:])!r} found, allowed: numbers") from None
-            numbers = check(figures, _Figures)
-            key = row[0], row[1], numbers.pop("rate")
-            if key in found:
-                raise ParameterError(f"{', '.join(map(str, key))} found once more, allowed: once")
-        found[key] = numbers
-    return found

@@ -35,13 +35,18 @@ _STYLE = """<style>
 def write_board(root: Path, board: Board, scale: str) -> Path:
     """Write the page, its Markdown and its table, from the suites and their records alone; the path of the page."""
     maps = maps_of(board, scale, root)
-    folder = root / FOLDER
+    folder = root / folder_of(board, scale)
     folder.mkdir(parents=True, exist_ok=True)
     page = board_page(board, scale, maps)
     write_text(folder / "board.csv", table_csv(maps))
     write_text(folder / "index.md", page.markdown())
     write_text(folder / "index.html", page.html())
     return folder / "index.html"
+
+
+def folder_of(board: Board, scale: str) -> Path:
+    """Where the page of a scale lies, from the top of the repository: that of the board's first scale above the others."""
+    return FOLDER if scale == next(iter(board.scales)) else FOLDER / scale
 
 
 def board_page(board: Board, scale: str, maps: Sequence[Map]) -> BoardPage:
@@ -64,7 +69,9 @@ def board_page(board: Board, scale: str, maps: Sequence[Map]) -> BoardPage:
         page.text(_where(board, scale, data_set, here))
         if said := beside_others(here):
             page.text(said)
-        page.table(victims(board, here))
+        table = victims(board, here)
+        if table.rows:
+            page.table(table)
         for found in here:
             if found.measured:
                 for rate in sorted(board.rates, reverse=True):
@@ -72,7 +79,7 @@ def board_page(board: Board, scale: str, maps: Sequence[Map]) -> BoardPage:
                         page.heat_map(board, found, rate)
                     else:
                         page.text(f"{found.family.title}, {rate:.0%} poisoned: not run.")
-            else:
+            elif any(cell.suite for cell in found.cells.values()):
                 page.text(f"{found.family.title}: not run.")
     return page
 
@@ -83,6 +90,8 @@ def summary(board: Board, maps: Sequence[Map]) -> Table:
     for found in maps:
         # A cell that no suite has is none of the board's yet.
         wanted = [cell for cell in found.cells.values() if cell.suite]
+        if not wanted:
+            continue
         counts = {method: _solved(found, method, board.rates, board.attacks) for method in found.family.methods}
         best = sorted((m for m, (_, n) in counts.items() if n), key=lambda m: (-counts[m][0], -counts[m][1], m))[:3]
         named = ", ".join(f"{m} {counts[m][0]} of {counts[m][1]}" for m in best)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from ..core.errors import ParameterError, UserError, file_of, keys_of
 from ..core.files import open_file
 from ..core.hyperparameters import Fraction, check
+from .published import read_published
 from .suite import (
     METRICS,
     Column,
@@ -48,6 +49,7 @@ class Keys:
     methods: Block
     experiments: Block
     scales: Block
+    published: Block = field(default_factory=dict)
     tolerances: dict[MetricName, Fraction] = field(default_factory=dict)
     set: Block = field(default_factory=dict)
     vary: Block = field(default_factory=dict)
@@ -55,6 +57,14 @@ class Keys:
     matrices: Block = field(default_factory=dict)
     solved: Block | None = None
     taken: Fraction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedKeys:
+    """The keys of `published`: a CSV file beside the suite, and the key of `sources` that its figures are from."""
+
+    source: str
+    file: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +116,7 @@ def read_suite(name: str, folder: Path) -> Suite:
         # What is published of the other's experiments is nothing that these reproduce: they are given anew.
         values = {**base, **values, "set": {key: value for block in overrides for key, value in block.items()}}
     with file_of(shown):
-        return _suite(name, values)
+        return _suite(name, values, folder)
 
 
 def _values(name: str, folder: Path) -> Block:
@@ -130,7 +140,7 @@ def path_of(name: str, folder: Path) -> Path:
     return folder / f"{name}.yaml"
 
 
-def _suite(name: str, values: Block) -> Suite:
+def _suite(name: str, values: Block, folder: Path) -> Suite:
     keys = _checked(values, Keys)
     for key in ("title", "sources", "protocol", "methods", "experiments", "scales"):
         if not getattr(keys, key):
@@ -138,9 +148,10 @@ def _suite(name: str, values: Block) -> Suite:
     _check_overrides(keys.set, "set")
     _check_varied(keys.vary, "vary", list(keys.vary)[:1])
     methods = _named(keys.methods, "methods", Method)
+    figures = _figures(keys, folder) if keys.published else {}
     experiments: dict[str, Experiment] = {}
     for key, block in _names(keys.experiments, "experiments"):
-        experiments |= _experiments(key, block, keys.vary, methods, keys.sources)
+        experiments |= _experiments(key, block, keys.vary, methods, keys.sources, figures)
     _check_tolerances(keys.tolerances, experiments.values())
     scales = _named(keys.scales, "scales", Scale)
     for key, scale in scales.items():
@@ -163,25 +174,46 @@ def _suite(name: str, values: Block) -> Suite:
     )
 
 
+def _figures(keys: Keys, folder: Path) -> dict[tuple[str, str, float], Published]:
+    """The figures of `published` by experiment, method and value of what varies."""
+    about = _checked(keys.published, PublishedKeys, "published")
+    _check_known([about.source], "published.source", keys.sources)
+    path = folder / about.file
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ParameterError(f"published.file: {about.file!r} given, allowed: a file in {folder.name}")
+    if not keys.vary:
+        raise ParameterError("published: allowed with `vary`, as the table's figures are by rate")
+    return {place: Published(source=about.source, **figures) for place, figures in read_published(path).items()}
+
+
 def _experiments(
-    name: str, block: Any, vary: Block, methods: Mapping[str, Method], sources: Mapping[str, str]
+    name: str,
+    block: Any,
+    vary: Block,
+    methods: Mapping[str, Method],
+    sources: Mapping[str, str],
+    figures: Mapping[tuple[str, str, float], Published],
 ) -> dict[str, Experiment]:
-    """One experiment, or one for each value of what varies, by the name of its runs."""
+    """One experiment, or one for each value of what varies, by the name of its runs.
+
+    `figures` are published ones by experiment, method and value; those that the experiment itself names go before them.
+    """
     where = f"experiments.{name}"
     keys = _checked(block, ExperimentKeys, where)
     _check_overrides(keys.set, f"{where}.set")
     _check_varied(keys.vary, f"{where}.vary", list(vary))
     if not vary:
-        published = _published(keys.published, f"{where}.published", None, [], methods, sources)
+        published = _published(keys.published, f"{where}.published", None, [], methods, sources, {})
         return {name: Experiment(name=name, set=keys.set, published=published)}
     (varied, values), experiments = next(iter({**vary, **keys.vary}.items())), {}
     for place, value in enumerate(values):
+        others = {method: known for (attack, method, at), known in figures.items() if (attack, at) == (name, value)}
         experiments[f"{name}-{value}"] = Experiment(
             name=name,
             value=str(value),
             place=place,
             set={**keys.set, varied: value},
-            published=_published(keys.published, f"{where}.published", value, values, methods, sources),
+            published=_published(keys.published, f"{where}.published", value, values, methods, sources, others),
         )
     return experiments
 
@@ -206,10 +238,14 @@ def _published(
     values: list[Any],
     methods: Mapping[str, Method],
     sources: Mapping[str, str],
+    others: Mapping[str, Published],
 ) -> dict[str, Published]:
-    """What is published of an experiment's `value` out of `values`, by method; a method without any has a reason."""
+    """What is published of an experiment's `value` out of `values`, by method; a method without any has a reason.
+
+    `others` are figures by method for those that `blocks` has none of.
+    """
     _check_known(blocks, where, methods)
-    published = {}
+    published = {method: others[method] for method in methods if method in others}
     for method, block in blocks.items():
         given = _block(block, f"{where}.{method}")
         if not any(given.get(metric) is not None for metric in METRICS) and "source" in given:

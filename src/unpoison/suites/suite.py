@@ -117,7 +117,7 @@ class Scale:
     Attributes:
         label: what the size is, in words; every line of the table says it.
         seeds: one run per experiment and seed.
-        cost: estimate of what all its runs cost, in words.
+        cost: estimate of what its runs cost, in words.
         set: overrides of every run at this scale.
         set_for: further overrides by value of what the suite varies.
         why: why its figures deviate from the published ones.

@@ -97,7 +97,7 @@ def _line(suite: Suite, scale: str, data: str, experiment: str, method: str, gro
     difference = {metric: round(mean[metric] - value, 6) for metric, value in figures.items() if metric in mean}
     reason = suite.reason(scale, experiment, method)
     if not graded:
-        verdict, why = "not run", f"`{suite.command(scale)}`; estimate for all its runs: {settings.cost}"
+        verdict, why = "not run", f"`{suite.command(scale)}`"
     elif not figures:
         verdict, why = "no published figure", about.unpublished
     elif not suite.tolerances:
@@ -186,7 +186,7 @@ def _about(suite: Suite, scale: str, runs: Sequence[Run]) -> list[str]:
     facts.append("- " + "; ".join(map(code, commands[1:] or commands)))
     facts.append(f"- every run: {_inline({**suite.set, **about.set})}")
     if not runs:
-        return [*facts, f"- not run; estimate for all {wanted} runs: {prose(about.cost)}"]
+        return [*facts, f"- none of {wanted} runs made; what they cost: {prose(about.cost)}"]
     for name, key in {"data": "data", "hardware": "device", "torch": "torch", "commit of the code": "commit"}.items():
         values = sorted({getattr(run, key) for run in runs})
         facts.append(f"- {name}: " + "; ".join(literal(value) or "not recorded" for value in values))
