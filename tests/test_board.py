@@ -180,6 +180,7 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
         ("HEAD\nbadnets,fst,0.1,1,0\n", r"line 2: 5 cells found, allowed: 6$"),
         ("HEAD\nbadnets,fst,0.1,1,0,0\nbadnets,fst,0.10,1,0,0\n", r"line 3: badnets, fst, 0\.1 found once more"),
         ('HEAD\n"', r"not readable as CSV"),
+        ("HEAD\n" + 100_000 * "badnets,fst,0.1,1,0,0\n", r"larger than 131,072 bytes, allowed: a table of figures$"),
     ],
 )
 def test_published_figures_that_are_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ..core.errors import ParameterError, UserError, file_of
 from ..core.files import open_file
 from ..core.hyperparameters import Fraction, check
 from .suite import METRICS
+from .yaml_file import LARGEST
 
 HEADER = ("attack", "method", "rate", *METRICS)
 PublishedFigures = Mapping[tuple[str, str, float], dict[str, float]]
@@ -30,13 +31,16 @@ def read_published(path: Path) -> PublishedFigures:
     """Published figures of a CSV file with the columns attack, method, rate, acc, asr and ra, all as fractions.
 
     Raises:
-        UserError: another header, a line that is none, or a cell that is there twice.
+        UserError: a file that is too large, another header, a line that is none, or a cell that is there twice.
     """
     with open_file(path) as file:
-        try:
-            rows = list(csv.reader(io.StringIO(file.read().decode("ascii")), strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path}: not readable as CSV ({error})") from None
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise UserError(f"{path}: larger than {LARGEST:,} bytes, allowed: a table of figures")
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode("ascii")), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as CSV ({error})") from None
     if not rows or tuple(rows[0]) != HEADER:
         raise UserError(
             f"{path}: line 1: columns {', '.join(rows[0]) if rows else 'none'} found, allowed: {', '.join(HEADER)}"
