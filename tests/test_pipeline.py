@@ -82,10 +82,10 @@ def test_reports_and_metrics_are_there(project: Path) -> None:
     assert set(metrics["attack"]["trigger"]["badnets"]) == {"psnr", "ssim", "linf", "l2", "changed"}
     assert metrics["attack"]["poisoned"] == 0.09
     assert set(metrics["purified"]) == {"fst"}
-    graded = {"auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count"}
+    graded = {"auroc", "ap", "tpr_at_1fpr", "tpr_at_5fpr", "precision_at_count", "passes_per_sample"}
     assert set(metrics["detection"]["cd"]) == graded | {"flagged", "flagged_tpr", "flagged_fpr"}
     assert set(metrics["inputs"]["scale_up"]) == set(metrics["detection"]["cd"])
-    assert set(metrics["models"]["neural_cleanse"]) == {"flagged", "anomaly", "hit", "false_alarms"}
+    assert set(metrics["models"]["neural_cleanse"]) == {"flagged", "anomaly", "passes", "hit", "false_alarms"}
     page = (project / "reports/index.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "seconds" not in page

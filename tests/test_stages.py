@@ -220,6 +220,7 @@ def test_a_model_is_inspected(project: Path, capsys: pytest.CaptureFixture[str])
     graded = metrics_of(project)["models"]
     assert graded["mm_bd"] == {
         "anomaly": pytest.approx(verdict.anomaly.max(), abs=1e-5),
+        "passes": 40,
         "flagged": len(flagged),
         "hit": int(0 in flagged),
         "false_alarms": len(set(flagged) - {0}),
@@ -541,7 +542,7 @@ def test_attack_none_needs_no_truth(project: Path) -> None:
     assert "unknown origin" in page
     assert "Most suspicious samples" in page
     # A verdict needs no truth; whether it is right is not said.
-    assert set(metrics_of(project)["models"]["neural_cleanse"]) == {"flagged", "anomaly"}
+    assert set(metrics_of(project)["models"]["neural_cleanse"]) == {"flagged", "anomaly", "passes"}
     assert "Models inspected" in page
     assert "ROC," not in page
     assert "The trigger at the test" not in page
