@@ -267,7 +267,7 @@ def test_what_a_method_costs_is_a_mean_over_its_cells(tmp_path: Path) -> None:
         ],
         "two": [
             ran(two, "badnets-0.1", purified__fst__asr=0.1, purified__fst__passes=20_000),
-            ran(two, "badnets-0.05", purified__fst__asr=0.1, purified__fst__passes=30_000),
+            ran(two, "badnets-0.05", purified__fst__asr=0.1, purified__fst__passes=30_000, purified__ft__passes=7560),
         ],
     }
     root = repository(tmp_path, runs=runs)
@@ -277,6 +277,8 @@ def test_what_a_method_costs_is_a_mean_over_its_cells(tmp_path: Path) -> None:
     assert "| ac | 0.50 | · | – | – |" in page
     assert "| method | badnets | blended | solved | images passed |" in page
     assert "| fst | 0.10 | · | – | 25 k |" in page
+    assert re.search(r"\| ft \|.*\| 7\.6 k \|", page)
+    assert "asr 0.1, passes 20,000<" in (root / FOLDER / "index.html").read_text()
 
 
 def test_a_cell_that_was_not_run_shows_nothing_and_one_that_nobody_has_a_dot() -> None:

@@ -145,7 +145,9 @@ def _cost(found: Map, method: str) -> str:
     if not costs:
         return "–"
     mean = statistics.fmean(costs)
-    return f"{mean / 1000:,.0f} k" if mean >= 10_000 else f"{mean:,.3g}"
+    if mean < 1000:
+        return f"{mean:.3g}"
+    return f"{mean / 1000:,.1f} k" if mean < 10_000 else f"{mean / 1000:,.0f} k"
 
 
 class BoardPage(Page):
@@ -216,7 +218,8 @@ def opened(found: Map, method: str, attack: Attack, cell: Cell) -> list[str]:
     lines = [f"{method} against {attack[0]}, {attack[1]:.0%} poisoned"]
     if cell.figures:
         figures = [
-            f"{name} {value:,.4g}" + (f" ± {cell.spread[name]:.3f}" if name in cell.spread else "")
+            f"{name} {value:{',.0f' if value >= 1000 else '.4g'}}"
+            + (f" ± {cell.spread[name]:.3f}" if name in cell.spread else "")
             for name, value in cell.figures.items()
         ]
         lines.append(", ".join(figures))
