@@ -150,7 +150,10 @@ if sys.argv[1] != "exp":
 name = sys.argv[sys.argv.index("-n") + 1]
 with open(os.environ["DONE"], "a") as file:
     file.write(" ".join([name, *(part for part in sys.argv if part == "--force")]) + "\\n")
+deadline = time.monotonic() + 60
 while any(other not in open(os.environ["DONE"]).read() for other in os.environ.get("MEET", "").split()):
+    if time.monotonic() > deadline:
+        sys.exit("the others have not begun")
     time.sleep(0.02)
 if name in os.environ.get("FAIL", "").split():
     print("this one fails")
